@@ -5,7 +5,6 @@ The installer is known by the files that it leaves: `direct_url.json` of pip (PE
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shlex
 import sys
@@ -81,6 +80,9 @@ def _for_pipx(what: list[str]) -> list[str]:
 
 def _direct_url() -> str:
     """The text of direct_url.json; empty for an index's copy. A checkout that isn't installed counts as editable."""
+    # Imported here: it costs a third of a short command's start, and only hints need it.
+    import importlib.metadata  # noqa: PLC0415
+
     try:
         text = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or ""
     except importlib.metadata.PackageNotFoundError:

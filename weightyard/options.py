@@ -15,7 +15,6 @@ import click
 from modelimage.reference import LayoutReference, parse_image
 from modelimage.user_cache import user_cache
 from weightyard.advanced import AdvancedOption
-from weightyard.authorities import trust
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,6 +126,8 @@ def _access(
     from modelimage.access import Access  # noqa: PLC0415
 
     if ca_file is not None:
+        from weightyard.authorities import trust  # noqa: PLC0415
+
         trust(ca_file, os.environ)
     return Access.from_environment(
         os.environ, plain_http=plain_http, ca_file=ca_file, internal_hosts=internal_hosts

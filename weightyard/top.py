@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCache
-from cache_agent.api.wire import ExplainView, SpaceReport
+from cache_agent.api.wire import ExplainView, SpaceReport, to_document
 from weightyard.console import format_table
 from weightyard.text import format_bytes, format_duration, one_line
 from weightyard.up.state import State, condition
@@ -226,8 +226,8 @@ def _node_row(node: NodeCache) -> Row:
 def _node_document(look: NodeLook) -> Json:
     return {
         "node": look.node.to_document(),
-        "space": look.space.model_dump(),
-        "activity": [each.model_dump() for each in look.activity],
+        "space": to_document(look.space),
+        "activity": [to_document(each) for each in look.activity],
         "servers": [
             {
                 "name": each.name, "state": condition(each), "model": each.served_name, "url": each.url,

@@ -10,13 +10,12 @@ import json
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from cache_agent.api.errors import from_view
-from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import (
     CheckView,
     ErrorView,
@@ -30,25 +29,27 @@ from cache_agent.api.wire import (
     PinBody,
     PullBody,
     PullDone,
-    PullEvent,
     PullProgress,
     RemovedView,
     SpaceReport,
     WarmBody,
     WarmView,
+    to_document,
 )
-from cache_agent.net.sockets import connect
+from cache_agent.api.wire_parsers import parse, parse_json, parse_pull_event
+from cache_agent.net.sockets import connect, is_listening
 from modelimage.errors import RemoteRefused, Unreachable
 from modelimage.reference import LayoutReference, parse_image
+
+# Imported by what asks for a status.
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from cache_agent.api.node_cache import NodeCache
 
 _TIMEOUT: Final = 600.0  # of silence: an agent on a busy machine answers late, one that hangs never
 # For requests that read whole models or the whole store and send nothing until they are done.
 _LONG_TIMEOUT: Final = 24 * 3600.0
-_EVENTS: Final[TypeAdapter[PullProgress | PullDone | ErrorView]] = TypeAdapter(PullEvent)
-_EXPLAINED: Final = TypeAdapter(list[ExplainView])
-_HAPPENED: Final = TypeAdapter(list[EventView])
-_MODELS: Final = TypeAdapter(list[ModelView])
-_LEASES: Final = TypeAdapter(list[LeaseView])
 
 
 def absolute_image(text: str) -> str:
@@ -79,20 +80,16 @@ class AgentClient:
     @classmethod
     def from_socket(cls, path: Path) -> AgentClient | None:
         """A client of the agent at a socket; None when nothing listens there."""
-        try:
-            connect(path, _TIMEOUT).close()
-        except OSError:
-            return None
-        return cls(path)
+        return cls(path) if is_listening(path) else None
 
     def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
         """See `Cache.pull`. Closing the iterator closes the connection, which cancels the pull."""
-        absolute = body.model_copy(update={"image": absolute_image(body.image)})
+        absolute = replace(body, image=absolute_image(body.image))
         # The short timeout is for silence: progress comes several times a second.
         connection, answer = self._send("POST", "/v1/pull", absolute, timeout=_TIMEOUT)
         try:
             while line := self._read_line(answer):
-                event = _EVENTS.validate_json(line)
+                event = parse_pull_event(line)
                 if isinstance(event, ErrorView):
                     raise from_view(event)
                 yield event
@@ -105,26 +102,26 @@ class AgentClient:
             connection.close()
 
     def models(self) -> list[ModelView]:
-        return _MODELS.validate_python(self._json("GET", "/v1/models"))
+        return parse(list[ModelView], self._json("GET", "/v1/models"))
 
     def find(self, text: str) -> ModelView:
-        return ModelView.model_validate(self._json("GET", f"/v1/model?name={quote(text, safe='')}"))
+        return parse(ModelView, self._json("GET", f"/v1/model?name={quote(text, safe='')}"))
 
     def explain(self, text: str) -> list[ExplainView]:
         found = self._json("GET", f"/v1/explain?name={quote(text, safe='')}")
-        return _EXPLAINED.validate_python(found)
+        return parse(list[ExplainView], found)
 
     def activity(self) -> list[ExplainView]:
-        return _EXPLAINED.validate_python(self._json("GET", "/v1/activity"))
+        return parse(list[ExplainView], self._json("GET", "/v1/activity"))
 
     def events(self, after: int = 0) -> list[EventView]:
-        return _HAPPENED.validate_python(self._json("GET", f"/v1/events?after={after}"))
+        return parse(list[EventView], self._json("GET", f"/v1/events?after={after}"))
 
     def lease(self, body: LeaseBody) -> LeaseView:
-        return LeaseView.model_validate(self._json("POST", "/v1/leases", body))
+        return parse(LeaseView, self._json("POST", "/v1/leases", body))
 
     def leases(self) -> list[LeaseView]:
-        return _LEASES.validate_python(self._json("GET", "/v1/leases"))
+        return parse(list[LeaseView], self._json("GET", "/v1/leases"))
 
     def release(self, lease_id: str) -> bool:
         document = self._json("DELETE", f"/v1/leases/{quote(lease_id, safe='')}")
@@ -132,31 +129,38 @@ class AgentClient:
 
     def pin(self, model: str, *, pinned: bool) -> ModelView:
         body = PinBody(model=model, pinned=pinned)
-        return ModelView.model_validate(self._json("POST", "/v1/pin", body))
+        return parse(ModelView, self._json("POST", "/v1/pin", body))
 
     def remove(self, model: str, *, unpin: bool = False) -> RemovedView:
         path = f"/v1/model?name={quote(model, safe='')}&unpin={int(unpin)}"
-        return RemovedView.model_validate(self._json("DELETE", path))
+        return parse(RemovedView, self._json("DELETE", path))
 
     def gc(self, body: GcBody) -> GcView:
-        return GcView.model_validate(self._json("POST", "/v1/gc", body, timeout=_LONG_TIMEOUT))
+        return parse(GcView, self._json("POST", "/v1/gc", body, timeout=_LONG_TIMEOUT))
 
     def warm(self, body: WarmBody) -> WarmView:
         document = self._json("POST", "/v1/warm", body, timeout=_LONG_TIMEOUT)
-        return WarmView.model_validate(document)
+        return parse(WarmView, document)
 
     def status(self) -> NodeCache:
+        from cache_agent.api.node_cache import NodeCache  # noqa: PLC0415
+
         return NodeCache.model_validate(self._json("GET", "/v1/status"))
 
     def space(self) -> SpaceReport:
-        return SpaceReport.model_validate(self._json("GET", "/v1/space"))
+        return parse(SpaceReport, self._json("GET", "/v1/space"))
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
         path = f"/v1/check?repair={int(repair)}&quick={int(quick)}"
-        return CheckView.model_validate(self._json("POST", path, timeout=_LONG_TIMEOUT))
+        return parse(CheckView, self._json("POST", path, timeout=_LONG_TIMEOUT))
 
     def _json(
-        self, method: str, path: str, body: BaseModel | None = None, *, timeout: float = _TIMEOUT
+        self,
+        method: str,
+        path: str,
+        body: DataclassInstance | None = None,
+        *,
+        timeout: float = _TIMEOUT,
     ) -> Any:
         connection, answer = self._send(method, path, body, timeout=timeout)
         try:
@@ -167,10 +171,10 @@ class AgentClient:
             connection.close()
 
     def _send(
-        self, method: str, path: str, body: BaseModel | None, *, timeout: float
+        self, method: str, path: str, body: DataclassInstance | None, *, timeout: float
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = _UnixConnection(self._path, timeout)
-        data = body.model_dump_json().encode() if body is not None else None
+        data = json.dumps(to_document(body)).encode() if body is not None else None
         headers: Mapping[str, str] = {"Content-Type": "application/json"} if data else {}
         try:
             connection.request(method, path, data, headers)
@@ -199,6 +203,6 @@ class AgentClient:
 
 def _error(status: int, data: bytes) -> ErrorView:
     try:
-        return ErrorView.model_validate_json(data)
+        return parse_json(ErrorView, data)
     except ValidationError:
         return ErrorView(kind="RemoteRefused", message=f"the agent answered with status {status}")

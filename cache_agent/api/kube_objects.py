@@ -144,7 +144,7 @@ class Strict(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True,
-        hide_input_in_errors=True,
+        hide_input_in_errors=True, defer_build=True,
     )  # fmt: skip
 
 
@@ -152,7 +152,11 @@ class Reported(BaseModel):
     """Base of documents that programs write: camelCase, frozen; unknown fields, from later versions, are ignored."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        frozen=True,
+        defer_build=True,
     )
 
     def to_document(self) -> dict[str, Any]:
@@ -164,7 +168,11 @@ class Metadata(BaseModel):
     """The fields of Kubernetes' ObjectMeta that are read. Files give a part of them, API servers all."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        frozen=True,
+        defer_build=True,
     )
 
     name: ObjectName

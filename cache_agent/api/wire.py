@@ -1,16 +1,25 @@
 """The control API's request and response bodies. Times are seconds since the epoch, sizes are bytes.
 
-Unknown fields are ignored, so that an agent and a command of different versions can work together.
+Unknown fields are ignored, so that an agent and a command of different versions can work together. Plain dataclasses,
+since commands without an agent build them and parse none.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-class LeaseView(BaseModel):
+def to_document(view: DataclassInstance) -> dict[str, Any]:
+    """A body as a JSON object. `cache_agent.api.wire_parsers` has the inverse."""
+    return asdict(view)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseView:
     """A lease: a promise that a model is in use. `pod`: namespace/name of a holder that is a pod, where known."""
 
     id: str
@@ -20,7 +29,8 @@ class LeaseView(BaseModel):
     pod: str = ""
 
 
-class ModelView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelView:
     """A cached model. `verified`: when the file that was checked longest ago was last checked; 0: never."""
 
     key: str
@@ -36,7 +46,8 @@ class ModelView(BaseModel):
     leases: list[LeaseView]
 
 
-class PullBody(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullBody:
     """Request a pull. Higher priorities are fetched first."""
 
     image: str
@@ -45,7 +56,8 @@ class PullBody(BaseModel):
     priority: int = 100
 
 
-class PullProgress(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullProgress:
     """The progress of a pull: `done` of `total` bytes are on the disk."""
 
     event: Literal["progress"] = "progress"
@@ -56,7 +68,8 @@ class PullProgress(BaseModel):
     reused: int = 0
 
 
-class PullDone(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullDone:
     """The model is in the store, verified and durable.
 
     `fetched`: bytes in all; `tiers`: bytes by tier. `stale`: the registry was unreachable, so the last known model is
@@ -75,10 +88,11 @@ class PullDone(BaseModel):
     seconds: float
     stale: bool = False
     note: str = ""
-    tiers: dict[str, int] = Field(default_factory=dict)
+    tiers: dict[str, int] = field(default_factory=dict)
 
 
-class ErrorView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorView:
     """A WeightyardError. `kind` is its nearest class in `modelimage.errors` or `cache_agent.errors`, `name` its own."""
 
     event: Literal["error"] = "error"
@@ -89,10 +103,8 @@ class ErrorView(BaseModel):
     retry_after: float | None = None
 
 
-PullEvent = Annotated[PullProgress | PullDone | ErrorView, Field(discriminator="event")]
-
-
-class LeaseBody(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseBody:
     """Request a lease. Repeated with the same `id`, it returns the same lease."""
 
     model: str
@@ -100,14 +112,16 @@ class LeaseBody(BaseModel):
     id: str | None = None
 
 
-class PinBody(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinBody:
     """Pin a model against eviction, or unpin it."""
 
     model: str
     pinned: bool = True
 
 
-class ExplainView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainView:
     """Why a pod waits, or an image's state. `state`: ready, waiting or failed; `sources`: bytes by tier and source."""
 
     subject: str
@@ -119,27 +133,30 @@ class ExplainView(BaseModel):
     done: int = 0
     bytes_per_second: float = 0.0
     seconds_left: float | None = None
-    sources: dict[str, int] = Field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)
 
 
-class EventView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
     """Something that happened on the node. Numbers rise; `fields` are those of its log line."""
 
     number: int
     at: float
     level: str
     text: str
-    fields: dict[str, Any] = Field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
-class GcBody(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcBody:
     """Remove leftovers, then evict the least valuable models until `need` bytes are freed."""
 
     need: int = 0
     dry_run: bool = False
 
 
-class VictimView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VictimView:
     """A model chosen for eviction, with the numbers that decided it."""
 
     key: str
@@ -149,15 +166,17 @@ class VictimView(BaseModel):
     why: str
 
 
-class GcView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcView:
     """The bytes that eviction freed, or would free. `held_by`: who keeps the rest, when that is less than requested."""
 
     freed: int
     victims: list[VictimView]
-    held_by: list[str] = Field(default_factory=list)
+    held_by: list[str] = field(default_factory=list)
 
 
-class RootSpace(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootSpace:
     """The space of one root, in bytes; `models` and `files` are counts."""
 
     root: str
@@ -173,13 +192,15 @@ class RootSpace(BaseModel):
     files: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceReport(RootSpace):
     """The space of a node's cache: the sums over its roots, and each root."""
 
-    roots: list[RootSpace] = Field(default_factory=list)
+    roots: list[RootSpace] = field(default_factory=list)
 
 
-class WarmBody(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmBody:
     """Read a model into memory. `lock` keeps it there until it is unlocked or the agent stops."""
 
     model: str
@@ -187,7 +208,8 @@ class WarmBody(BaseModel):
     unlock: bool = False
 
 
-class WarmView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmView:
     """How much of a model is in memory. `believable` is false when the kernel hides that from this process.
 
     `cgroup`: the one charged for the pages that were read; `stopped`: why reading ended early, if it did.
@@ -203,14 +225,16 @@ class WarmView(BaseModel):
     stopped: str | None = None
 
 
-class RemovedView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedView:
     """A removed model and the bytes freed."""
 
     key: str
     freed: int
 
 
-class FindingView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingView:
     """A violated invariant of the store."""
 
     kind: str
@@ -220,7 +244,8 @@ class FindingView(BaseModel):
     repaired: bool = False
 
 
-class CheckView(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckView:
     """The checker's result. `bytes_read`: how much of the store was read."""
 
     root: str

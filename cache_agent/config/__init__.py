@@ -53,7 +53,7 @@ TierName = Literal["peer", "shared", "registry", "hub"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class FetchSection(_Section):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cache_agent.api.control_client import AgentClient
-from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import (
     CheckView,
     ExplainView,
@@ -25,8 +23,18 @@ from cache_agent.api.wire import (
     WarmBody,
     WarmView,
 )
+from cache_agent.daemon.store_setup import open_roots
+from cache_agent.net.sockets import is_listening
+from cache_agent.node.store_service import StoreService
 from cache_agent.store.paths import StorePaths
-from modelimage.access import Access
+from cache_agent.store.roots import Roots
+
+# Imported by those that use them.
+if TYPE_CHECKING:
+    from cache_agent.api.node_cache import NodeCache
+    from cache_agent.node.control_service import Service
+    from cache_agent.node.node import Node
+    from modelimage.access import Access
 
 
 class Cache(Protocol):
@@ -78,29 +86,62 @@ class Cache(Protocol):
         """Check the store's invariants; `quick` reads fewer bytes, `repair` fixes findings."""
 
 
+class StoreCache(StoreService):
+    """The cache of a command without an agent: its open store, and the rest of a node once it is asked for.
+
+    Listing, removing and leasing start without what fetches, which takes several times as long to import.
+    """
+
+    def __init__(self, store: Roots, root: Path, access: Access | None) -> None:
+        super().__init__(store)
+        self._root, self._access = root, access
+        self._opened: tuple[Node, Service] | None = None
+
+    def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
+        return self._service().pull(body)
+
+    def explain(self, text: str) -> list[ExplainView]:
+        return self._service().explain(text)
+
+    def activity(self) -> list[ExplainView]:
+        return self._service().activity()
+
+    def warm(self, body: WarmBody) -> WarmView:
+        return self._service().warm(body)
+
+    def status(self) -> NodeCache:
+        return self._service().status()
+
+    def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
+        return self._service().check(repair=repair, quick=quick)
+
+    def close(self) -> None:
+        """End what runs, then close the store."""
+        if self._opened is None:
+            self._store.close()
+        else:
+            self._opened[0].close()
+
+    def _service(self) -> Service:
+        if self._opened is None:
+            from cache_agent.daemon.node_setup import open_service  # noqa: PLC0415
+
+            self._opened = open_service(self._store, self._root, self._access)
+        return self._opened[1]
+
+
 @contextmanager
-def open_cache(root: Path, access: Access) -> Iterator[Cache]:
+def open_cache(root: Path, access: Access | None = None) -> Iterator[Cache]:
     """The cache at `root`: through its agent if one is listening, else the store itself, opened for this command.
 
-    Raises Busy when another process holds the store but doesn't listen.
+    `access` is for pulls and repairs; anonymous by default. Raises Busy when another process holds the store but
+    doesn't listen.
     """
-    client = AgentClient.from_socket(StorePaths(root).socket)
-    if client is not None:
-        yield client
+    socket = StorePaths(root).socket
+    if is_listening(socket):
+        from cache_agent.api.control_client import AgentClient  # noqa: PLC0415
+
+        yield AgentClient(socket)
         return
-    # Imported here, because commands that talk to an agent should start fast.
-    from cache_agent.daemon.node_setup import (  # noqa: PLC0415
-        NodeOptions,
-        NodeParts,
-        control_service,
-        open_node,
-    )
-
-    with open_node(NodeOptions(root), NodeParts.real(access)) as node:
-
-        def status() -> NodeCache:
-            from cache_agent.prewarm.node_status import status_without_agent  # noqa: PLC0415
-
-            return status_without_agent(node.store, node.clock)
-
-        yield control_service(node, status)
+    with closing(StoreCache(open_roots(root), root, access)) as cache:
+        yield cache

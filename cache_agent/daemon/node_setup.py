@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cache_agent.access.signatures import Trust
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.config import AgentConfig, FetchSection, SignatureSection
+from cache_agent.daemon.store_setup import StoreParts, open_roots
 from cache_agent.fetch.download import Downloads
 from cache_agent.fetch.engine import EngineOptions, FetchEngine
 from cache_agent.fetch.fetcher import Fetcher
@@ -23,7 +24,6 @@ from cache_agent.fetch.puller import Puller
 from cache_agent.fetch.repair import NodeRepairer
 from cache_agent.fetch.resolver import Resolver
 from cache_agent.leases.holders import Machine
-from cache_agent.leases.usage import users_of
 from cache_agent.node.activity import Activity
 from cache_agent.node.control_service import Service
 from cache_agent.node.maintenance import Maintenance, MaintenanceOptions
@@ -38,7 +38,6 @@ from cache_agent.store.disk import Observer, ignore
 from cache_agent.store.manifests import ManifestCache
 from cache_agent.store.roots import Roots
 from cache_agent.store.space import Amount, SpaceLimits
-from cache_agent.store.store import StoreOptions
 from modelimage.access import Access, open_reader
 from modelimage.reference import ImageReference, RegistryReference
 from modelimage.registry.credentials import Anonymous
@@ -166,21 +165,18 @@ class NodeParts:
 
 def open_node(options: NodeOptions, parts: NodeParts) -> Node:
     """Open the store and assemble the node over it. Raises Busy, NotWritable, DiskFailed, InvalidInput."""
+    used = StoreParts(parts.events, parts.clock, parts.observe, parts.boot, parts.machine)
+    trust = _trust(options)
+    store = open_roots(options.root, options.extra_roots, options.limits, used)
+    return _assemble(store, trust, options, parts)
+
+
+def _trust(options: NodeOptions) -> Trust:
+    return Trust.from_config(options.signatures, options.root / "images" / "trusted")
+
+
+def _assemble(store: Roots, trust: Trust, options: NodeOptions, parts: NodeParts) -> Node:
     machine, clock, events = parts.machine, parts.clock, parts.events
-    trust = Trust.from_config(options.signatures, options.root / "images" / "trusted")
-    store = Roots.open(
-        options.root,
-        options.extra_roots,
-        StoreOptions(
-            options.limits,
-            clock,
-            observe=parts.observe,
-            boot=parts.boot,
-            events=events,
-            is_gone=machine.is_gone,
-            users=lambda models: users_of(models, machine),
-        ),
-    )
     manifest_cache = ManifestCache(store.first.paths, store.first.disk)
     sources = parts.sources if parts.tiers is None else parts.tiers
     engine, downloads = FetchEngine(options.engine, parts.monotonic), Downloads()
@@ -245,3 +241,16 @@ def control_service(node: Node, status: Callable[[], NodeCache]) -> Service:
         warmer=node.warmer,
         status=status,
     )
+
+
+def open_service(store: Roots, root: Path, access: Access | None) -> tuple[Node, Service]:
+    """A command's node over its open store, with the images themselves as the only sources, and its operations."""
+    options = NodeOptions(root)
+    node = _assemble(store, _trust(options), options, NodeParts.real(access or Access()))
+
+    def status() -> NodeCache:
+        from cache_agent.prewarm.node_status import status_without_agent  # noqa: PLC0415
+
+        return status_without_agent(node.store, node.clock)
+
+    return node, control_service(node, status)

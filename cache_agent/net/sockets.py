@@ -38,6 +38,16 @@ def listen(path: Path) -> socket.socket:
     return server
 
 
+def is_listening(path: Path) -> bool:
+    """Whether a process accepts connections at a unix socket."""
+    try:
+        # On a busy machine a full queue of connections is waited for; nobody else is.
+        connect(path, 600.0).close()
+    except OSError:
+        return False
+    return True
+
+
 def connect(path: Path, timeout: float | None) -> socket.socket:
     """A connected socket. Raises OSError."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

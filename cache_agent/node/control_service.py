@@ -10,18 +10,9 @@ from cache_agent.api.node_cache import NodeCache, with_pins
 from cache_agent.api.wire import (
     CheckView,
     ExplainView,
-    GcBody,
-    GcView,
-    LeaseBody,
-    LeaseView,
-    ModelView,
     PullBody,
     PullDone,
     PullProgress,
-    RemovedView,
-    RootSpace,
-    SpaceReport,
-    VictimView,
     WarmBody,
     WarmView,
 )
@@ -29,16 +20,12 @@ from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node.activity import Activity
 from cache_agent.node.explanation import explain, under_way
+from cache_agent.node.store_service import StoreService
 from cache_agent.residency.warmer import PageCacheWarmer
-from cache_agent.store.policy import Eviction, evictable
 from cache_agent.store.roots import Roots
-from cache_agent.store.space import SpaceView
-from cache_agent.store.store import Store
-from cache_agent.store.values import Holder, Lease, StoredModel
 from modelimage.reference import parse_image
 
 WATCH_SECONDS = 0.2
-_SUMMED = RootSpace.model_fields.keys() - {"root"}
 
 
 class Check(Protocol):
@@ -47,7 +34,7 @@ class Check(Protocol):
     def __call__(self, *, repair: bool = False, quick: bool = False) -> CheckView: ...
 
 
-class Service:
+class Service(StoreService):
     """The operations of one node. Thread-safe."""
 
     def __init__(
@@ -61,7 +48,8 @@ class Service:
         status: Callable[[], NodeCache],
     ) -> None:
         """`status` builds this node's NodeCache."""
-        self._store, self._pull, self._check = store, pull, check
+        super().__init__(store)
+        self._pull, self._check = pull, check
         self._activity, self._warmer, self._status = activity, warmer, status
 
     def start_pull(self, body: PullBody) -> Pull:
@@ -81,56 +69,11 @@ class Service:
             # The client stopped reading, or the pull has ended: then this does nothing.
             handle.cancel()
 
-    def models(self) -> list[ModelView]:
-        return [self._model_view(model) for model in self._store.models.all()]
-
     def explain(self, text: str) -> list[ExplainView]:
         return explain(text, self._activity, self._store)
 
     def activity(self) -> list[ExplainView]:
         return under_way(self._activity)
-
-    def find(self, text: str) -> ModelView:
-        return self._model_view(self._store.models.find(text))
-
-    def lease(self, body: LeaseBody) -> LeaseView:
-        holder = Holder.parse(body.holder)
-        return lease_view(
-            self._store.leases.take(self._store.models.find(body.model).key, holder, body.id)
-        )
-
-    def leases(self) -> list[LeaseView]:
-        return [lease_view(lease) for lease in self._store.leases.all()]
-
-    def release(self, lease_id: str) -> bool:
-        return self._store.leases.release(lease_id)
-
-    def pin(self, model: str, *, pinned: bool) -> ModelView:
-        key = self._store.models.find(model).key
-        self._store.models.pin(key, pinned=pinned)
-        return self.find(str(key))
-
-    def remove(self, model: str, *, unpin: bool = False) -> RemovedView:
-        key = self._store.models.find(model).key
-        return RemovedView(key=str(key), freed=self._store.models.remove(key, unpin=unpin))
-
-    def gc(self, body: GcBody) -> GcView:
-        freed, victims, held = 0, [], set()
-        # The fullest root first: there space is needed most.
-        for store, _ in sorted(self._store.spaces(), key=lambda each: each[1].headroom):
-            need = max(0, body.need - freed)
-            # A plan, too, must not count on holders that were killed: without an agent no one else ends their leases.
-            store.leases.expire()
-            if body.dry_run:
-                plan = store.space.plan(need)
-                gained = plan.freed
-            else:
-                gained, plan = store.space.gc(need)
-            freed += gained
-            victims += _victims(plan)
-            held |= {*plan.held_by}
-        short = sorted(held) if freed < body.need else []
-        return GcView(freed=freed, victims=victims, held_by=short)
 
     def warm(self, body: WarmBody) -> WarmView:
         model = self._store.models.find(body.model)
@@ -166,54 +109,8 @@ class Service:
         """The report with pins that were set or removed since. Blocking."""
         return with_pins(report, {str(m.key) for m in self._store.models.all() if m.pinned})
 
-    def space(self) -> SpaceReport:
-        roots = [_root_space(store, view) for store, view in self._store.spaces()]
-        total = {name: sum(getattr(root, name) for root in roots) for name in _SUMMED}
-        return SpaceReport(root=str(self._store.first.paths.root), **total, roots=roots)
-
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
         return self._check(repair=repair, quick=quick)
-
-    def _model_view(self, model: StoredModel) -> ModelView:
-        return ModelView(
-            key=str(model.key),
-            path=str(model.path),
-            variant=model.variant,
-            images=self._store.models.images_of(model.key) or [model.image],
-            size=model.size,
-            files=model.files,
-            added=model.added,
-            last_used=model.last_used,
-            pinned=model.pinned,
-            verified=model.verified,
-            leases=[lease_view(lease) for lease in model.leases],
-        )
-
-
-def _root_space(store: Store, view: SpaceView) -> RootSpace:
-    return RootSpace(
-        root=str(store.paths.root),
-        own=view.own,
-        promised=view.promised,
-        headroom=max(0, view.headroom),
-        budget=view.budget,
-        min_free=view.min_free,
-        disk_total=view.disk_total,
-        disk_free=view.disk_free,
-        evictable=evictable(store.space.candidates()),
-        models=len(store.models.all()),
-        files=store.files.count(),
-    )
-
-
-def lease_view(lease: Lease) -> LeaseView:
-    return LeaseView(
-        id=lease.id,
-        model=str(lease.model),
-        holder=str(lease.holder),
-        since=lease.since,
-        pod=lease.pod,
-    )
 
 
 def progress_view(snapshot: PullSnapshot) -> PullProgress:
@@ -249,10 +146,3 @@ def done_view(handle: Pull, image: str) -> PullDone:
         note=result.note,
         tiers=tiers,
     )
-
-
-def _victims(plan: Eviction) -> list[VictimView]:
-    return [
-        VictimView(key=str(v.key), image=v.image, freed=v.freed, value=v.value, why=v.why)
-        for v in plan.victims
-    ]

@@ -16,13 +16,14 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cache_agent.api.errors import status_of, to_view
-from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody
+from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody, to_document
+from cache_agent.api.wire_parsers import parse_json
 from cache_agent.errors import AgentBug
 from cache_agent.node.control_service import Service, done_view, progress_view
 from cache_agent.node.threads import BlockingExecutor
@@ -30,11 +31,14 @@ from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.servers.observe import ObserveApi
 from modelimage.errors import InvalidInput, WeightyardError, first_line
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 logger = logging.getLogger(__name__)
 _PROGRESS_SECONDS: Final = 0.2
 _MAX_BODY: Final = 1 << 20
 _MOST_DIGITS: Final = 18
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound="DataclassInstance")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -188,7 +192,7 @@ def _bug(error: Exception) -> AgentBug:
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:
     try:
-        return kind.model_validate_json(await request.read())
+        return parse_json(kind, await request.read())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -206,13 +210,15 @@ def _flag(request: web.Request, name: str) -> bool:
     return request.query.get(name, "0") in ("1", "true")
 
 
-def _one(view: BaseModel, status: int = 200) -> web.Response:
-    return web.Response(text=view.model_dump_json(), content_type="application/json", status=status)
+def _one(view: DataclassInstance, status: int = 200) -> web.Response:
+    return web.Response(
+        text=json.dumps(to_document(view)), content_type="application/json", status=status
+    )
 
 
-def _many(views: Sequence[BaseModel]) -> web.Response:
-    return web.json_response([view.model_dump() for view in views], dumps=json.dumps)
+def _many(views: Sequence[DataclassInstance]) -> web.Response:
+    return web.json_response([to_document(view) for view in views], dumps=json.dumps)
 
 
-async def _line(answer: web.StreamResponse, view: BaseModel) -> None:
-    await answer.write(view.model_dump_json().encode() + b"\n")
+async def _line(answer: web.StreamResponse, view: DataclassInstance) -> None:
+    await answer.write(json.dumps(to_document(view)).encode() + b"\n")

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cache_agent.store.disk import reading
 from cache_agent.store.partials import identity
 from modelimage import canonical
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
-from modelimage.foreign import AnyRecord, LayerContents, parse_record
 from modelimage.record import RecordFile
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord, LayerContents
 
 PULL_STATE_SCHEMA: Final = "weightyard.dev/harvest/v1"
 
@@ -52,6 +55,8 @@ class ForeignPullState:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ForeignPullState:
         """Raises InvalidImage."""
+        from modelimage.foreign import LayerContents  # noqa: PLC0415
+
         try:
             done = {Digest.parse(k): LayerContents.parse(v) for k, v in document["done"].items()}
             arriving = {Digest.parse(k): int(v) for k, v in document["arriving"].items()}
@@ -109,6 +114,8 @@ def read_journal(path: Path) -> AnyRecord | ForeignPullState:
     document = canonical.parse(data, what="a journal")
     if document.get("schema") == PULL_STATE_SCHEMA:
         return ForeignPullState.from_json(document)
+    from modelimage.foreign import parse_record  # noqa: PLC0415
+
     return parse_record(data)
 
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cache_agent.errors import DiskFailed
 from cache_agent.store.disk import is_plain_file, reading
@@ -25,8 +25,11 @@ from cache_agent.store.queries import MODEL_COLUMNS, LedgerDamaged, Queries, Row
 from cache_agent.store.values import ImageOrigin, Lease, StoredFile, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import NoSpace, WeightyardError
-from modelimage.foreign import AnyRecord
 from modelimage.record import RecordFile
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord
 
 _VERSION: Final = 2
 _MODE: Final = 0o600

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache_agent.errors import Vanished
 from cache_agent.store.disk import (
@@ -28,15 +29,20 @@ from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import ImageOrigin
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, NotWritable
-from modelimage.foreign import AnyRecord, parse_record
 from modelimage.path_rules import RECORD_NAME, parents
 from modelimage.record import RecordFile
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord
 
 
 def read_record(path: Path) -> AnyRecord:
     """Read a record: of our own image, or derived on this node from a foreign one. Raises InvalidImage, DiskFailed."""
     with reading(path):
         data = path.read_bytes()
+    from modelimage.foreign import parse_record  # noqa: PLC0415
+
     return parse_record(data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cache_agent.store.disk import Disk
 from cache_agent.store.ledger import Ledger
@@ -14,7 +15,10 @@ from cache_agent.store.removal import Remover
 from cache_agent.store.values import ImageOrigin, ResolvedRef, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import NotFound
-from modelimage.foreign import AnyRecord, DerivedRecord
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class StoreModels:
         """
         known = self.known_layers.get(key)
         if known is None:
+            from modelimage.foreign import DerivedRecord  # noqa: PLC0415
+
             record = self.record(key)
             layers = record.layers if isinstance(record, DerivedRecord) else ()
             # A record never changes under its key, and may take seconds to parse.

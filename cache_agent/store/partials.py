@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
@@ -26,9 +26,12 @@ from cache_agent.store.disk import Disk, is_plain_file, plain_size, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
 from modelimage.digest import Digest
-from modelimage.foreign import AnyRecord
 from modelimage.ranges import ByteRange
 from modelimage.record import RecordFile
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord
 
 _MAGIC: Final = b"WYBITS1\n"
 _CHECKSUM_BYTES: Final = 16

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cache_agent.errors import Vanished
 from cache_agent.store.disk import Disk, is_plain_file, is_real_directory, reading
@@ -21,7 +21,10 @@ from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import ImageOrigin, StoredFile, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, WeightyardError
-from modelimage.foreign import AnyRecord
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord
 
 # From so many files on, one flush of the whole filesystem costs less than one for each.
 _TOGETHER: Final = 16

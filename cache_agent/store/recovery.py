@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache_agent.store.disk import Disk, is_real_directory, listed, plain_size, scan
 from cache_agent.store.journal import JournalRefs, read_claims
@@ -20,7 +21,10 @@ from cache_agent.store.publisher import Publisher
 from cache_agent.store.values import ImageOrigin, StoredFile
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, NotWritable
-from modelimage.foreign import AnyRecord
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord
 
 
 @dataclass

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -24,7 +25,10 @@ from cache_agent.store.paths import StorePaths
 from cache_agent.store.removal import Holds
 from modelimage.digest import Digest
 from modelimage.errors import NotWritable
-from modelimage.foreign import AnyRecord
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord
 
 FileState = tuple[int, int, int]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cache_agent.errors import DiskFailed
 from cache_agent.store.models import not_stored
@@ -25,8 +25,11 @@ from cache_agent.store.values import (
 )
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, NotFound
-from modelimage.foreign import AnyRecord
 from modelimage.record import RecordFile
+
+# Imported where a record is read: most commands read none, and foreign images have many modules.
+if TYPE_CHECKING:
+    from modelimage.foreign import AnyRecord
 
 T = TypeVar("T")
 

@@ -24,13 +24,34 @@ SERVING = ("aiohttp", "grpc", "prometheus_client", "structlog")
 CLIENTS = ("urllib3", "requests", "httpx", "boto3", "huggingface_hub", "cryptography")
 NUMBERS = ("numpy", "numba", "torch", "transformers")
 TERMINAL = ("rich",)
-STARTED = ("cache_agent.daemon", "cache_agent.fetch")
+STARTED = ("cache_agent.daemon.node_setup", "cache_agent.fetch")
 OUR_AGENT = (
     "cache_agent.servers",
     "cache_agent.peers",
     "cache_agent.prewarm",
     "cache_agent.mounter.server",
 )
+# What reads the store alone needs neither what fetches nor what reads images, nor a parser of documents.
+FETCHING = (
+    *STARTED,
+    "cache_agent.sources",
+    "cache_agent.access",
+    "cache_agent.config",
+    "cache_agent.residency",
+    "cache_agent.api.control_client",
+    "cache_agent.api.node_cache",
+    "modelimage.access",
+    "modelimage.foreign",
+    "modelimage.registry",
+    "modelimage.layout",
+    "pydantic",
+    "yaml",
+    "ssl",
+    "http",
+    "email",
+    "importlib.metadata",
+)
+STORE_ALONE = (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, *OUR_AGENT, *FETCHING)
 
 
 def imported(tmp_path: Path, *words: str) -> list[str]:
@@ -47,10 +68,11 @@ def imported(tmp_path: Path, *words: str) -> list[str]:
     ("words", "without"),
     [
         (("--help",), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, "pydantic", "cache_agent.store", "yaml")),
-        (("ls",), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, *OUR_AGENT)),
-        (("lease", "ls"), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, *OUR_AGENT)),
+        (("ls",), STORE_ALONE),
+        (("lease", "ls"), STORE_ALONE),
+        (("gc",), STORE_ALONE),
         (("ps",), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, "pydantic", "yaml")),
-        (("df",), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, *OUR_AGENT)),
+        (("df",), STORE_ALONE),
         (("down", "--all"), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, "pydantic", "yaml")),
         (("agent", "--help"), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, *OUR_AGENT, *STARTED)),
         (("up", "--help"), (*SERVING, *CLIENTS, *NUMBERS, *TERMINAL, *OUR_AGENT)),
@@ -63,13 +85,33 @@ def imported(tmp_path: Path, *words: str) -> list[str]:
 def test_a_command_imports_only_what_it_uses(
     tmp_path: Path, words: tuple[str, ...], without: tuple[str, ...]
 ) -> None:
-    found = imported(tmp_path, *words)
-    too_much = {
+    assert not too_much(imported(tmp_path, *words), without)
+
+
+def too_much(found: list[str], without: tuple[str, ...]) -> set[str]:
+    return {
         name
         for name in found
         if any(name == each or name.startswith(f"{each}.") for each in without)
     }
-    assert not too_much
+
+
+def test_what_reads_and_changes_a_full_store_alone_imports_no_more(tmp_path: Path) -> None:
+    synthetic_checkpoint(tmp_path / "checkpoint", total_bytes=100_000)
+    imported(tmp_path, "build", "checkpoint", "--to", "oci:out:v1")
+    imported(tmp_path, "pull", "oci:out:v1")
+    for words in (
+        ("ls",),
+        ("ls", "oci:out:v1"),
+        ("pin", "oci:out:v1"),
+        ("gc",),
+        ("df",),
+        ("rm", "--unpin", "oci:out:v1"),
+    ):
+        assert not too_much(imported(tmp_path, *words), STORE_ALONE), words
+    imported(tmp_path, "pull", "oci:out:v1")
+    for words in (("lease", "take", "oci:out:v1", "--holder", "manual:me"), ("lease", "ls")):
+        assert not too_much(imported(tmp_path, *words), STORE_ALONE), words
 
 
 def test_a_local_build_needs_no_client_of_the_hub(tmp_path: Path) -> None:

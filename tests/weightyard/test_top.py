@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def node(name: str = "gpu-1", **status: Any) -> NodeCache:
 def space(**sizes: int) -> SpaceReport:
     return SpaceReport(
         root="/cache",
-        **dict.fromkeys(SpaceReport.model_fields.keys() - {"root", "roots"}, 0) | sizes,
+        **dict.fromkeys({each.name for each in fields(SpaceReport)} - {"root", "roots"}, 0) | sizes,
     )
 
 

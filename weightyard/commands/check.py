@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import FindingView
+from cache_agent.api.wire import FindingView, to_document
 from cache_agent.daemon.cache_api import open_cache
 from cache_agent.errors import StoreDamaged
 from modelimage.access import Access
@@ -34,7 +34,7 @@ def check(console: Console, *, repair: bool, quick: bool, root: Path, access: Ac
         f"{plural(view.files, 'file')}, {plural(view.models, 'model')}, "
         f"{format_bytes(view.bytes_read)} read: {plural(len(view.findings), 'finding')}"
     )
-    console.result(view.model_dump(), "\n".join(lines))
+    console.result(to_document(view), "\n".join(lines))
     left = [finding for finding in view.findings if not finding.repaired]
     if left:
         raise StoreDamaged(

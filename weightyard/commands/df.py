@@ -6,21 +6,19 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import SpaceReport
+from cache_agent.api.wire import SpaceReport, to_document
 from cache_agent.daemon.cache_api import open_cache
-from modelimage.access import Access
 from weightyard.console import Console, format_table, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import root_option
 from weightyard.text import format_bytes, plural
 
 
 @click.command()
 @root_option
-@access_options
 @pass_console
-def df(console: Console, *, root: Path, access: Access) -> None:
+def df(console: Console, *, root: Path) -> None:
     """Show how much space the cache uses, may use and could free."""
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         space = cache.space()
     rows = [
         (
@@ -44,7 +42,7 @@ def df(console: Console, *, root: Path, access: Access) -> None:
         text += "\n\n" + format_table(
             ("root", "used", "room", "evictable", "models"), _roots(space)
         )
-    console.result(space.model_dump(), text)
+    console.result(to_document(space), text)
 
 
 def _roots(space: SpaceReport) -> list[tuple[str, str, str, str, str]]:

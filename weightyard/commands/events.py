@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from cache_agent.api.control_client import AgentClient
-from cache_agent.api.wire import EventView
+from cache_agent.api.wire import EventView, to_document
 from cache_agent.store.paths import StorePaths
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
@@ -59,7 +59,7 @@ def events(console: Console, *, follow: bool, level: str, tail: int | None, root
 
 def _show(console: Console, found: Sequence[EventView]) -> None:
     for each in found:
-        console.result(each.model_dump(), _line(each))
+        console.result(to_document(each), _line(each))
 
 
 def _line(event: EventView) -> str:

@@ -7,29 +7,27 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import ExplainView
+from cache_agent.api.wire import ExplainView, to_document
 from cache_agent.daemon.cache_api import open_cache
-from modelimage.access import Access
 from weightyard.console import Console, pass_console
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, root_option
 from weightyard.text import format_bytes, format_duration
 
 
 @click.command()
 @click.argument("subject", type=ModelName(), metavar="POD|IMAGE")
 @root_option
-@access_options
 @pass_console
-def explain(console: Console, *, subject: str, root: Path, access: Access) -> None:
+def explain(console: Console, *, subject: str, root: Path) -> None:
     """Show what a pod waits for, or the state of an image, on this node.
 
     A pod is named by its UID, its name, or namespace/name.
     """
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         found = cache.explain(subject)
     now = time.time()
     text = "\n".join(_text(view, now) for view in found)
-    console.result([view.model_dump() for view in found], text)
+    console.result([to_document(view) for view in found], text)
 
 
 def _text(view: ExplainView, now: float) -> str:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import GcBody
+from cache_agent.api.wire import GcBody, to_document
 from cache_agent.daemon.cache_api import open_cache
 from cache_agent.store.space import Amount
-from modelimage.access import Access
 from modelimage.errors import NoSpace
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import root_option
 from weightyard.text import format_bytes
 
 
@@ -25,14 +24,13 @@ from weightyard.text import format_bytes
 )
 @click.option("--dry-run", is_flag=True, help="Only show which models would be evicted, and why.")
 @root_option
-@access_options
 @pass_console
-def gc(console: Console, *, free: str, dry_run: bool, root: Path, access: Access) -> None:
+def gc(console: Console, *, free: str, dry_run: bool, root: Path) -> None:
     """Remove leftovers of interrupted downloads; with --free, evict the least valuable models too.
 
     The exit code is 10 if less is freed than was asked for, or would be.
     """
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         need = Amount.parse(free).bytes
         view = cache.gc(GcBody(need=need, dry_run=dry_run))
     verb = "would evict" if dry_run else "evicted"
@@ -41,7 +39,7 @@ def gc(console: Console, *, free: str, dry_run: bool, root: Path, access: Access
     if view.freed < need:
         holders = f"; the rest is in use by {', '.join(view.held_by[:5])}" if view.held_by else ""
         lines[-1] += f" of the requested {format_bytes(need)}{holders}"
-    console.result(view.model_dump(), "\n".join(lines))
+    console.result(to_document(view), "\n".join(lines))
     if view.freed < need:
         raise NoSpace(
             f"{'would free' if dry_run else 'freed'} {format_bytes(view.freed)}, not {format_bytes(need)}",

@@ -9,11 +9,10 @@ import click
 from cache_agent.daemon.cache_api import open_cache
 from cache_agent.servers.hub.view import make_view
 from modelimage import durable
-from modelimage.access import Access
 from modelimage.path_rules import RECORD_NAME
 from modelimage.record import Record
 from weightyard.console import Console, pass_console
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, root_option
 from weightyard.text import plural
 
 
@@ -21,15 +20,14 @@ from weightyard.text import plural
 @click.argument("model", type=ModelName())
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @root_option
-@access_options
 @pass_console
-def hf_view(console: Console, *, model: str, directory: Path, root: Path, access: Access) -> None:
+def hf_view(console: Console, *, model: str, directory: Path, root: Path) -> None:
     """Make DIRECTORY an HF cache that holds MODEL, for programs that run with HF_HUB_OFFLINE=1.
 
     MODEL is a key, the beginning of one, or an image, as `weightyard ls` shows them. Files are hard links to the
     cache's, so DIRECTORY must be on the same filesystem; they stay readable when the model is removed from the cache.
     """
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         path = Path(cache.find(model).path)
     record_path = path / RECORD_NAME
     with durable.reading(record_path):

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import LeaseBody
+from cache_agent.api.wire import LeaseBody, to_document
 from cache_agent.daemon.cache_api import open_cache
-from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, root_option
 from weightyard.text import format_duration
 from weightyard.up.holders import HolderNames
 
@@ -24,11 +23,10 @@ def lease() -> None:
 
 @lease.command("ls")
 @root_option
-@access_options
 @pass_console
-def list_leases(console: Console, *, root: Path, access: Access) -> None:
+def list_leases(console: Console, *, root: Path) -> None:
     """List all leases and their holders."""
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         found = cache.leases()
     # People read who it is; scripts get the holder as it was given.
     now, names = time.time(), HolderNames(root)
@@ -48,23 +46,21 @@ def list_leases(console: Console, *, root: Path, access: Access) -> None:
 @click.argument("model", type=ModelName())
 @click.option("--holder", required=True, metavar="KIND:NAME", help="pod:UID, or manual:NAME.")
 @root_option
-@access_options
 @pass_console
-def take(console: Console, *, model: str, holder: str, root: Path, access: Access) -> None:
+def take(console: Console, *, model: str, holder: str, root: Path) -> None:
     """Take a lease on MODEL and print its id."""
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         view = cache.lease(LeaseBody(model=model, holder=holder))
-    console.result(view.model_dump(), view.id)
+    console.result(to_document(view), view.id)
 
 
 @lease.command()
 @click.argument("lease_id", metavar="LEASE")
 @root_option
-@access_options
 @pass_console
-def release(console: Console, *, lease_id: str, root: Path, access: Access) -> None:
+def release(console: Console, *, lease_id: str, root: Path) -> None:
     """End a lease."""
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         released = cache.release(lease_id)
     if not released:
         raise NotFound(f"no lease {lease_id}", hint="See `weightyard lease ls`.")

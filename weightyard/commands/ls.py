@@ -7,11 +7,10 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import ModelView
+from cache_agent.api.wire import ModelView, to_document
 from cache_agent.daemon.cache_api import open_cache
-from modelimage.access import Access
 from weightyard.console import Console, format_table, pass_console
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, root_option
 from weightyard.text import format_bytes, format_duration
 from weightyard.up.holders import HolderNames
 
@@ -21,16 +20,15 @@ _COLUMNS = ("model", "variant", "size", "used", "verified", "held", "image")
 @click.command("ls")
 @click.argument("model", type=ModelName(), required=False)
 @root_option
-@access_options
 @pass_console
-def ls(console: Console, *, model: str | None, root: Path, access: Access) -> None:
+def ls(console: Console, *, model: str | None, root: Path) -> None:
     """List the cached models, or show one: by key, the beginning of a key, or image."""
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         found = [cache.find(model)] if model else cache.models()
     now, names = time.time(), HolderNames(root)
     rows = [_row(each, now, names) for each in found]
     console.result(
-        [each.model_dump() for each in found],
+        [to_document(each) for each in found],
         format_table(_COLUMNS, rows, width=console.width)
         if rows
         else "no models; pull one with `weightyard pull IMAGE`",

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import click
 
+from cache_agent.api.wire import to_document
 from cache_agent.daemon.cache_api import open_cache
-from modelimage.access import Access
 from weightyard.console import Console, pass_console
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, root_option
 
 
 @click.command()
 @click.argument("model", type=ModelName())
 @click.option("--remove", is_flag=True, help="Unpin it instead.")
 @root_option
-@access_options
 @pass_console
-def pin(console: Console, *, model: str, remove: bool, root: Path, access: Access) -> None:
+def pin(console: Console, *, model: str, remove: bool, root: Path) -> None:
     """Pin MODEL (key, beginning of a key, or image): it is never evicted."""
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         view = cache.pin(model, pinned=not remove)
-    console.result(view.model_dump(), f"{'pinned' if view.pinned else 'unpinned'} {view.key}")
+    console.result(to_document(view), f"{'pinned' if view.pinned else 'unpinned'} {view.key}")

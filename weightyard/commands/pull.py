@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import PullBody
+from cache_agent.api.wire import PullBody, to_document
 from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
 from weightyard.console import Console, pass_console
@@ -34,4 +34,6 @@ def pull(console: Console, *, image: str, variant: str | None, root: Path, acces
         f"{format_bytes(done.size)} in all, fetched {format_bytes(done.fetched)}, "
         f"already cached {format_bytes(done.reused + done.resumed)}, in {format_duration(done.seconds)}"
     )
-    console.result(done.model_dump(exclude={"event"}), done.path)
+    console.result(
+        {name: value for name, value in to_document(done).items() if name != "event"}, done.path
+    )

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import RemovedView
+from cache_agent.api.wire import RemovedView, to_document
 from cache_agent.daemon.cache_api import Cache, open_cache
-from modelimage.access import Access
 from modelimage.errors import InUse
 from weightyard.console import Console, pass_console
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, root_option
 from weightyard.text import format_bytes
 from weightyard.up.holders import HolderNames, in_use
 
@@ -20,16 +19,13 @@ from weightyard.up.holders import HolderNames, in_use
 @click.argument("models", type=ModelName(), nargs=-1, required=True, metavar="MODEL...")
 @click.option("--unpin", is_flag=True, help="Also remove pinned models.")
 @root_option
-@access_options
 @pass_console
-def rm(
-    console: Console, *, models: tuple[str, ...], unpin: bool, root: Path, access: Access
-) -> None:
+def rm(console: Console, *, models: tuple[str, ...], unpin: bool, root: Path) -> None:
     """Remove MODELs (key, beginning of a key, or image). Models in use are never removed."""
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         removed = [_remove(cache, model, unpin=unpin, root=root) for model in models]
     console.result(
-        [each.model_dump() for each in removed],
+        [to_document(each) for each in removed],
         "\n".join(f"removed {each.key}, {format_bytes(each.freed)} freed" for each in removed),
     )
 

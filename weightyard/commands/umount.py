@@ -8,25 +8,23 @@ import click
 
 from cache_agent.daemon.cache_api import open_cache
 from cache_agent.mounter.manual import lease_id, unmount_model
-from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options, root_option
+from weightyard.options import root_option
 
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
 @root_option
-@access_options
 @pass_console
-def umount(console: Console, *, directory: Path, root: Path, access: Access) -> None:
+def umount(console: Console, *, directory: Path, root: Path) -> None:
     """Unmount the model at DIRECTORY and end its lease. The directory stays, and so does the model in the cache."""
     try:
         key = unmount_model(directory)
     except NotFound:
         key = None  # a directory that is gone may have left its lease
     # The lease ends after the mount, never before: mounted files must not be evicted.
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         released = cache.release(lease_id(directory))
     if key is None and not released:
         raise NotFound(f"no model is mounted at {directory}", hint="See `weightyard lease ls`.")

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
-from cache_agent.api.wire import WarmBody
+from cache_agent.api.wire import WarmBody, to_document
 from cache_agent.daemon.cache_api import open_cache
-from modelimage.access import Access
 from weightyard.console import Console, pass_console
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, root_option
 from weightyard.text import format_bytes
 
 
@@ -21,13 +20,10 @@ from weightyard.text import format_bytes
 )
 @click.option("--unlock", is_flag=True, help="Unlock its pages.")
 @root_option
-@access_options
 @pass_console
-def warm(
-    console: Console, *, model: str, lock: bool, unlock: bool, root: Path, access: Access
-) -> None:
+def warm(console: Console, *, model: str, lock: bool, unlock: bool, root: Path) -> None:
     """Read MODEL (key, beginning of a key, or image) into the page cache and show how much of it is resident."""
-    with open_cache(root, access) as cache:
+    with open_cache(root) as cache:
         view = cache.warm(WarmBody(model=model, lock=lock, unlock=unlock))
     if view.stopped:
         console.say(f"stopped early: {view.stopped}")
@@ -40,4 +36,4 @@ def warm(
         f"{format_bytes(view.resident)} of {format_bytes(view.size)} in memory{doubt}, "
         f"{format_bytes(view.locked)} locked, charged to {view.cgroup}"
     )
-    console.result(view.model_dump(), text)
+    console.result(to_document(view), text)

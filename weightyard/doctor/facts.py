@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class DiskFacts(_Facts):

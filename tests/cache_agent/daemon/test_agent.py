@@ -18,7 +18,16 @@ import pytest
 
 from cache_agent.api.control_client import AgentClient
 from cache_agent.api.errors import from_view, status_of, to_view
-from cache_agent.api.wire import ErrorView, GcBody, LeaseBody, PullBody, PullDone, WarmBody
+from cache_agent.api.wire import (
+    ErrorView,
+    GcBody,
+    LeaseBody,
+    PullBody,
+    PullDone,
+    WarmBody,
+    to_document,
+)
+from cache_agent.api.wire_parsers import parse_json
 from cache_agent.net.sockets import connect
 from cache_agent.store.paths import StorePaths
 from modelimage import errors
@@ -329,7 +338,7 @@ def test_settings_are_read_again_at_sighup_and_bad_ones_are_refused(tmp_root: Pa
 )  # fmt: skip
 def test_every_error_crosses_the_wire_as_itself(kind: type[WeightyardError]) -> None:
     error = kind("what happened", hint="what to do")
-    back = from_view(ErrorView.model_validate_json(to_view(error).model_dump_json()))
+    back = from_view(parse_json(ErrorView, json.dumps(to_document(to_view(error)))))
     assert type(back) is kind
     assert (back.message, back.hint) == ("what happened", "what to do")
     assert 400 <= status_of(error) <= 599
