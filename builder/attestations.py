@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from builder import mlbom, provenance
 from builder.quality_report import modelpack_manifest
 from modelimage import mediatypes
 from modelimage.digest import Digest
+from modelimage.installation import installed_version
 from modelimage.publication import Publication
 from modelimage.record import Record
 from modelimage.referrers import Artifact, ArtifactFile, make_artifact
@@ -20,7 +20,7 @@ def sboms(
 ) -> Iterator[Artifact]:
     """An ML-BOM for each variant, about the ModelPack manifest that all its indexes list."""
     for record in records:
-        data = mlbom.ml_bom(record, builder_version=_version(), created=created)
+        data = mlbom.ml_bom(record, builder_version=installed_version(), created=created)
         file = ArtifactFile(mlbom.FILE_NAME, mlbom.MEDIA_TYPE, data)
         stated = {mediatypes.ANNOTATION_VARIANT: record.variant}
         yield make_artifact(modelpack_manifest(published, record), mlbom.MEDIA_TYPE, [file], stated)
@@ -39,7 +39,7 @@ def provenances(
         records,
         parameters=parameters,
         bases=bases,
-        builder_version=_version(),
+        builder_version=installed_version(),
         created=created,
     )
     file = ArtifactFile(provenance.FILE_NAME, provenance.MEDIA_TYPE, data)
@@ -47,10 +47,3 @@ def provenances(
     by_digest = {each.descriptor.digest: each.descriptor for each in published.manifests}
     for digest in dict.fromkeys(published.tags.values()):
         yield make_artifact(by_digest[digest], provenance.MEDIA_TYPE, [file], stated)
-
-
-def _version() -> str:
-    try:
-        return version("weightyard")
-    except PackageNotFoundError:
-        return "unknown"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from builder.reporter import Advance
+from builder.reporter import Progress
 from builder.sources.interface import RemoteFile
 from modelimage import mediatypes
 from modelimage.descriptor import Descriptor
@@ -57,7 +57,7 @@ def send(
     publication: Publication,
     sources: Mapping[Digest, LayerSource],
     writer: ImageWriter,
-    progress: Advance,
+    progress: Progress,
     *,
     base: ImageReader | None = None,
 ) -> Sent:

@@ -7,30 +7,33 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 
-class Advance(Protocol):
-    """Progress of one stage; all methods may be called from any thread."""
+class Progress(Protocol):
+    """One job's progress. Its methods may be called from any thread."""
 
     def advance(self, count: int) -> None:
-        """Report `count` more bytes as done."""
+        """Adds `count` finished bytes."""
 
     def resume(self, count: int) -> None:
-        """Report `count` bytes as done earlier."""
+        """Adds `count` bytes that existed before the job: done, but not part of the rate."""
 
     def describe(self, text: str) -> None:
-        """Describe the current work in a few words."""
+        """Sets a short text about the current step."""
 
     def stage(self, name: str, done: int, total: int) -> None:
-        """Report `done` of `total` steps of work that moves no bytes; `total` 0 where none can be counted.
+        """Shows `done` of `total` steps of work that moves no bytes, with the time left; `total` 0: no steps to count.
 
-        To be called again while nothing changes, so that the passing of time is shown.
+        Called again and again while nothing changes, it shows that time passes.
         """
 
     def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
-        """A context for one blob: the callback it yields takes byte counts, which also count for the stage."""
+        """Shows the transfer of one blob of `size` bytes beside the total.
+
+        Yields a function that takes byte counts; they are added to the total too.
+        """
 
 
 class Silent:
-    """An Advance that reports nothing."""
+    """Progress that is shown nowhere."""
 
     def advance(self, count: int) -> None:
         """Do nothing."""
@@ -53,7 +56,7 @@ class Reporter(Protocol):
 
     def progress(
         self, title: str, total_bytes: int | None = None
-    ) -> AbstractContextManager[Advance]: ...
+    ) -> AbstractContextManager[Progress]: ...
 
     def event(self, name: str, **fields: Any) -> None: ...
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from builder.classify import select
 from builder.collect import CollectedCheckpoint, checked
 from builder.layer_plan import SHARED_ROLES, PlannedFile
-from builder.reporter import Advance, Reporter
+from builder.reporter import Progress, Reporter
 from builder.sources.local import LocalSource
 from modelimage import canonical
 from modelimage.checkpoint_files import CONFIG, INDEX, WeightIndex, read_json
@@ -29,7 +29,7 @@ from quantize.schemes import QuantizationEngine, Scheme, resolve_engine
 
 if TYPE_CHECKING:
     from quantize.quality import Gates
-    from quantize.quantizer import QuantizeOptions
+    from quantize.quantizer import Evaluation, QuantizeOptions
 
 ENGINES: Final = tuple(each.value for each in QuantizationEngine)
 # Listed here instead of imported: `quantize.evaluate` needs numpy.
@@ -230,7 +230,7 @@ def _quantize(
 
     options = _options(name, choices)
     with reporter.progress(f"quantizing {name}") as progress:
-        steps = _Steps(progress)
+        steps = Steps(progress)
         result = quantize_checkpoint(
             source, out, options, progress=steps, notify=reporter.say,
             on_stage=lambda stage: progress.stage(stage.name, stage.done, stage.total),
@@ -244,21 +244,26 @@ def _quantize(
 
 
 def _options(name: str, choices: QuantizeChoices) -> QuantizeOptions:
-    from quantize.evaluate import Evaluator  # noqa: PLC0415
-    from quantize.quantizer import Evaluation, QuantizeOptions  # noqa: PLC0415 - as above
-    from quantize.schemes import QuantizationEngine, Scheme  # noqa: PLC0415
+    from quantize.quantizer import QuantizeOptions  # noqa: PLC0415 - as above
 
-    evaluation = None
-    if (wanted := choices.evaluation) is not None:
-        evaluation = Evaluation(_gates(wanted), wanted.text, Evaluator(wanted.evaluator))
     return QuantizeOptions(
         scheme=Scheme(name),
         engine=QuantizationEngine(choices.engine),
         group_size=choices.group_size,
         calibration=choices.calibration,
         calibration_samples=choices.calibration_samples,
-        evaluation=evaluation,
+        evaluation=evaluation_of(choices.evaluation),
     )
+
+
+def evaluation_of(choices: EvaluationChoices | None) -> Evaluation | None:
+    """The engine's own options of a comparison."""
+    from quantize.evaluate import Evaluator  # noqa: PLC0415 - as above
+    from quantize.quantizer import Evaluation  # noqa: PLC0415 - as above
+
+    if choices is None:
+        return None
+    return Evaluation(_gates(choices), choices.text, Evaluator(choices.evaluator))
 
 
 def _gates(evaluation: EvaluationChoices) -> Gates:
@@ -277,10 +282,10 @@ def _check_gates(made: Mapping[str, Any], evaluation: EvaluationChoices | None) 
         _gates(evaluation).check(quality.comparison, variant=quality.scheme, calibrated=calibrated)
 
 
-class _Steps:
-    """Converts (done, total) reports to increments and steps."""
+class Steps:
+    """Shows the engine's reports of done and all bytes as increments, which a bar takes, and as steps."""
 
-    def __init__(self, progress: Advance) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._done = 0
 

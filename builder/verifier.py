@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from builder.sources.interface import Advance
 from modelimage import canonical
 from modelimage.descriptor import Descriptor, descriptors
 from modelimage.digest import Digest
@@ -41,8 +42,6 @@ from modelimage.stage_workers import run_all
 # Hashing one file already keeps several cores busy.
 _READS_AT_ONCE: Final = 2
 _NO_RECIPE: Final = Recipe.from_segments(())
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)

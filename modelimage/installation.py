@@ -18,6 +18,14 @@ DISTRIBUTION: Final = "weightyard"
 _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 
+def installed_version() -> str:
+    """The version of this installation; `unknown` for a source tree that isn't installed."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 class Installer(Enum):
     """The program that made the environment."""
 

@@ -126,10 +126,6 @@ class Gates:
     max_perplexity_ratio: float | None = None
     min_top1: float | None = None
 
-    @property
-    def any(self) -> bool:
-        return (self.max_kl, self.max_perplexity_ratio, self.min_top1) != (None, None, None)
-
     def check(self, found: Comparison, *, variant: str, calibrated: bool) -> None:
         """Raises QualityTooLow naming the variant, every missed bound with its option, and what to try.
 

@@ -19,7 +19,8 @@ from typing import IO, Any, Final
 
 import click
 
-from weightyard.progress import Progress, open_progress
+from builder.reporter import Progress
+from weightyard.progress import open_progress
 from weightyard.text import one_line, printable
 
 _LEAST_CELL: Final = 12  # as many digits of a digest as commands take

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import IO, Any, Final, Protocol
 
+from builder.reporter import Progress, Silent
 from weightyard.text import format_bytes, format_duration
 
 PLAIN_INTERVAL: Final = 5.0  # seconds between plain lines
@@ -20,31 +21,6 @@ QUIET_INTERVAL: Final = 20.0  # seconds between plain lines while a stage stays 
 EVENT_INTERVAL: Final = 1.0  # seconds between JSON events
 RATE_WINDOW: Final = 10.0  # seconds over which the shown rate is averaged
 _MILLISECOND: Final = 1e-3  # the shortest time over which a rate is computed
-
-
-class Progress(Protocol):
-    """One job's progress. Its methods may be called from any thread."""
-
-    def advance(self, count: int) -> None:
-        """Adds `count` finished bytes."""
-
-    def resume(self, count: int) -> None:
-        """Adds `count` bytes that existed before the job: done, but not part of the rate."""
-
-    def describe(self, text: str) -> None:
-        """Sets a short text about the current step."""
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        """Shows `done` of `total` steps of work that moves no bytes, with the time left; `total` 0: no steps to count.
-
-        Called again and again while nothing changes, it shows that time passes.
-        """
-
-    def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Shows the transfer of one blob of `size` bytes beside the total.
-
-        Yields a function that takes byte counts; they are added to the total too.
-        """
 
 
 class Output(Protocol):
@@ -154,27 +130,10 @@ def open_progress(
 ) -> AbstractContextManager[Progress]:
     """The form of progress that suits the console."""
     if output.quiet:
-        return nullcontext(_Silent())
+        return nullcontext(Silent())
     if output.moving:
         return _moving(output, title, total)
     return _reported(_Reporter(output, title, total, clock=clock))
-
-
-class _Silent:
-    def advance(self, count: int) -> None:
-        """Does nothing."""
-
-    def resume(self, count: int) -> None:
-        """Does nothing."""
-
-    def describe(self, text: str) -> None:
-        """Does nothing."""
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        """Does nothing."""
-
-    def part(self, name: str, size: int) -> AbstractContextManager[Callable[[int], None]]:
-        return nullcontext(self.advance)
 
 
 class _Reporter:

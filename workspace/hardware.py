@@ -101,7 +101,7 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def requested_hardware(resources: Resources) -> Hardware:
-    """The hardware that a spec requests, for planning without a machine. Raises InvalidInput when it is underspecified."""
+    """The hardware that a spec requests, for planning without a machine. Raises InvalidInput if too little is said."""
     if resources.gpus == 0:
         memory = parse_quantity(resources.memory) if resources.memory else 0
         return Hardware(memory_bytes=memory)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,6 +49,7 @@ from modelimage.access import Access
 from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.hub import DEFAULT_ENDPOINT, endpoint
+from modelimage.installation import installed_version
 from modelimage.reference import RegistryReference, parse_image
 
 _THREADS = 16
@@ -217,7 +217,7 @@ async def _open_csi(
         threads=threads,
         pod_events=pod_events,
     )
-    server = CsiServer(Driver(volumes, options, _version()))
+    server = CsiServer(Driver(volumes, options, installed_version()))
     stack.push_async_callback(server.stop)
     await server.start()
 
@@ -249,13 +249,6 @@ def prune_manifest_cache(store: Roots, manifest_cache: ManifestCache) -> int:
     parsed = map(parse_image, images)
     cached = {repository_of(each) for each in parsed if isinstance(each, RegistryReference)}
     return manifest_cache.prune(lambda place: place in cached or place.startswith("hub:"))
-
-
-def _version() -> str:
-    try:
-        return version("weightyard")
-    except PackageNotFoundError:
-        return "unknown"  # run from a source tree
 
 
 def _executor(stack: AsyncExitStack, threads: int = _THREADS) -> BlockingExecutor:

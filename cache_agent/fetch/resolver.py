@@ -6,20 +6,22 @@ Reads manifests and records only. Must not know how files are fetched.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from cache_agent.access.signatures import Trust
-from cache_agent.fetch.caching_reader import CachingReader
 from cache_agent.fetch.foreign.fetch import ForeignImage
 from cache_agent.fetch.model_fetch import ModelImage
 from cache_agent.fetch.values import PullRequest
 from cache_agent.store.roots import Roots
 from cache_agent.store.values import StoredModel
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
+from modelimage.digest import Digest
 from modelimage.errors import UnknownVariant, Unreachable
 from modelimage.foreign import AS_PUBLISHED, describe_foreign, resolve_manifest, resolve_ours
+from modelimage.ranges import ByteRange
 from modelimage.reference import ImageReference
-from modelimage.repository import ImageReader
+from modelimage.repository import BlobStream, ImageReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +82,36 @@ class Resolver:
                     hint="Pull it without --variant.",
                 )
         return ForeignImage(reader, root, manifest)
+
+
+class CachingReader:
+    """Caches the manifests that one pull reads several times: to resolve, to plan, to fill the manifest cache.
+
+    For one task of one caller only: it keeps all of them in memory.
+    """
+
+    def __init__(self, inner: ImageReader) -> None:
+        self._inner = inner
+        self._manifests: dict[Digest, bytes] = {}
+
+    def resolve(self, name: str) -> Descriptor:
+        """See `ImageReader.resolve`."""
+        return self._inner.resolve(name)
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """See `ImageReader.manifest`."""
+        # By digest: unlike a tag, its content never changes.
+        data = self._manifests.get(descriptor.digest)
+        if data is None:
+            data = self._manifests[descriptor.digest] = self._inner.manifest(descriptor)
+        return data
+
+    def blob(
+        self, descriptor: Descriptor, wanted: ByteRange | None = None
+    ) -> AbstractContextManager[BlobStream]:
+        """See `ImageReader.blob`."""
+        return self._inner.blob(descriptor, wanted)
+
+    def tags(self) -> list[str]:
+        """See `ImageReader.tags`."""
+        return self._inner.tags()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +16,7 @@ from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.report import NodeReportInput, status
 from cache_agent.prewarm.values import DesiredModel, ModelOutcome
 from cache_agent.store.roots import Roots
+from modelimage.installation import installed_version
 
 FOLDER: Final = "prewarm"
 _MEBI: Final = 1 << 20
@@ -40,15 +40,11 @@ def folder_of(path: Path | None, root: Path) -> DirectorySource:
 
 def node_facts() -> NodeFacts:
     """Facts about this machine: architecture, kernel, agent version, and memory in bytes, rounded down to whole MiB."""
-    try:
-        agent = version("weightyard")
-    except PackageNotFoundError:
-        agent = "unknown"  # run from a source tree
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return NodeFacts(
         architecture=platform.machine(),
         kernel=platform.release(),
-        agent_version=agent,
+        agent_version=installed_version(),
         memory=pages // _MEBI * _MEBI,
     )
 

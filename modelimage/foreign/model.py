@@ -9,17 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Final
 
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.overlay import Tree
-from modelimage.foreign.roles import role_of
 from modelimage.foreign.tarwalk import MemberKind, TarMember
 from modelimage.path_rules import MODELS_LINK, RECORD_NAME
 from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
 from modelimage.record import Record, Role
+
+# Roles by file name. The first match wins.
+_ROLES: Final = (
+    (Role.WEIGHT, (
+        "*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.onnx", "*.onnx_data", "*.ckpt", "*.h5", "*.msgpack",
+        "*.dduf", "*.mmproj", "*.npz", "*.pkl", "*.tflite",
+    )),
+    (Role.TOKENIZER, (
+        "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken",
+        "chat_template*", "*.jinja",
+    )),
+    (Role.CODE, ("*.py", "*.sh", "*.ipynb")),
+    (Role.CONFIG, ("*.json", "*.yaml", "*.yml", "*.toml")),
+)  # fmt: skip
 
 
 class ImageFormat(Enum):
@@ -202,3 +217,12 @@ def _file(path: str, layer: ForeignLayer, number: int) -> ForeignFile:
         offset=None if layer.packing.is_compressed else member.offset,
         digest=layer.digest if layer.packing is Packing.RAW else None,
     )
+
+
+def role_of(path: str) -> Role:
+    """The role of a file by its name, where the image states none; files that match no rule are documentation."""
+    name = path.rpartition("/")[2].lower()
+    for role, patterns in _ROLES:
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            return role
+    return Role.DOC

@@ -44,6 +44,9 @@ class RecordingConsole(Console):
     def advance(self, count: int) -> None:
         self.advanced += count
 
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Rounding moves no bytes of its own."""
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
@@ -134,11 +137,12 @@ def test_missing_engines_say_the_command_that_installs_them(
     assert {path.name for path in tmp_path.iterdir()} == {"src"}
 
 
+@pytest.mark.parametrize("asked", [["--evaluate"], ["--max-kl", "0.1"], ["--min-top1", "0.9"]])
 def test_measuring_without_its_libraries_says_the_command_that_installs_them(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    options = ["--scheme", "int8-w8a16", "--evaluate"]
+    options = ["--scheme", "int8-w8a16", *asked]
     error = failure(source, tmp_path / "out", *options)
     assert isinstance(error, EngineMissing)
     assert error.hint == f"Run: {install_command('evaluate')}"
@@ -149,7 +153,6 @@ def test_measuring_without_its_libraries_says_the_command_that_installs_them(
     ("arguments", "kind", "words"),
     [
         (["--scheme", "int8", "--engine", "gptq"], IncompatibleOptions, "gptq doesn't do int8"),
-        (["--scheme", "int8", "--max-kl", "0.1"], InvalidInput, "need a measurement"),
         (["--scheme", "int4", "--engine", "rtn", "--format", "int-quantized"], IncompatibleOptions,
          "doesn't write int4 as int-quantized"),
         (["--scheme", "int4", "--calibration", "s3://some/set"], InvalidInput, "s3://some/set"),

@@ -21,8 +21,6 @@ from builder.sources.datasets import calibration_file
 from builder.sources.factory import open_source, source_forms
 from builder.variants import (
     ENGINES,
-    EVALUATORS,
-    EvaluationChoices,
     QuantizeChoices,
     chosen_variants,
 )
@@ -41,7 +39,8 @@ from modelimage.user_cache import user_cache
 from weightyard.advanced import AdvancedOption
 from weightyard.build_report import shown_plan, shown_result
 from weightyard.console import Console, pass_console
-from weightyard.options import Number, access_options
+from weightyard.evaluation_options import evaluation_options
+from weightyard.options import access_options
 from weightyard.signals import stops_gently
 from weightyard.text import parse_bytes
 
@@ -113,42 +112,7 @@ Examples:
     metavar="SIZE",
     help="Split larger weight files losslessly, so that no layer is larger: 10GB.",
 )
-@click.option(
-    "--evaluate",
-    is_flag=True,
-    help="Compare each variant's predictions with the published weights', on a fixed text, and publish the result.",
-)
-@click.option(
-    "--evaluator",
-    cls=AdvancedOption,
-    type=click.Choice(EVALUATORS),
-    default=EVALUATORS[0],
-    show_default=True,
-    help="Runs the compared models; vllm needs variants that it serves on this machine.",
-)
-@click.option(
-    "--evaluation-text",
-    cls=AdvancedOption,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Text to compare on, instead of the shipped one.",
-)
-@click.option(
-    "--max-kl",
-    type=Number(min=0),
-    help="Fail above this KL divergence in nats; implies --evaluate.",
-)
-@click.option(
-    "--max-ppl-ratio",
-    cls=AdvancedOption,
-    type=Number(min=0),
-    help="Fail above this perplexity ratio; implies --evaluate.",
-)
-@click.option(
-    "--min-top1",
-    cls=AdvancedOption,
-    type=Number(min=0, max=1),
-    help="Fail below this top-1 agreement; implies --evaluate.",
-)
+@evaluation_options
 @click.option(
     "--include",
     multiple=True,
@@ -318,7 +282,7 @@ def _options(given: dict[str, Any]) -> BuildOptions:
             given["engine"],
             calibration_file(given["calibration"]) if given["calibration"] else None,
             int(given["group_size"]) if given["group_size"] else None,
-            _evaluation(given),
+            given["evaluation"],
             given["calibration_samples"],
         ),
         max_layer_size=parse_bytes(given["max_layer_size"]) if given["max_layer_size"] else None,
@@ -327,12 +291,6 @@ def _options(given: dict[str, Any]) -> BuildOptions:
         sbom=given["sbom"],
         provenance=given["provenance"],
     )
-
-
-def _evaluation(given: dict[str, Any]) -> EvaluationChoices | None:
-    bounds = given["max_kl"], given["max_ppl_ratio"], given["min_top1"]
-    choices = EvaluationChoices(given["evaluation_text"], *bounds, given["evaluator"])
-    return choices if given["evaluate"] or choices != EvaluationChoices() else None
 
 
 def _destination(

@@ -8,23 +8,21 @@ from typing import Any
 import click
 
 from builder.sources.datasets import calibration_file
-from modelimage.errors import InvalidInput
+from builder.variants import Steps, evaluation_of
 from quantize.evaluate import Evaluator
 from quantize.plan import Plan
-from quantize.quality import Comparison, Gates
+from quantize.quality import Comparison
 from quantize.quantizer import (
-    Evaluation,
     QuantizeOptions,
     QuantizeResult,
     plan_checkpoint,
     quantize_checkpoint,
 )
-from quantize.rtn import Progress
 from quantize.schemes import Format, Method, QuantizationEngine, Scheme
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
+from weightyard.evaluation_options import evaluation_options
 from weightyard.options import Number
-from weightyard.progress import Progress as Bar
 
 
 def _choice(
@@ -66,45 +64,13 @@ _FILE = click.Path(path_type=Path)
     metavar="N",
     help="Take the first N paragraphs, lines or rows of it.  [default: 128]",
 )
-@click.option(
-    "--evaluate", is_flag=True, help="Compare the predictions with the source's, on a fixed text."
-)
-@click.option(
-    "--evaluator",
-    cls=AdvancedOption,
-    type=_choice(Evaluator),
-    default="transformers",
-    show_default=True,
-    help="Runs the compared models; vllm needs variants that it serves on this machine.",
-)
-@click.option(
-    "--evaluation-text",
-    cls=AdvancedOption,
-    type=_FILE,
-    metavar="FILE",
-    help="Text to compare on, instead of the shipped one.",
-)
+@evaluation_options
 @click.option(
     "--min-sqnr",
     cls=AdvancedOption,
     type=Number(),
     metavar="DB",
     help="Fail when a matrix has a lower signal-to-noise ratio, in dB.",
-)
-@click.option(
-    "--max-kl", type=Number(min=0), help="Fail above this KL divergence (with --evaluate)."
-)
-@click.option(
-    "--max-ppl-ratio",
-    cls=AdvancedOption,
-    type=Number(min=0),
-    help="Fail above this perplexity ratio (with --evaluate).",
-)
-@click.option(
-    "--min-top1",
-    cls=AdvancedOption,
-    type=Number(min=0, max=1),
-    help="Fail below this top-1 agreement (with --evaluate).",
 )
 @click.option(
     "--threads",
@@ -129,7 +95,7 @@ def quantize(console: Console, /, *, source: Path, out: Path, dry_run: bool, **g
         return
     with console.progress(f"quantizing {source.name}", plan.work_bytes) as bar:
         result = quantize_checkpoint(
-            source, out, options, _advancing(bar), console.say,
+            source, out, options, Steps(bar), console.say,
             lambda stage: bar.stage(stage.name, stage.done, stage.total),
         )  # fmt: skip
     if given["quality_file"] is not None:
@@ -138,12 +104,6 @@ def quantize(console: Console, /, *, source: Path, out: Path, dry_run: bool, **g
 
 
 def _options(given: dict[str, Any]) -> QuantizeOptions:
-    gates = Gates(given["max_kl"], given["max_ppl_ratio"], given["min_top1"])
-    if (gates.any or given["evaluation_text"]) and not given["evaluate"]:
-        raise InvalidInput(
-            "--max-kl, --max-ppl-ratio, --min-top1 and --evaluation-text need a measurement",
-            hint="Add --evaluate.",
-        )
     return QuantizeOptions(
         scheme=Scheme(given["scheme"]),
         format=Format(given["format_"]) if given["format_"] else None,
@@ -154,24 +114,8 @@ def _options(given: dict[str, Any]) -> QuantizeOptions:
         calibration_samples=given["calibration_samples"],
         min_sqnr=given["min_sqnr"],
         threads=given["threads"],
-        evaluation=_evaluation(gates, given) if given["evaluate"] else None,
+        evaluation=evaluation_of(given["evaluation"]),
     )
-
-
-def _evaluation(gates: Gates, given: dict[str, Any]) -> Evaluation:
-    return Evaluation(gates, given["evaluation_text"], Evaluator(given["evaluator"]))
-
-
-def _advancing(bar: Bar) -> Progress:
-    """Adapts the engine's total of done bytes to the increments that a bar takes."""
-    before = 0
-
-    def advance(done: int, _total: int) -> None:
-        nonlocal before
-        bar.advance(done - before)
-        before = done
-
-    return advance
 
 
 def _plan_document(plan: Plan, engine: QuantizationEngine) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import click
 from modelimage.access import Access, open_reader
 from modelimage.cpus import local_cpus
 from modelimage.errors import InvalidInput, Unreachable
+from modelimage.installation import installed_version
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.given_workspace import read_workspace
@@ -110,7 +110,7 @@ def render(
         scraped_from=scrape_from,
     )  # fmt: skip
     shown = header(
-        workspace, release, target=target, file=str(file), version=version("weightyard"),
+        workspace, release, target=target, file=str(file), version=installed_version(),
         scraped_from=scrape_from,
     )  # fmt: skip
     console.result(

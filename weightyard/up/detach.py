@@ -15,10 +15,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
+from builder.reporter import Progress
 from modelimage.child import python_module
 from weightyard.console import Console, debugging
 from weightyard.exits import RelayedError
-from weightyard.progress import Progress
 from weightyard.up.inference_server import POLL
 from weightyard.up.phases import Phase
 from weightyard.up.state import State, WorkspaceDirectory, is_running, runs_already

@@ -22,7 +22,7 @@ from modelimage.foreign import (
     parse_record,
     resolve_ours,
 )
-from modelimage.foreign.roles import role_of
+from modelimage.foreign.model import role_of
 from modelimage.hasher import FileDigests, hash_file
 from modelimage.recipe import Literal
 from modelimage.record import ModelFacts, Record, Role
