@@ -3,8 +3,8 @@
     <root>/images/documents/<hex>           the bytes of a document
     <root>/images/repositories/<hash>.json  a repository's documents and tags, and since when it is public
 
-A document is served for a repository only if it came from there. Lost entries are fetched
-again, so a damaged entry counts as missing.
+A document is served for a repository only if it came from there. Lost entries are fetched again, so a damaged entry
+counts as missing, and a repository with too many documents loses those that were written first.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ from modelimage import canonical
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
+from modelimage.recent import Recent
 
 _MODE = 0o644
+# Of a repository. A registry's repository gets some with every tag that is pulled, a Hub's with every small file.
+_MOST_DOCUMENTS: Final = 4096
+# The Hub's are kept without a stored model, and callers choose which ones.
+_MOST_REPOSITORIES: Final = 1000
 _NO_TAGS: Final[Mapping[str, Digest]] = MappingProxyType({})
 
 
@@ -69,7 +74,7 @@ class ManifestCache:
         self._documents, self._repositories = paths.documents, paths.repositories
         self._disk = disk
         self._lock = threading.RLock()
-        self._known: dict[str, RepositoryEntry] = {}
+        self._known = Recent[str, RepositoryEntry](_MOST_REPOSITORIES)
 
     def keep(
         self,
@@ -88,6 +93,9 @@ class ManifestCache:
                     self._write(path, data)
                 types[str(descriptor.digest)] = descriptor.media_type
             meanings.update({tag: str(digest) for tag, digest in tags.items()})
+            if len(types) > _MOST_DOCUMENTS:
+                types = self._newer_half(types)
+                meanings = {tag: digest for tag, digest in meanings.items() if digest in types}
             # After the documents: an entry must never name one that isn't durable.
             if (types, meanings) != (known.documents, known.tags):
                 self._put(replace(known, documents=types, tags=meanings))
@@ -132,19 +140,21 @@ class ManifestCache:
             known = self._of(repository)
             if known.documents:
                 self._put(replace(known, public=at))
-            else:
-                self._known.pop(repository, None)
 
     def prune(self, wanted: Callable[[str], bool]) -> int:
-        """Remove unwanted repositories, then unreferenced documents; the number of entries removed."""
+        """Remove unwanted repositories and the least recent of too many, then unreferenced documents.
+
+        Returns the number of entries removed.
+        """
         with self._lock:
             kept: set[str] = set()
             gone = 0
-            for path in listed(self._repositories):
+            self._known = Recent(_MOST_REPOSITORIES)
+            newest = sorted(listed(self._repositories), key=_written, reverse=True)
+            for count, path in enumerate(newest):
                 known = self._read(path)
-                if known is None or not wanted(known.repository):
+                if known is None or count >= _MOST_REPOSITORIES or not wanted(known.repository):
                     self._disk.remove_tree(path)
-                    self._known.pop(known.repository if known else "", None)
                     gone += 1
                 else:
                     kept.update(Digest.parse(each).hex for each in known.documents)
@@ -163,8 +173,15 @@ class ManifestCache:
             known = read if read and read.repository == repository else RepositoryEntry(repository)
             # Unknown repositories aren't remembered: clients choose the names and could fill the memory.
             if known.documents:
-                self._known[repository] = known
+                self._known.put(repository, known)
         return known
+
+    def _newer_half(self, types: Mapping[str, str]) -> dict[str, str]:
+        """Half of the documents, so that the sorting is rare. The others' files go with the next `prune`."""
+        newest = sorted(
+            types, key=lambda each: _written(self._documents / Digest.parse(each).hex), reverse=True
+        )
+        return {digest: types[digest] for digest in newest[: _MOST_DOCUMENTS // 2]}
 
     def _read(self, path: Path) -> RepositoryEntry | None:
         if not is_plain_file(path):
@@ -177,7 +194,7 @@ class ManifestCache:
 
     def _put(self, known: RepositoryEntry) -> None:
         self._write(self._path(known.repository), known.to_bytes(), _MODE)
-        self._known[known.repository] = known
+        self._known.put(known.repository, known)
 
     def _write(self, path: Path, data: bytes, mode: int = READ_ONLY_FILE) -> None:
         """Write an entry in the place of whatever has its name: it is a cache's, and can be fetched again."""
@@ -188,6 +205,14 @@ class ManifestCache:
 
     def _path(self, repository: str) -> Path:
         return self._repositories / f"{hashlib.sha256(repository.encode()).hexdigest()[:40]}.json"
+
+
+def _written(path: Path) -> float:
+    """When a file was written last, in seconds since the epoch; 0 for one that is gone."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _texts(value: Any) -> dict[str, str]:

@@ -1,13 +1,15 @@
-"""The shelf: what it keeps, for whom, and that damage counts as missing."""
+"""The manifest cache: what it keeps, for whom, how much at most, and that damage counts as missing."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache_agent.store import manifests
 from cache_agent.store.disk import Disk
 from cache_agent.store.manifests import ManifestCache, RepositoryEntry
 from cache_agent.store.paths import StorePaths
@@ -70,6 +72,39 @@ def test_public_places_are_remembered_only_with_something_to_give(paths: StorePa
     assert ManifestCache(paths, Disk()).public_since("reg/a") == 5.0
     manifest_cache.note_public("reg/a", None)
     assert ManifestCache(paths, Disk()).public_since("reg/a") is None
+
+
+def test_a_repository_keeps_its_newest_documents(
+    paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "_MOST_DOCUMENTS", 4)
+    manifest_cache = ManifestCache(paths, Disk())
+    contents = [b"%d" % number for number in range(5)]
+    for number, data in enumerate(contents):
+        manifest_cache.keep("reg/a", [(described(data), data)], {f"v{number}": Digest.of(data)})
+        os.utime(paths.documents / Digest.of(data).hex, (number, number))
+    held = [data for data in contents if manifest_cache.find("reg/a", Digest.of(data))]
+    assert len(held) == 2
+    assert contents[-1] in held
+    assert [manifest_cache.tagged("reg/a", f"v{n}") for n in range(5)] == [
+        Digest.of(data) if data in held else None for data in contents
+    ]
+    manifest_cache.prune(lambda place: True)
+    assert len(list(paths.documents.iterdir())) == 2
+
+
+def test_the_least_recent_of_too_many_repositories_are_forgotten(
+    paths: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "_MOST_REPOSITORIES", 2)
+    manifest_cache = ManifestCache(paths, Disk())
+    for number, repository in enumerate(("hub:a", "hub:b", "hub:c")):
+        manifest_cache.keep(repository, [(described(b"one"), b"one")])
+        (entry,) = [each for each in paths.repositories.iterdir() if each.stat().st_mtime > 10]
+        os.utime(entry, (number, number))
+    manifest_cache.prune(lambda place: True)
+    held = [each for each in ("hub:a", "hub:b", "hub:c") if manifest_cache.documents(each)]
+    assert held == ["hub:b", "hub:c"]
 
 
 texts = st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3)
