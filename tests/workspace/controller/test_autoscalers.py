@@ -14,7 +14,7 @@ from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.keda import install_keda, remove_keda
 from tests.workspace.controller.living import control, make_runner
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from tests.workspace.controller.test_drain import cordon, drain
+from tests.workspace.controller.test_drain import check_replacement, cordon
 from tests.workspace.controller.test_reconcile import Json, condition, deployment
 from tests.workspace.controller.test_running import until
 from workspace.controller.kube_api import KubernetesApi
@@ -72,13 +72,7 @@ def service_role(made: Cluster) -> str:
 def test_the_only_server_goes_after_its_replacement_is_ready(scale: Json) -> None:
     made = scaled("n1", "n2", "n3", **scale)
     made.settle()
-    (old,) = made.ready_servers()
-    assert drain(made, old["spec"]["nodeName"]) >= 1
-    made.settle()
-    (new,) = made.ready_servers()
-    assert new["spec"]["nodeName"] != old["spec"]["nodeName"]
-    assert deployment(made)["spec"]["replicas"] == 1
-    assert condition(made, "Ready")["status"] == "True"
+    check_replacement(made)
 
 
 @pytest.mark.parametrize("scale", [HPA, {**KEDA, "min": 0}])
