@@ -180,6 +180,7 @@ def _text(output: IO[bytes]) -> str:
 def read_stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat after the command's name, see proc(5); None when the process is gone or hidden."""
     try:
+        # A program names itself, with any bytes.
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
@@ -199,4 +200,6 @@ def _bytes_read(pid: int) -> int:
     except OSError:
         return 0
     counts = {name: int(value) for name, _, value in (line.partition(":") for line in lines)}
+    # `rchar` lacks the page faults of mapped files, `read_bytes` what the page cache answered: with either, the sum
+    # grows.
     return counts.get("rchar", 0) + counts.get("read_bytes", 0)

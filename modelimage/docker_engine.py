@@ -127,6 +127,7 @@ class DockerEngine:
 def _check_socket(host: str) -> None:
     """Raise Unreachable when nothing listens; on this error the SDK would leak its own socket."""
     scheme, _, path = host.partition("://")
+    # Only a socket's file can be tried without a handshake; for TCP the SDK's own error must do.
     if scheme != "unix":
         return
     try:

@@ -106,6 +106,7 @@ def check_space(directory: Path, needed: int) -> None:
 
 def fsync_path(path: Path) -> None:
     """Make a file's bytes, or a directory's entries, durable."""
+    # Read-only: a directory can't be opened otherwise, and fsync(2) doesn't ask for more.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

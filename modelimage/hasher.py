@@ -234,6 +234,8 @@ def _buffers(
     descriptor: int, path: Path, size: int, pipeline: HashPipeline
 ) -> Iterator[tuple[bytearray, memoryview]]:
     """Read up to `size` bytes, filling every buffer except the file's last."""
+    # Doubles the kernel's readahead, which else is too short for a disk that needs many requests at once. macOS lacks
+    # it.
     if hasattr(os, "posix_fadvise"):
         with reading(path):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)

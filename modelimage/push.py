@@ -124,6 +124,7 @@ def plan_push(blobs: Iterable[Descriptor], present: Collection[Digest]) -> PushP
 
 def find_present(writer: ImageWriter, blobs: Sequence[Descriptor]) -> frozenset[Digest]:
     """The blobs that a destination has, checked in parallel."""
+    # Each answer takes a round trip and no bandwidth: one after another, hundreds of layers would take minutes.
     with ThreadPoolExecutor(WORKERS) as pool:
         found = pool.map(writer.has_blob, blobs)
         return frozenset(blob.digest for blob, there in zip(blobs, found, strict=True) if there)

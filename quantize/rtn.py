@@ -78,6 +78,7 @@ class _OpenShard:
         self._source = os.open(source, os.O_RDONLY)
         try:
             self._target = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        # `close` is called only for what was made.
         except OSError:
             os.close(self._source)
             raise
@@ -116,7 +117,7 @@ class _Run:
         self._disk = disk
         self._unfinished = unfinished
         self._submitted: list[Future[Mapping[str, Energies]]] = []
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._queue = self._draw()
         self._open: dict[str, _OpenShard] = {}
         self._total = sum(b.cost for s in plan.shards for b in blocks(s, plan.format))

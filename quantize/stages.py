@@ -61,6 +61,7 @@ class StageReader:
                 new = file.read()
         except FileNotFoundError:
             return self.latest
+        # The worker may be in the middle of a line: the rest is read next time.
         whole, newline, _ = new.rpartition(b"\n")
         self._read += len(whole) + len(newline)
         for line in whole.splitlines():

@@ -48,6 +48,7 @@ class Staging:
 
     def finish(self, temporary: Path, name: str) -> None:
         """Make a file durable, then give it its final name."""
+        # In this order: after a crash a name in the directory must mean a complete file.
         fsync_path(temporary)
         temporary.rename(self.directory / name)
         fsync_path(self.directory)

@@ -92,6 +92,7 @@ def quick(
     """Completions as value, kind and note; None where click must be asked. `commands`: names with their summaries."""
     words, head, incomplete = _rejoined(words, incomplete)
     given = [word for word in words if not word.startswith("-")]
+    # Options are the commands' own, so that only click knows them.
     if incomplete.startswith("-"):
         return None
     if not given:
@@ -104,6 +105,7 @@ def quick(
         return _matching(itertools.chain(topics, commands.items()), head, incomplete)
     if (command[0], last) in _FILE_OPTIONS:
         return [(incomplete, "file", "")]
+    # Whether another one takes a value is click's to know.
     if last.startswith("-"):
         source = OPTIONS.get((command[0], last))
     elif command in FILES:

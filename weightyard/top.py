@@ -123,6 +123,7 @@ def cluster_frame(nodes: Sequence[NodeCache], workspaces: Sequence[Json]) -> Fra
     moving = [
         (f"{wanted.name} on {node.name}", *_desired_row(wanted)[1:])
         for node in nodes
+        # Those at rest aren't listed: among hundreds, the few that move would be lost.
         for wanted in node.status.desired
         if wanted.state in _MOVING
     ]

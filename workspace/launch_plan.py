@@ -171,6 +171,7 @@ def plan_launch(
     The site must have a directory for every adapter of the spec. `lora_ranks` are the adapters' ranks, 0 where unknown.
     """
     spec = workspace.spec
+    # From here on with the chosen file's sizes, by which it was fitted.
     record = of_file(record, spec.model.file)
     template = TEMPLATES[spec.runtime.engine]
     _check_format(spec.runtime.engine, template, record)

@@ -44,6 +44,8 @@ def of_file(record: Servable, name: str | None) -> Servable:
             if choices
             else "Its weights aren't GGUF; remove spec.model.file.",
         )
+    # The nodes hold every quantization; memory is needed for the chosen one, in place of the one that the record
+    # assumes.
     others = {path for each in choices if each != chosen for path in each}
     usual = sum(sizes[path] for path in choices[0])
     more = sum(sizes[path] for path in chosen) - usual

@@ -110,6 +110,7 @@ def _check_link(location: Path, path: str) -> None:
             f"{path!r} in the checkpoint links to a file that isn't there",
             hint="Download the checkpoint again, or remove the link.",
         ) from error
+    # RuntimeError: what `resolve` raises for a loop before Python 3.13.
     except (OSError, RuntimeError) as error:
         raise InvalidCheckpoint(
             f"{path!r} in the checkpoint is a link that can't be followed (a loop?)",

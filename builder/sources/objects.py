@@ -244,6 +244,7 @@ class ObjectSource:
             except _Stopped:
                 return
             except BaseException:
+                # Without this part the file can't be completed: the others needn't arrive.
                 stopped.set()
                 raise
 

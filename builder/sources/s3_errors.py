@@ -65,6 +65,7 @@ def mapped(what: str) -> Iterator[None]:
             f"S3 can't be used for {what}: {first_line(error)}",
             hint="Check the address, AWS_REGION and AWS_ENDPOINT_URL.",
         ) from error
+    # Last: the base class of those above.
     except boto.BotoCoreError as error:
         raise RemoteRefused(f"S3 failed for {what}: {first_line(error)}") from error
 

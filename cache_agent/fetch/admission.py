@@ -38,6 +38,7 @@ class AdmissionGroup:
         """Admit the files that wait. Raises DigestMismatch, DiskFailed, NoSpace."""
         with self._lock:
             group, self._waiting = self._waiting, []
+        # Outside the lock: the files are made durable, and workers go on adding meanwhile.
         self._files.admit([admission for admission, _ in group])
         for _, admitted in group:
             admitted()

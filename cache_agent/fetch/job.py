@@ -287,6 +287,7 @@ class Job:
     def _views(self, state: RequestState) -> list[SourceView]:
         return [
             SourceView(
+                # Rests hold for every request to the source, the other delay for this one.
                 max(self._rests[index], state.backoff_until.get(index, 0.0)),
                 index in state.excluded,
                 state.failures.get(index, 0),

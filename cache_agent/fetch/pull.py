@@ -59,6 +59,7 @@ class Pull:
     def join(self) -> None:
         """Wait for the end, successful or not."""
         self._ended.wait()
+        # Never started where the system allows no more threads.
         if self._thread.ident is not None:
             self._thread.join()
 

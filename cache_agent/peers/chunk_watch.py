@@ -101,6 +101,7 @@ class ChunkListPoller:
     def views(self, file: FileName) -> list[tuple[Member, Have, bool]]:
         """The live peers that have or fetch a file: (member, its chunks, whether it made progress recently)."""
         now = self.monotonic()
+        # Before the lock: reputations have their own, and no thread holds both.
         live = self.live()
         with self._lock:
             known = [(member, self._views.get((member.id, file.identity))) for member in live]

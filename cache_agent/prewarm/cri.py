@@ -71,6 +71,7 @@ class Cri:
                 done.set_result(None)
 
         def wake(_: object) -> None:
+            # gRPC calls back in a thread of its own.
             loop.call_soon_threadsafe(ended)
 
         call = channel.unary_unary(

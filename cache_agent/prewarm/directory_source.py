@@ -141,6 +141,8 @@ class DirectorySource:
         loop = asyncio.get_running_loop()
 
         def drain() -> None:
+            # What the events say doesn't matter, since the directory is read whole; unread, they would wake the loop
+            # for ever.
             with suppress(BlockingIOError):
                 while os.read(fd, 1 << 16):
                     pass

@@ -386,6 +386,7 @@ class Reconciler:
             await self.executor.call(change)
         except WeightyardError as error:
             self.note("store not changed", problem=error.message)
+        # After a failure too: part of the change may have happened.
         self._looked = None
         self.wake()
 

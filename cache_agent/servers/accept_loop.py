@@ -84,6 +84,8 @@ class Acceptor:
             tasks = [accepting, *self._starting]
             for each in tasks:
                 each.cancel()
+            # Before the socket is closed: its number may be another file's at once, and a task must not accept from
+            # that.
             await asyncio.gather(*tasks, return_exceptions=True)
             self._listening.close()
             if self._spare is not None:
@@ -121,10 +123,12 @@ class Acceptor:
             )
         except (OSError, ssl.SSLError) as error:
             logger.debug("a connection failed at its start: %s", error)
+            # No transport has it yet that would close it.
             connection.close()
         except asyncio.CancelledError:
             connection.close()
             raise
+        # The one that `_use_spare` gave up, as soon as a descriptor is free.
         if self._limits.reserve and self._spare is None:
             with suppress(OSError):
                 self._spare = _descriptor()

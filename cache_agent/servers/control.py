@@ -176,6 +176,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except WeightyardError as error:
         return _one(to_view(error), status=status_of(error))
+    # aiohttp's own answers, and clients that left, to whom nothing can be said.
     except (web.HTTPException, ConnectionError):
         raise
     except Exception as error:  # noqa: BLE001 - a bulkhead, as in `_pull`

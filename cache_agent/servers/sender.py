@@ -172,6 +172,7 @@ async def following(
 def _opened(path: Path) -> FileIO | None:
     try:
         return path.open("rb", buffering=0)
+    # Evicted since it was looked up.
     except FileNotFoundError:
         return None
 

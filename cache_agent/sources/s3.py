@@ -132,6 +132,7 @@ class S3Bucket:
             import boto3  # noqa: PLC0415
             from botocore.config import Config  # noqa: PLC0415
 
+            # Fails soon: the engine repeats requests itself, and may have other sources.
             config = Config(
                 connect_timeout=5,
                 read_timeout=30,

@@ -324,6 +324,7 @@ class Ledger(Queries):
         try:
             yield
         except sqlite3.OperationalError as error:
+            # By its words: SQLite reports a full disk, damage and missing tables as one class.
             if "full" in str(error):
                 raise NoSpace(f"no space left for the ledger {self._path}") from error
             if "malformed" in str(error) or "no such" in str(error):
@@ -338,6 +339,7 @@ class Ledger(Queries):
 
 def _make_private(path: Path) -> None:
     """Create the ledger's file for this user only; SQLite gives its log the same mode."""
+    # Before SQLite opens them: a mode that is corrected afterwards leaves a moment in which others can read.
     for suffix in ("", "-wal", "-shm"):
         each = path.with_name(path.name + suffix)
         if suffix and not is_plain_file(each):
@@ -352,6 +354,7 @@ def _make_private(path: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    # Transactions begin where `transaction` says, and the locks keep threads apart: SQLite needs to do neither.
     made = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     made.execute("PRAGMA cache_size=-2048")
     return made

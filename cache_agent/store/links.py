@@ -54,6 +54,7 @@ def read_origin(path: Path) -> ImageOrigin:
 
 def find_record(paths: StorePaths, key: Digest) -> AnyRecord | None:
     """A model's record from its directory or, when it is missing or wrong there, from the store's own copy."""
+    # Two copies, because a damaged record must not cost hundreds of gigabytes of sound files.
     for path in (paths.model(key) / RECORD_NAME, paths.record(key)):
         with suppress(InvalidImage, NotWritable):
             if is_plain_file(path) and (record := read_record(path)).key == key:

@@ -132,6 +132,7 @@ class Store:
         """Recover the store; a ledger that turns out damaged on the way is rebuilt from the files."""
         try:
             return self._recoverer().run()
+        # Once: what fails with an empty ledger too isn't the old one's damage.
         except LedgerDamaged:
             self.ledger.close()
             self.ledger = new_ledger(self.paths, self.disk)

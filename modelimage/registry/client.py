@@ -331,6 +331,7 @@ def _described(response: Response) -> Descriptor | None:
     media_type, length = _media_type(response), response.header("Content-Length")
     digest = response.header("Docker-Content-Digest")
     size = parse_count(length)
+    # Some registries leave headers out of their answers to HEAD: the manifest is then read to describe it.
     if media_type is None or not size or digest is None:
         return None
     try:

@@ -39,6 +39,7 @@ def resolve_host(host: str, port: int) -> list[str]:
     """The addresses of a host, as the system resolves it. Raises Unreachable."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # UnicodeError: IDNA can't encode a label that is empty or too long.
     except (OSError, UnicodeError) as error:
         raise Unreachable(
             f"can't resolve {host}: {error}", hint="Check the host name and the network."

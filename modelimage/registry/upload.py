@@ -244,6 +244,7 @@ def upload_url(base: str, location: str) -> str:
         here, there = WebOrigin.parse(base), WebOrigin.parse(url)
     except (ValueError, InvalidInput) as error:
         raise RemoteRefused(f"the registry directs uploads to {location[:200]!r}") from error
+    # The weights would follow, for anyone on the way to read and change.
     if here.encrypted and not there.encrypted:
         raise RemoteRefused(
             f"{here} directs uploads to {there}, which isn't encrypted",

@@ -135,6 +135,7 @@ def _write(target: Path, header: bytes, pieces: list[_Piece]) -> None:
         for piece in pieces:
             source = os.open(piece.path, os.O_RDONLY)
             try:
+                # In the kernel: the weights needn't pass through this process, and some filesystems share the blocks.
                 copy_range(source, piece.source, descriptor, piece.target, size=piece.size)
             finally:
                 os.close(source)

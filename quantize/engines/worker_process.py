@@ -84,6 +84,7 @@ def _followed(worker: subprocess.Popen[bytes], stages: StageReader, on_stage: On
             except subprocess.TimeoutExpired:
                 continue
     except BaseException:
+        # It has the GPU's memory, and nobody would wait for its result.
         worker.kill()
         raise
 

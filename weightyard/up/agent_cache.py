@@ -170,6 +170,7 @@ def _resolve(
     if found is None:
         try:
             served = served_from_image(reader, root, LINUX_AMD64)
+        # Of compressed layers the files are known once all is read.
         except InvalidImage:
             return None
         found = {served.variant: served}

@@ -62,6 +62,7 @@ def find_program(engine: Engine, python: Path, *, gpu: bool) -> EngineProgram:
     package = module.partition(".")[0]
     command = [str(python), "-c", _PROBE, package]
     try:
+        # Asked of that interpreter: this process may run in another environment, without the engine.
         done = run_child(command, env={**os.environ, **SAFE_PATH}, stall_seconds=_PROBE_STALL)
         installed, found = json.loads(done.stdout)
     except (OSError, TimedOut, ValueError) as error:

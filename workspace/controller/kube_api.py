@@ -129,6 +129,7 @@ class KubernetesApi:
 
     async def delete(self, reference: Reference, namespace: str | None, *, uid: str) -> None:
         """Deletes the object with this uid; a missing one is fine. Raises Conflict when another object has its name."""
+        # Background: what depends on it is for the API server's garbage collector, and nobody waits here.
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",

@@ -119,6 +119,7 @@ class Leadership:
             async with asyncio.timeout(seconds):
                 held = await self._try()
         except TimeoutError:
+            # The write may have arrived: only the next read tells.
             return None
         if held is not None:
             self._liveness.beat(leads=held)

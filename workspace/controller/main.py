@@ -131,6 +131,7 @@ async def _lead(leadership: Leadership, *work: Coroutine[Any, Any, None]) -> Non
             for each in (leadership.keep(), *work):
                 group.create_task(each)
     except asyncio.CancelledError:
+        # So that the next leader needn't wait for the Lease to lapse.
         await leadership.release()
         raise
 

@@ -52,6 +52,7 @@ def parse_event(event: Json) -> MountNews | None:
     """What an Event tells of a pod's volumes; None if it is about something else."""
     reason, text = event.get("reason"), str(event.get("message") or "")
     series = event.get("series") or {}
+    # Two generations of the Events API: newer clients note a repetition in `series`, older ones in `lastTimestamp`.
     at = str(
         series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
     )
@@ -60,6 +61,7 @@ def parse_event(event: Json) -> MountNews | None:
         return MountNews(text[:_MOST_WORDS], failed=False, at=at)
     if reason != "FailedMount":
         return None
+    # kubelet puts its own words in front of the driver's, which would push the cause out of the bound.
     plain = _PREFIX.sub("", text, count=1)
     error = _CSI_ERROR.search(plain)
     if error is not None:

@@ -46,6 +46,7 @@ class WorkQueue(Generic[K]):
         while not self._waiting:
             self._ready.clear()
             await self._ready.wait()
+        # A dict, because it keeps the order and holds each key once. Marked as worked on, no second worker gets it.
         key = next(iter(self._waiting))
         del self._waiting[key]
         self._working.add(key)

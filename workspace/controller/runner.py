@@ -165,6 +165,7 @@ class Runner:
             if not isinstance(action, Apply):
                 continue
             kind, name = action.document["kind"], action.document["metadata"]["name"]
+            # What the watches show carries the Workspace's label, and so is ours.
             if observed.find(kind, name) is None:
                 namespace = action.document["metadata"].get("namespace")
                 try:

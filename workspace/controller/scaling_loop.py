@@ -91,6 +91,7 @@ def policy_of(workspace: Workspace, args: Sequence[str] = ()) -> Policy | None:
 
 async def read_load(session: aiohttp.ClientSession, targets: Targets) -> Load:
     """The current load of one Workspace. A server that doesn't respond is missing in the readings."""
+    # Of each Workspace: one with hundreds of servers must not open as many connections at once.
     places = asyncio.Semaphore(_AT_ONCE)
     pages = await asyncio.gather(*(_reading(session, each, places) for each in targets.servers))
     held = await _held(session, targets.activator) if targets.activator else 0

@@ -203,12 +203,16 @@ class Watches:
             kind: KindWatch(kind, found, liveness=liveness, present=present)
             for kind, found in caches.items()
         }
+        # Kinds of other operators come and go with them: a watch of a missing one waits for its definition, and asks
+        # nothing.
         definitions = {kind: Definition() for kind in OPTIONAL}
         self._followers = [
             Follower(
                 client,
                 RESOURCES[kind].path(None),
                 listener,
+                # Of Pods and Deployments a cluster may have tens of thousands; the API server sends only those of
+                # Workspaces.
                 {} if kind in _WHOLE else {"labelSelector": names.WORKSPACE},
                 sleep=definitions[kind].pause if kind in definitions else asyncio.sleep,
                 backoff=_backoff(),
@@ -220,6 +224,7 @@ class Watches:
                 client,
                 RESOURCES["CustomResourceDefinition"].path(None),
                 definition,
+                # A watch for each: the selector takes one name, and other definitions can have megabytes.
                 {"fieldSelector": f"metadata.name={RESOURCES[kind].definition}"},
                 backoff=_backoff(),
             )

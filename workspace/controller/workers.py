@@ -101,6 +101,7 @@ class Workers:
     async def _reported(self, key: Key, error: Exception) -> None:
         try:
             await self._report(key, error)
+        # A bulkhead: the worker has other Workspaces.
         except Exception:
             logger.exception("%s/%s: the error can't be reported", *key)
 

@@ -70,6 +70,7 @@ class Heartbeat:
             "leaseDurationSeconds": int(SILENT_SECONDS),
             "renewTime": _micro_time(self.clock()),
         }
+        # Renewed before it is made: it is missing once in a node's life.
         try:
             await self.api.patch(f"{path}/{lease_name(self.node)}", json.dumps({"spec": spec}))
         except NotFound:

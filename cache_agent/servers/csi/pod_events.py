@@ -54,6 +54,7 @@ class PodEvents:
                 except WeightyardError as error:
                     self.note("event not written", pod=told.name, problem=error.message)
         finally:
+            # Nothing takes events out any more.
             self._queue = None
 
 

@@ -131,6 +131,7 @@ class HubService:
             raise unknown_revision(address.repo, address.revision)
 
     def _shown(self, repo: str, caller: Caller) -> bool:
+        # Only answers that the authorizer still remembers count: the Hub can't be asked.
         def away(_: Credential | None) -> UpstreamAnswer:
             return UpstreamAnswer.UNREACHABLE
 

@@ -123,6 +123,7 @@ class TrustedImages:
         if not isinstance(image, RegistryReference):
             return None
         try:
+            # Its files stand in for the Hub's, for every caller: nobody's own access may be needed for them.
             question = self.registries.manifest_question(image)
             self.gate.admit(repository_of(image), NOBODY, question)
         except WeightyardError as error:

@@ -63,6 +63,7 @@ def _link(source: Path, target: Path) -> int:
     try:
         target.hardlink_to(source)
     except FileExistsError:
+        # From an earlier view of the model, or one that was interrupted.
         if target.samefile(source):
             return 0
         raise NotWritable(
