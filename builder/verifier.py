@@ -41,6 +41,8 @@ from modelimage.stage_workers import run_all
 
 # Hashing one file already keeps several cores busy.
 _READS_AT_ONCE: Final = 2
+# Kept in memory, of one layer: an image has one.
+_MOST_RECORDS: Final = 4
 _NO_RECIPE: Final = Recipe.from_segments(())
 
 
@@ -157,10 +159,10 @@ def verify_foreign(reader: ImageReader, model: ForeignModel, advance: Advance) -
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Of one layer: the digests of its files by member, and the last file with a record's name and size."""
+    """Of one layer, by member: the digests of its files, and the first files with a record's name and size."""
 
     digests: Mapping[int, Digest]
-    record: bytes | None
+    records: Mapping[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,23 +174,26 @@ class _HashedFile:
 
 def _hash_files(stream: LayerStream, *, hashing: bool) -> _Files:
     hashers: dict[int, Any] = {}
-    record: bytearray | None = None
+    records: dict[int, bytearray] = {}
     for piece in stream:
         if not hashing:
             continue
         hashers.setdefault(piece.member, hashlib.sha256()).update(piece.data)
-        if piece.size <= MAX_RECORD_BYTES and stream.path(piece.member) == RECORD_NAME:
-            record = bytearray() if piece.offset == 0 or record is None else record
-            record += piece.data
+        # Wherever it lies: whether that is where the image has its model is known at the end.
+        named = stream.path(piece.member).rpartition("/")[2] == RECORD_NAME
+        if not named or piece.size > MAX_RECORD_BYTES:
+            continue
+        if piece.member in records or len(records) < _MOST_RECORDS:
+            records.setdefault(piece.member, bytearray()).extend(piece.data)
     digests = {member: Digest(hasher.hexdigest()) for member, hasher in hashers.items()}
-    return _Files(digests, bytes(record) if record is not None else None)
+    return _Files(digests, {member: bytes(data) for member, data in records.items()})
 
 
 def _original(model: ForeignModel, contents: Mapping[Digest, _Files]) -> Original | None:
     """What the carried record says of the verified files of an image; None without a record."""
     record = model.record
     if record is None and model.record_file is not None:
-        data = contents[model.record_file.layer].record
+        data = contents[model.record_file.layer].records.get(model.record_file.member)
         record = None if data is None else readable_record(data)
     if record is None:
         return None

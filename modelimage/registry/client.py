@@ -44,6 +44,8 @@ from modelimage.repository import MAX_MANIFEST_BYTES, BlobContent, BlobStream, S
 
 _ACCEPT: Final = ", ".join(sorted(mediatypes.MANIFEST_TYPES | mediatypes.INDEX_TYPES))
 _TAGS_PER_PAGE: Final = 1000
+# The statuses of registries, and of what stands before them, that don't support HEAD.
+_NO_HEAD: Final = frozenset({400, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,8 @@ class RegistryRepository:
         wanted = Digest.parse(name) if ":" in name else None
         response = self._send("HEAD", f"manifests/{name}", {"Accept": _ACCEPT})
         described = _described(response) if response.status == 200 else None
-        # 405 means that the registry doesn't support HEAD here, so the manifest itself is fetched below.
-        if response.status in (200, 405):
+        # Without HEAD, the manifest itself is fetched below.
+        if response.status == 200 or response.status in _NO_HEAD:
             response.discard()
         else:
             # The response to a HEAD has no body to quote.
@@ -178,7 +180,8 @@ class RegistryRepository:
         """Whether the registry has the blob with its full length."""
         # The push scope, so that the upload that usually follows uses the same cached token.
         response = self._send("HEAD", f"blobs/{descriptor.digest}", scopes=self._push)
-        if response.status == 404:
+        # Without HEAD, an upload finds out: registries take a blob again that they have.
+        if response.status == 404 or response.status in _NO_HEAD:
             response.discard()
             return False
         if response.status != 200:

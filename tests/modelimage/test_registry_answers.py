@@ -58,13 +58,20 @@ def test_a_head_that_says_less_is_followed_by_a_get(missing: str) -> None:
 @pytest.mark.parametrize(
     "head",
     [
+        Answer(400),
         Answer(405),
+        Answer(501),
         Answer(200, {**FULL, "Content-Length": "0"}),
         Answer(200, {**FULL, "Docker-Content-Digest": "md5:x"}),
     ],
 )
 def test_a_head_that_is_of_no_use_is_followed_by_a_get(head: Answer) -> None:
     assert answering(head, Answer(200, TYPED, MANIFEST)).resolve("v1") == FOUND
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+def test_a_registry_without_head_may_lack_the_blob(status: int) -> None:
+    assert not answering(Answer(status)).has_blob(FOUND)
 
 
 def test_another_digest_than_asked_for_is_a_mismatch() -> None:

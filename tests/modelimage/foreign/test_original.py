@@ -21,7 +21,7 @@ from modelimage.foreign import (
 )
 from modelimage.layout import Layout
 from modelimage.mediatypes import OCI_CONFIG
-from tests.builder.building import build_here
+from tests.builder.building import build_here, weightyard_here
 from tests.builder.checkpoints import single
 from tests.modelimage.foreign.describing import check_pull, described
 from tests.modelimage.foreign.images import OCI_TAR, Maker, files_tar
@@ -128,3 +128,35 @@ def test_every_difference_from_the_record_is_named(built: tuple[Layout, BuildRes
     assert missing.differs == (record.files[0].path,)
     assert record.files[0].path in str(missing)
     assert Original.from_json(missing.to_json()) == missing
+
+
+@pytest.mark.parametrize("packing", [Packing.TAR, Packing.TAR_GZIP, Packing.TAR_ZSTD])
+@pytest.mark.parametrize("folder", ["", "models/"])
+@pytest.mark.parametrize("decoys", [0, 3])
+def test_verify_and_pull_find_the_record_wherever_the_files_lie(
+    built: tuple[Layout, BuildResult],
+    tmp_path: Path,
+    packing: Packing,
+    folder: str,
+    decoys: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layout, result = built
+    (record,) = result.records
+    weightyard_here(capsys, "pull", f"oci:{layout.path}:v1", "--root", tmp_path / "first")
+    (directory,) = (tmp_path / "first/models").iterdir()
+    files = {
+        f"{folder}{path.relative_to(directory).as_posix()}": path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    # As `COPY --from` of a Dockerfile leaves them, beside files of the same name that are none of the model's.
+    others = {f"usr/{number}/weightyard.json": b"{}" for number in range(decoys)}
+    maker = Maker(tmp_path / "made")
+    maker.image(files_tar({**others, **files} if folder else files), packing=packing)
+    image = f"oci:{tmp_path / 'made'}:latest"
+    verified = weightyard_here(capsys, "--json", "verify", image)
+    pulled = weightyard_here(capsys, "--json", "pull", image, "--root", tmp_path / "cache")
+    assert verified.code == pulled.code == 0, verified.err + pulled.err
+    assert verified.json["original"] == {"key": str(record.key), "variant": "bf16", "differs": []}
+    assert pulled.json["variant"] == "bf16"
