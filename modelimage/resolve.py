@@ -27,6 +27,7 @@ _LINK_LAYER = Digest.of(models_link_layer())
 _PATIENCE = 60.0
 # Of an index. Each variant has one for each platform and one in ModelPack's format.
 _MOST_MANIFESTS = 256
+_MOST_NESTED = 4
 # Parsing takes many times a record's size in memory. Threads that resolve images take turns, so that they don't take it
 # all together; it is the interpreter's one core that they would share anyway.
 _one_record = threading.Lock()
@@ -120,17 +121,34 @@ def record_place(
 
 
 def list_models(reader: ImageReader, root: Descriptor) -> list[Descriptor]:
-    """The model manifests of a root: itself, or an index's entries with their variant annotations."""
+    """The model manifests of a root: itself, or an index's entries with their variant annotations.
+
+    Entries that are indexes themselves are replaced by theirs. Raises InvalidImage above a number and depth of them.
+    """
     if root.media_type not in mediatypes.INDEX_TYPES:
         return [root]
-    what = f"index {root.digest}"
-    index = canonical.parse(reader.manifest(root), what=what)
-    manifests = descriptors(index, "manifests", what=what)
-    if not manifests:
-        raise InvalidImage(f"{what} lists no manifest")
-    if len(manifests) > _MOST_MANIFESTS:
-        raise InvalidImage(f"{what} lists more than {_MOST_MANIFESTS} manifests")
-    return manifests
+    found = [root]
+    for _ in range(_MOST_NESTED):
+        above, found = found, []
+        for each in above:
+            found += _entries(reader, each)
+            # Within the loop: the indexes are untrusted, and each may list as many.
+            if len(found) > _MOST_MANIFESTS:
+                raise InvalidImage(
+                    f"index {root.digest} lists more than {_MOST_MANIFESTS} manifests"
+                )
+        if not found:
+            raise InvalidImage(f"index {root.digest} lists no manifest")
+        if all(each.media_type not in mediatypes.INDEX_TYPES for each in found):
+            return found
+    raise InvalidImage(f"the indexes of {root.digest} nest deeper than {_MOST_NESTED}")
+
+
+def _entries(reader: ImageReader, listed: Descriptor) -> list[Descriptor]:
+    if listed.media_type not in mediatypes.INDEX_TYPES:
+        return [listed]
+    what = f"index {listed.digest}"
+    return descriptors(canonical.parse(reader.manifest(listed), what=what), "manifests", what=what)
 
 
 def pick_variant(candidates: Sequence[Descriptor], variant: str | None) -> Descriptor:

@@ -24,8 +24,10 @@ from modelimage.layout import Layout
 from modelimage.path_rules import RECORD_NAME
 from modelimage.publication import publication
 from modelimage.record import Record, RecordFile, Role
+from modelimage.resolve import resolve_model
 from tests.builder.building import build_here
 from tests.builder.checkpoints import sharded
+from tests.modelimage.conformance import index_of
 
 
 @pytest.fixture
@@ -190,3 +192,32 @@ def test_wrong_chunk_digests_over_right_bytes_are_the_records_fault() -> None:
     assert compare(file, FileDigests(digest, ("0" * 64,))) == []
     (problem,) = compare(file, FileDigests(digest, ("1" * 64,)))
     assert "chunk digests are wrong" in problem.what
+
+
+def nested(layout: Layout, depth: int) -> None:
+    """Tag an index around the image's, as tools write that put an index into another."""
+    root = layout.resolve("v1")
+    for _ in range(depth):
+        root, data = index_of(root)
+        layout.put_manifest(root, data, "nested")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_an_index_within_an_index_is_verified_as_it_is_pulled(layout: Layout, depth: int) -> None:
+    nested(layout, depth)
+    whole, inner = image_contents(layout, "nested"), image_contents(layout, "v1")
+    assert whole == inner
+    assert verify_image(layout, whole, lambda _: None).problems == ()
+    assert resolve_model(layout, "nested").record == inner.records[0]
+
+
+def test_indexes_that_nest_too_deep_or_list_too_many_are_refused(layout: Layout) -> None:
+    nested(layout, 5)
+    with pytest.raises(InvalidImage, match="nest deeper"):
+        image_contents(layout, "nested")
+    many, data = index_of(*[layout.resolve("v1-modelpack")] * 200)
+    layout.put_manifest(many, data)
+    outer, data = index_of(many, many)
+    layout.put_manifest(outer, data, "many")
+    with pytest.raises(InvalidImage, match="more than 256"):
+        image_contents(layout, "many")
