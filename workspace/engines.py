@@ -183,6 +183,12 @@ QUEUE_METRICS: Final[Mapping[Engine, tuple[str, str]]] = {
     Engine.VLLM: ("vllm:num_requests_running", "vllm:num_requests_waiting"),
     Engine.SGLANG: ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
 }
+# Counters of generated tokens, by engine; llama.cpp has one with --metrics.
+TOKEN_METRICS: Final[Mapping[Engine, str]] = {
+    Engine.VLLM: "vllm:generation_tokens_total",
+    Engine.SGLANG: "sglang:generation_tokens_total",
+    Engine.LLAMA_CPP: "llamacpp:tokens_predicted_total",
+}
 _SAFETENSORS: Final = frozenset({"safetensors"})
 # Set by the plan: probes and Services depend on host and port.
 _WHERE: Final = frozenset({"--host", "--port"})

@@ -6,18 +6,23 @@ several engines has a line for each.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from modelimage.errors import RemoteRefused
-from workspace.engines import QUEUE_METRICS
+from workspace.engines import QUEUE_METRICS, TOKEN_METRICS
 from workspace.scaler import Reading
 
 _RUNNING: Final = tuple(running for running, _ in QUEUE_METRICS.values())
 _WAITING: Final = tuple(waiting for _, waiting in QUEUE_METRICS.values())
 _USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
+# A sample above zero, by its text: the page isn't parsed for this, as servers are many and tokens a single line.
+_TOKENS: Final = re.compile(
+    rf"^(?:{'|'.join(TOKEN_METRICS.values())})(?:\{{[^\n]*\}})? [0-9.e+]*[1-9]", re.MULTILINE
+)
 # Requests in a queue; no server holds more.
 _MOST: Final = 1e9
 HELD: Final = "weightyard_activator_requests_waiting"
@@ -39,6 +44,11 @@ def parse_reading(text: str) -> Reading:
 def parse_held(text: str) -> int:
     """The number of requests that an activator holds."""
     return int(_totals(text, {HELD}).get(HELD, 0))
+
+
+def has_generated(text: str) -> bool:
+    """Whether a server has counted a generated token."""
+    return _TOKENS.search(text) is not None
 
 
 def _totals(text: str, wanted: set[str]) -> dict[str, float]:

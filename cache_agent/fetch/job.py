@@ -137,6 +137,7 @@ class Job:
         self.stopped = threading.Event()
         self.error: BaseException | None = None
         self.bytes_by_source = [0] * len(sources)
+        self.times_by_source: list[tuple[float, float] | None] = [None] * len(sources)
         self._waiting = [
             deque(
                 RequestState(range_request, order) for order, range_request in enumerate(file_queue)
@@ -172,6 +173,8 @@ class Job:
             if isinstance(source, float):
                 return source
             self._workers[file_queue] += 1
+            if self.times_by_source[source] is None:
+                self.times_by_source[source] = (now, now)
             return AssignedRange(self, file_queue, self._take(file_queue), source)
 
     def has_work(self) -> bool:
@@ -270,6 +273,8 @@ class Job:
     def count(self, source: int, size: int) -> None:
         with self._lock:
             self.bytes_by_source[source] += size
+            began, _ = self.times_by_source[source] or (self._monotonic(), 0.0)
+            self.times_by_source[source] = (began, self._monotonic())
 
     def note_rate(self, source: int, rate: float) -> None:
         """Average in the rate of a transfer from a source, finished or running, in bytes per second."""
@@ -348,3 +353,18 @@ def by_source(jobs: Sequence[Job]) -> Iterator[tuple[str, str, int]]:
         for source, size in zip(job.sources, job.bytes_by_source, strict=True):
             if size:
                 yield source.tier.value, source.name, size
+
+
+def by_tier(jobs: Sequence[Job]) -> Iterator[tuple[str, int, float]]:
+    """(tier, bytes, seconds from its first request to its last byte) of every tier that sent any bytes."""
+    found: dict[str, tuple[int, float, float]] = {}
+    for job in jobs:
+        for source, size, times in zip(
+            job.sources, job.bytes_by_source, job.times_by_source, strict=True
+        ):
+            if size and times is not None:
+                had, began, ended = found.get(source.tier.value, (0, *times))
+                span = min(began, times[0]), max(ended, times[1])
+                found[source.tier.value] = (had + size, *span)
+    for tier, (size, began, ended) in found.items():
+        yield tier, size, ended - began

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.engine import FetchEngine
-from cache_agent.fetch.job import ChunkSink, Job, SourceRetryPolicy, by_source
+from cache_agent.fetch.job import ChunkSink, Job, SourceRetryPolicy, by_source, by_tier
 from cache_agent.fetch.range_planner import FileQueue
 from cache_agent.fetch.values import PRIORITY_WAITING, PullRequest, PullSnapshot, PullState
 from cache_agent.observability.events import PullEnded
@@ -149,4 +149,5 @@ class PullServices:
             resumed=sum(part.resumed for part in parts),
             reused=self._reused,
             by_source=tuple(by_source(jobs)),
+            by_tier=tuple(by_tier(jobs)),
         )

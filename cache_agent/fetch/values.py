@@ -72,7 +72,8 @@ class ReadablePrefix:
 class PullSnapshot:
     """The progress of a pull; sizes in bytes. `done` of `total` are on disk.
 
-    `by_source` holds (tier, source name, bytes).
+    `by_source` holds (tier, source name, bytes); `by_tier` (tier, bytes, seconds from its first request to its last
+    byte).
     """
 
     state: PullState
@@ -81,3 +82,4 @@ class PullSnapshot:
     resumed: int = 0
     reused: int = 0
     by_source: tuple[tuple[str, str, int], ...] = ()
+    by_tier: tuple[tuple[str, int, float], ...] = ()

@@ -28,9 +28,10 @@ from weightyard.up.process import (
     session_members,
     stop_session,
 )
-from weightyard.up.stages import cause, last_words, plain, stage_of
+from weightyard.up.stages import cause, last_words, plain
 from weightyard.up.state import State, WorkspaceDirectory, WorkspaceFailure, condition, is_running
 from weightyard.up.stop import StopResult, check_name, stop_workspace
+from workspace.engine_log import stage_of
 
 SLEEPER = "import sys, time; print('up', flush=True); time.sleep(600)"
 FAMILY = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}])"

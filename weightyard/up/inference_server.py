@@ -17,7 +17,8 @@ from modelimage.child import SAFE_PATH, StallTimer, work_of
 from modelimage.errors import EngineFailed, TimedOut
 from modelimage.tcp_listener import check_free, listen_tcp
 from weightyard.up.process import ProcessIdentity, identify, stop_session
-from weightyard.up.stages import BOOTING, cause, last_words, stage_of
+from weightyard.up.stages import BOOTING, cause, last_words
+from workspace.engine_log import stage_of
 from workspace.launch_plan import LaunchPlan
 
 POLL: Final = 0.2  # seconds

@@ -73,6 +73,12 @@ class KubernetesApi:
         """Reads one object. Raises NotFound."""
         return await self._client.get(RESOURCES[kind].path(namespace, name))
 
+    async def log(self, namespace: str, pod: str, *, container: str, most: int) -> str:
+        """The first bytes of a container's log, each line with its time. Raises InvalidInput before it runs."""
+        path = RESOURCES["Pod"].path(namespace, pod) + "/log"
+        query = {"container": container, "timestamps": "true", "limitBytes": str(most)}
+        return await self._client.text(path, query)
+
     async def pages(
         self, kind: str, *, namespace: str | None = None, labels: str = ""
     ) -> AsyncIterator[list[Json]]:

@@ -26,6 +26,7 @@ from workspace.controller.object_cache import WatchCache
 from workspace.controller.runner import Runner
 from workspace.controller.scaling_loop import ScalingLoop
 from workspace.controller.secrets import NamespacedResolver
+from workspace.controller.start_watch import StartWatch
 from workspace.controller.watches import Watches
 from workspace.render.kubernetes import SystemSettings
 
@@ -116,9 +117,11 @@ async def _work(
                 # Made anew for each term: what was seen in an earlier one is out of date.
                 heartbeats = HeartbeatLoop(api, cached_models, namespace)
                 scaling = ScalingLoop(runner, servers)
+                starts = StartWatch(runner, api, servers)
                 await _lead(
-                    leadership, runner.run(), cached_models.run(), scaling.run(), heartbeats.run()
-                )
+                    leadership, runner.run(), cached_models.run(), scaling.run(), heartbeats.run(),
+                    starts.run(),
+                )  # fmt: skip
             except* LeadershipLost as lost:
                 # Nothing is kept that only a leader may know, so this process simply stands by again.
                 logger.warning("%s", lost.exceptions[0])

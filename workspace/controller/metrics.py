@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from workspace.controller.workers import Passes
+from workspace.startup import Stage, Startup
 
 PREFIX: Final = "weightyard_controller_"
 Samples = Mapping[tuple[str, ...], float]
@@ -59,10 +60,18 @@ SECONDS: Final = MetricRow(
     "pass_seconds", "Seconds that a pass over an object took.", ("kind",),
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60),
 )  # fmt: skip
+STAGES: Final = MetricRow(
+    "start_stage_seconds", "Seconds that a stage of a server's start took, once it is healthy, by stage.", ("stage",),
+    buckets=(0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800),
+)  # fmt: skip
+STARTS: Final = MetricRow(
+    "start_seconds", "Seconds from a server's pod or its restart to the first health check.", (),
+    buckets=(5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600),
+)  # fmt: skip
 EVENTS: Final = MetricRow("events", "Kubernetes Events recorded, by reason.", ("reason",))
 
 COUNTERS: Final = (STARTED, FINISHED, EVENTS)
-HISTOGRAMS: Final = (SECONDS,)
+HISTOGRAMS: Final = (SECONDS, STAGES, STARTS)
 GAUGES: Final = (
     SnapshotGauge("leads", "1 for the controller that leads.", lambda now: {(): now.leads}),
     SnapshotGauge(
@@ -87,9 +96,14 @@ class Metrics:
         self._started = self._counter(STARTED)
         self._finished = self._counter(FINISHED)
         self._events = self._counter(EVENTS)
-        self._seconds = Histogram(
-            PREFIX + SECONDS.name, SECONDS.help, SECONDS.labels, buckets=SECONDS.buckets, registry=self.registry
-        )  # fmt: skip
+        self._seconds = self._histogram(SECONDS)
+        self._stages = self._histogram(STAGES)
+        self._starts = self._histogram(STARTS)
+
+    def _histogram(self, row: MetricRow) -> Histogram:
+        return Histogram(
+            PREFIX + row.name, row.help, row.labels, buckets=row.buckets, registry=self.registry
+        )
 
     def _counter(self, row: MetricRow) -> Counter:
         return Counter(PREFIX + row.name, row.help, row.labels, registry=self.registry)
@@ -105,6 +119,17 @@ class Metrics:
     def recorded(self, reason: str) -> None:
         """Counts a Kubernetes Event."""
         self._events.labels(reason).inc()
+
+    def started(self, start: Startup) -> None:
+        """Counts a start that became healthy."""
+        self._starts.observe(start.total or 0.0)
+        for stage in start.stages:
+            if stage.tier is None and stage.name != Stage.FIRST_TOKEN:
+                self._stages.labels(stage.name).observe(stage.seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """Counts a server's first token, some seconds after its first health check."""
+        self._stages.labels(Stage.FIRST_TOKEN.value).observe(seconds)
 
     def watch(self, snapshot: Callable[[], ControllerSnapshot]) -> None:
         """Exports the gauges."""

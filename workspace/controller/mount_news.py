@@ -6,9 +6,10 @@ The state of a pod doesn't have it. Events expire and may be lost, so they only 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from workspace.controller.pod_news import AGENT, PodNews, pod_of, source_of
 
 Json = dict[str, Any]
 
@@ -16,10 +17,6 @@ Json = dict[str, Any]
 FAILED_MOUNT: Final = "involvedObject.kind=Pod,reason=FailedMount"
 PULLING_MODEL: Final = "involvedObject.kind=Pod,reason=PullingModel"
 
-_AGENT: Final = "weightyard-agent"
-# A thousand pods that start at once on broken nodes; each costs below a kilobyte.
-_MOST_PODS: Final = 2000
-_LONGEST_UID: Final = 64  # characters; a pod's has 36
 _MOST_WORDS: Final = 500  # characters
 _CSI_ERROR: Final = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
 _PREFIX: Final = re.compile(
@@ -56,8 +53,7 @@ def parse_event(event: Json) -> MountNews | None:
     at = str(
         series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
     )
-    source = (event.get("source") or {}).get("component") or event.get("reportingComponent")
-    if reason == "PullingModel" and source == _AGENT:
+    if reason == "PullingModel" and source_of(event) == AGENT:
         return MountNews(text[:_MOST_WORDS], failed=False, at=at)
     if reason != "FailedMount":
         return None
@@ -73,42 +69,26 @@ def parse_event(event: Json) -> MountNews | None:
 
 @dataclass(slots=True)
 class MountEvents:
-    """The newest news of each pod, by namespace and uid. Bounded: the oldest of the namespace with most is forgotten.
+    """The newest news of each pod, by namespace and uid."""
 
-    Whoever may write Events of a namespace may write any text under any uid: that must tell nothing of another
-    namespace's pods, and displace nothing that is known of them.
-    """
-
-    _news: dict[str, OrderedDict[str, MountNews]] = field(default_factory=dict)
-    _count: int = 0
+    _news: PodNews[MountNews] = field(default_factory=PodNews)
 
     def put(self, event: Json) -> bool:
         """Keeps what an Event tells. Returns whether that is new."""
-        # The namespace in which it was written: that alone is what its writer has a right to.
-        namespace = str((event.get("metadata") or {}).get("namespace") or "")
-        uid, news = (event.get("involvedObject") or {}).get("uid"), parse_event(event)
-        if not isinstance(uid, str) or not 0 < len(uid) <= _LONGEST_UID or news is None:
+        pod, news = pod_of(event), parse_event(event)
+        if pod is None or news is None:
             return False
-        known = self.of(namespace, uid)
+        known = self._news.of(*pod)
         # A list comes in the order of names, so that an older Event may follow.
         if known is not None and known.rank > news.rank:
             return False
-        pods = self._news.setdefault(namespace, OrderedDict())
-        self._count += uid not in pods
-        pods[uid] = news
-        pods.move_to_end(uid)
-        if self._count > _MOST_PODS:
-            largest = max(self._news, key=lambda each: len(self._news[each]))
-            self.forget(largest, next(iter(self._news[largest])))
+        self._news.put(*pod, news)
         return known is None or (known.words, known.failed) != (news.words, news.failed)
 
     def of(self, namespace: str, uid: str) -> MountNews | None:
-        pods = self._news.get(namespace)
-        return None if pods is None else pods.get(uid)
+        """A pod's news; None without any."""
+        return self._news.of(namespace, uid)
 
     def forget(self, namespace: str, uid: str) -> None:
         """Forgets a pod that is gone."""
-        pods = self._news.get(namespace, OrderedDict())
-        self._count -= pods.pop(uid, None) is not None
-        if not pods:
-            self._news.pop(namespace, None)
+        self._news.forget(namespace, uid)

@@ -12,10 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cache_agent.api.publish_record import PublishRecord
 from modelimage.digest import Digest
 from workspace.controller.mount_news import MountEvents, MountNews
 from workspace.controller.node_labels import held_labels, parse_node_cache
 from workspace.controller.nodes import KubeNode
+from workspace.controller.pod_news import PublishedVolumes
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -45,6 +47,7 @@ class WatchCache:
     _reports: dict[str, _Report] = field(default_factory=dict)  # by node
     _versions: dict[tuple[str, str, str], int] = field(default_factory=dict)
     _mounts: MountEvents = field(default_factory=MountEvents)
+    _published: PublishedVolumes = field(default_factory=PublishedVolumes)
 
     def put(self, document: Json) -> set[Key]:
         """Stores the state of an object, unless a newer one is known."""
@@ -88,7 +91,8 @@ class WatchCache:
             return set()
         if kind == "Pod":
             metadata = document["metadata"]
-            self._mounts.forget(metadata.get("namespace", ""), metadata.get("uid", ""))
+            for told in (self._mounts, self._published):
+                told.forget(metadata.get("namespace", ""), metadata.get("uid", ""))
         found = self._key_of(document)
         if found is None or self._objects.get(found, {}).pop((kind, name), None) is None:
             return set()
@@ -142,18 +146,22 @@ class WatchCache:
 
     def mounts(self, objects: Iterable[Json]) -> dict[str, MountNews]:
         """What Events tell of the pods among some objects, by uid."""
-        pods = [each["metadata"] for each in objects if each["kind"] == "Pod"]
-        places = ((pod.get("namespace", ""), str(pod.get("uid"))) for pod in pods)
+        places = _pods(objects)
         return {
             uid: news for space, uid in places if (news := self._mounts.of(space, uid)) is not None
         }
+
+    def published(self, objects: Iterable[Json]) -> dict[str, tuple[PublishRecord, ...]]:
+        """The agents' records of the volumes of the pods among some objects, by uid."""
+        places = _pods(objects)
+        return {uid: told for space, uid in places if (told := self._published.of(space, uid))}
 
     def nodes(self) -> tuple[KubeNode, ...]:
         return tuple(self._nodes.values())
 
     def _put_event(self, document: Json) -> set[Key]:
         """The Workspace of the pod that an Event is about, if that is known and the news is new."""
-        if not self._mounts.put(document):
+        if not (self._mounts.put(document) | self._published.put(document)):
             return set()
         space = document["metadata"].get("namespace", "")
         name = ("Pod", document["involvedObject"].get("name", ""))
@@ -218,6 +226,12 @@ class WatchCache:
         metadata = document["metadata"]
         workspace = (metadata.get("labels") or {}).get(names.WORKSPACE)
         return (metadata["namespace"], workspace) if workspace else None
+
+
+def _pods(objects: Iterable[Json]) -> list[tuple[str, str]]:
+    """The namespaces and uids of the pods among some objects."""
+    pods = [each["metadata"] for each in objects if each["kind"] == "Pod"]
+    return [(pod.get("namespace", ""), str(pod.get("uid"))) for pod in pods]
 
 
 def _identity(document: Json) -> tuple[str, str, str]:

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cache_agent.api.publish_record import PublishRecord
 from modelimage.errors import WeightyardError
 from workspace.controller.mount_news import MountNews
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import has_ended, has_labels, is_owned
+from workspace.controller.pod_start import StartNews
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
@@ -37,7 +39,8 @@ class Observed:
     `objects` are those of the namespace with the Workspace's label or with a name that it needs, pods included.
     `resolved` is the registry's result or error; None before a request. `wanted` is the autoscaler's number of
     replicas; None without autoscaling or before its first result. `now` is RFC 3339. `refused` are writes of this pass
-    that the API server refused, in its words. `mounts` is what Events tell of pods that wait for volumes, by uid.
+    that the API server refused, in its words. `mounts` is what Events tell of pods that wait for volumes, by uid;
+    `published` the agents' records of pods' volumes, and `starts` what else is known of servers' starts.
     """
 
     document: Json
@@ -50,6 +53,8 @@ class Observed:
     groups: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
     mounts: Mapping[str, MountNews] = field(default_factory=dict)
+    published: Mapping[str, tuple[PublishRecord, ...]] = field(default_factory=dict)
+    starts: Mapping[str, StartNews] = field(default_factory=dict)
 
     @property
     def uid(self) -> str:

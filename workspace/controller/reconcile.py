@@ -130,6 +130,7 @@ class _Reconciliation:
                 allowed=self.allowed,
                 conflicts=tuple(f"{each.kind} {each.name}" for each in conflicts),
                 keda_missing=self._keda_missing(),
+                versions=(*self.kept, *self._used()),
             )
         )
         return Decision(
@@ -146,8 +147,7 @@ class _Reconciliation:
         newest = max((each.number for each in self.kept if each.name != name), default=0)
         for each in self.kept:
             if each.name == name:
-                # A version that returns gets the highest number again, as `rollout history` orders
-                # by it.
+                # A version that returns gets the highest number again, as `rollout history` orders by it.
                 return replace(each, number=each.number if each.number > newest else newest + 1)
         resolved = self.observed.resolved
         if not isinstance(resolved, ResolvedImages):
@@ -305,10 +305,7 @@ class _Reconciliation:
 
     def _selector(self) -> Json | None:
         """The existing Deployment's selector."""
-        if self.current is None:
-            return None
-        found: Json = self.current["spec"]["selector"]["matchLabels"]
-        return found
+        return None if self.current is None else self.current["spec"]["selector"]["matchLabels"]
 
     def _keda_missing(self) -> bool:
         scale = self.workspace.spec.scale
@@ -387,9 +384,12 @@ class _Reconciliation:
             )
         ]
 
-    def _surplus_versions(self) -> set[str]:
+    def _used(self) -> list[Revision]:
         found = (self.target, self._deployed(), self.active)
-        in_use = {each.name for each in found if isinstance(each, Revision)}
+        return [each for each in found if isinstance(each, Revision)]
+
+    def _surplus_versions(self) -> set[str]:
+        in_use = {each.name for each in self._used()}
         limit = self.workspace.spec.rollout.history + len(in_use)
         return {each.name for each in revisions.superfluous(self.kept, limit=limit, in_use=in_use)}
 

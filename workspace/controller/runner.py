@@ -25,8 +25,10 @@ from workspace.controller.metrics import Metrics
 from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.objects import condition
 from workspace.controller.observed import KEDA_GROUP, Action, Apply, Decision, Observed, reference
+from workspace.controller.pod_start import Starts
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile, workspace_of
+from workspace.controller.startups import completed, first_tokens, watched_pods
 from workspace.controller.watches import Name
 from workspace.controller.workers import Workers
 from workspace.controller.workspace_news import workspace_news
@@ -66,6 +68,7 @@ class Runner:
         self.events = EventRecorder(api, now, self.metrics.recorded)
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = ReplicaTargets({})
+        self.starts = Starts()
         self._questions = ImageQuestions(resolver, self.queue.add)
         self._reasons: dict[Key, str] = {}  # of the Ready conditions
         self._failed: set[Key] = set()  # whose last pass had a write at which the server failed
@@ -124,7 +127,9 @@ class Runner:
             self._questions.forget(key)
             self._failed.discard(key)
             self._reasons.pop(key, None)
+            self.starts.watch(key, frozenset())
             return None
+        self.starts.watch(key, watched_pods(observed, self._now().timestamp()))
         decision = reconcile(observed)
         # The registry is queried only when no stored version matches, so outages don't affect what
         # runs.
@@ -151,6 +156,8 @@ class Runner:
             document=document,
             objects=objects,
             mounts=self.cache.mounts(objects),
+            published=self.cache.published(objects),
+            starts=self.starts.news,
             nodes=self.cache.nodes(),
             now=timestamp(self._now().timestamp()),
             environment=self._environment,
@@ -237,6 +244,10 @@ class Runner:
         for news in workspace_news(before, status):
             await self.events.record(document, news, cause=str(before.get("conditions")))
         self.seen(await self.api.apply(written, status=True))
+        for start in completed(document, written):
+            self.metrics.started(start)
+        for seconds in first_tokens(document, written):
+            self.metrics.first_token(seconds)
 
     async def _report_bug(self, key: Key, error: Exception) -> None:
         """Writes an unexpected error to the Workspace's status, beside the log's traceback."""

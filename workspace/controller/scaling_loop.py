@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from modelimage.errors import InvalidInput, RemoteRefused, Unreachable, WeightyardError
+from modelimage.errors import InvalidInput, WeightyardError
 from workspace import arguments
 from workspace.controller.conditions import sentence
 from workspace.controller.object_cache import Key
@@ -23,6 +23,7 @@ from workspace.controller.objects import asked_replicas, container_ports, has_la
 from workspace.controller.reasons import News, Reason
 from workspace.controller.reconcile import workspace_of
 from workspace.controller.runner import Runner
+from workspace.controller.server_pages import host, read_page
 from workspace.render import names
 from workspace.scaler import (
     DEFAULT_BATCH,
@@ -41,11 +42,8 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 PERIOD: Final = 2.0  # seconds between readings
-# vLLM's page takes 100 kB; parsing a whole one takes the event loop's time.
-_PAGE_BYTES: Final = 1 << 20
 # Servers of one Workspace that are read at the same time.
 _AT_ONCE: Final = 32
-_SCRAPE_TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +208,7 @@ def _addresses(deployment: Json | None, objects: Sequence[Json]) -> tuple[str, .
     selector = deployment["spec"]["selector"]["matchLabels"]
     # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
     return tuple(
-        f"http://{_host(pod['status']['podIP'])}:{port}"
+        f"http://{host(pod['status']['podIP'])}:{port}"
         for pod in objects
         if pod["kind"] == "Pod"
         and is_ready(pod)
@@ -229,16 +227,12 @@ def _deployment(name: str, objects: Sequence[Json]) -> Json | None:
     return next(found, None)
 
 
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
-
-
 async def _reading(
     session: aiohttp.ClientSession, server: str, places: asyncio.Semaphore
 ) -> Reading | None:
     try:
         async with places:
-            return parse_reading(await _page(session, f"{server}/metrics"))
+            return parse_reading(await read_page(session, f"{server}/metrics"))
     except WeightyardError as error:
         logger.debug("%s: %s", server, error.message)
         return None
@@ -246,30 +240,7 @@ async def _reading(
 
 async def _held(session: aiohttp.ClientSession, activator: str) -> int:
     try:
-        return parse_held(await _page(session, f"{activator}/activator/metrics"))
+        return parse_held(await read_page(session, f"{activator}/activator/metrics"))
     except WeightyardError as error:
         logger.debug("%s: %s", activator, error.message)
         return 0
-
-
-async def _page(session: aiohttp.ClientSession, url: str) -> str:
-    """A metrics page. The server belongs to a tenant, so nothing it answers leads elsewhere or takes much memory."""
-    # A redirect would make the controller send requests that the tenant can't send itself.
-    request = session.get(
-        url, timeout=_SCRAPE_TIMEOUT, allow_redirects=False,
-        headers={"Accept-Encoding": "identity"}, auto_decompress=False,
-    )  # fmt: skip
-    try:
-        async with request as answer:
-            if answer.status != 200:
-                raise RemoteRefused(f"{url} answers {answer.status}")
-            if answer.headers.get("Content-Encoding", "identity") != "identity":
-                raise RemoteRefused(f"{url} sent a compressed answer that wasn't requested")
-            data = bytearray()
-            async for chunk in answer.content.iter_any():
-                data += chunk
-                if len(data) > _PAGE_BYTES:
-                    raise RemoteRefused(f"the answer of {url} is longer than {_PAGE_BYTES} bytes")
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise Unreachable(f"{url} doesn't answer: {error}") from error
-    return data.decode(errors="replace")

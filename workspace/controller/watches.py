@@ -22,6 +22,7 @@ from workspace.controller.health_server import NOT_LISTED, Liveness
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.mount_news import FAILED_MOUNT, PULLING_MODEL
 from workspace.controller.objects import condition
+from workspace.controller.pod_news import MODEL_MOUNTED
 from workspace.render import names
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ WORKSPACES: Final = (
     "ScaledObject",
 )  # fmt: skip
 # Events are watched for what they tell of pods' volumes, by a selector of fields each.
-EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL)
+EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL, MODEL_MOUNTED)
 CACHES: Final = ("CachedModel", "NodeCache", "Node")
 # Kinds that a cluster may do without.
 OPTIONAL: Final = ("ScaledObject",)

@@ -16,6 +16,7 @@ from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, pull_progress, scaler_problem, worst_problem
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
+from workspace.controller.startups import startups
 from workspace.crd import MOST_REASONS
 from workspace.render import names
 from workspace.render.kubernetes import has_activator
@@ -33,7 +34,7 @@ class ReportInput:
     """What reconcile found and decided, as input of the report.
 
     `target` is the desired version, `active` the one that the Deployment should run, `goal` the desired number of
-    replicas and `allowed` the number that may start now.
+    replicas and `allowed` the number that may start now. `versions` are those that are kept.
     """
 
     workspace: Workspace
@@ -45,18 +46,15 @@ class ReportInput:
     allowed: int
     conflicts: tuple[str, ...]
     keda_missing: bool
+    versions: tuple[Revision, ...] = ()
 
 
 def report(report_input: ReportInput) -> Json:
     """The whole status."""
     document = report_input.observed.document
     total, ready_count = server_count(report_input.observed)
-    parts = [
-        _resolved(report_input),
-        _cached(report_input),
-        _scheduled(report_input),
-        _available(report_input),
-    ]
+    parts = [_resolved(report_input), _cached(report_input)]
+    parts += [_scheduled(report_input), _available(report_input)]
     ready = (
         _refused(report_input)
         or _conflicting(report_input)
@@ -77,6 +75,7 @@ def report(report_input: ReportInput) -> Json:
         "readyReplicas": ready_count,
         "selector": ",".join(f"{name}={value}" for name, value in selector.items()),
         **_version(report_input),
+        **startups(report_input.observed, report_input.versions),
     }
 
 

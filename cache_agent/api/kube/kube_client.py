@@ -131,20 +131,32 @@ class KubeClient:
         content_type: str = "application/json", query: Mapping[str, str] | None = None,
     ) -> Json:  # fmt: skip
         """One request; returns the response's object. A str is sent as it is. Raises what `refuse` raises."""
-        call = f"{method} {path}"
         data = json.dumps(body) if isinstance(body, dict) else body
+        text = await self._answer(method, path, data, content_type, query)
+        try:
+            found = json.loads(text)
+        except ValueError as error:  # a proxy or load balancer may return a page that isn't JSON
+            call = f"{method} {path}"
+            raise Unreachable(f"the API server's answer to {call} isn't JSON: {error}") from error
+        return found if isinstance(found, dict) else {}
+
+    async def text(self, path: str, query: Mapping[str, str]) -> str:
+        """Get a subresource that is text, such as a pod's log. Raises what `refuse` raises."""
+        return await self._answer("GET", path, None, "", query)
+
+    async def _answer(
+        self, method: str, path: str, data: str | None, content_type: str,
+        query: Mapping[str, str] | None,
+    ) -> str:  # fmt: skip
+        """The text of a request's response, whose status isn't an error."""
         status, text, headers = await self._send(method, path, data, content_type, query)
         if status == HTTPStatus.UNAUTHORIZED:
             # A token may have been rotated or revoked since it was read; a second refusal is final.
             self._connection.credentials.refused()
             status, text, headers = await self._send(method, path, data, content_type, query)
         if status >= HTTPStatus.BAD_REQUEST:
-            self._refuse(status, text, call, headers)
-        try:
-            found = json.loads(text)
-        except ValueError as error:  # a proxy or load balancer may return a page that isn't JSON
-            raise Unreachable(f"the API server's answer to {call} isn't JSON: {error}") from error
-        return found if isinstance(found, dict) else {}
+            self._refuse(status, text, f"{method} {path}", headers)
+        return text
 
     async def _send(
         self, method: str, path: str, data: str | None, content_type: str,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.kube_objects import event, timestamp
+from cache_agent.api.publish_record import ANNOTATION, PublishRecord
 from modelimage.errors import WeightyardError
 
 Json = dict[str, Any]
@@ -19,12 +20,16 @@ _MOST_WAITING: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class PodEvent:
-    """One Event. `uid` and `name`, as namespace/name, are the pod's."""
+    """One Event. `uid` and `name`, as namespace/name, are the pod's.
+
+    `record` tells how the volume was published. It is asked for when the Event is written, after the pod's start.
+    """
 
     uid: str
     name: str
     reason: Literal["PullingModel", "ModelMounted"]
     message: str
+    record: Callable[[], Awaitable[PublishRecord]] | None = None
 
 
 @dataclass
@@ -48,8 +53,9 @@ class PodEvents:
             while True:
                 told = await self._queue.get()
                 namespace = told.name.partition("/")[0]
-                document = _document(told, node, timestamp(self.clock()))
                 try:
+                    record = await told.record() if told.record else None
+                    document = _document(told, node, timestamp(self.clock()), record)
                     await api.create(f"/api/v1/namespaces/{namespace}/events", document)
                 except WeightyardError as error:
                     self.note("event not written", pod=told.name, problem=error.message)
@@ -58,11 +64,13 @@ class PodEvents:
             self._queue = None
 
 
-def _document(told: PodEvent, node: str, now: str) -> Json:
+def _document(told: PodEvent, node: str, now: str, record: PublishRecord | None) -> Json:
     namespace, _, name = told.name.partition("/")
     pod = {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": name, "uid": told.uid}
     # Several events of a pod in one second must not take the same name.
-    metadata = {"generateName": f"{name[:200]}.", "namespace": namespace}
+    metadata: Json = {"generateName": f"{name[:200]}.", "namespace": namespace}
+    if record is not None:
+        metadata["annotations"] = {ANNOTATION: record.to_annotation()}
     return event(
         pod, metadata, kind="Normal", reason=told.reason, message=told.message,
         source={"component": "weightyard-agent", "host": node}, now=now,

@@ -11,12 +11,14 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from functools import partial
+from typing import Final
 
 from cache_agent.access.authorizer import Admission, Authorizer
 from cache_agent.access.callers import Caller, caller_of_pull_secret
 from cache_agent.access.signatures import Trust
 from cache_agent.access.upstream import UpstreamRegistries
+from cache_agent.api.publish_record import PublishRecord
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node.activity import Activity
@@ -25,6 +27,7 @@ from cache_agent.node.threads import BlockingExecutor, end_of
 from cache_agent.servers.batcher import Batcher, BatchWindow, SingleFlight
 from cache_agent.servers.csi.mount_client import Mounts
 from cache_agent.servers.csi.pod_events import PodEvent, PodEvents
+from cache_agent.servers.csi.published import Published, publish_record
 from cache_agent.servers.csi.requests import Publish, VolumeUse
 from cache_agent.servers.shared_pulls import SharedPulls
 from cache_agent.store.roots import Roots
@@ -119,28 +122,36 @@ class Volumes:
         # Recorded before and after the work, so that `explain` can say why a pod waits.
         before = activity.asked(volume, wanted.pod, wanted.pod_name, str(wanted.image))
         try:
-            await self._publish(wanted, seconds if before.said else min(seconds, _FIRST_ANSWER))
+            key, pull = await self._publish(
+                wanted, seconds if before.said else min(seconds, _FIRST_ANSWER)
+            )
         except WeightyardError as error:
             if isinstance(error, StillPulling):
-                self._tell(wanted, "PullingModel", f"{wanted.image}: {error.message}")
+                said = f"{wanted.image}: {error.message}"
+                self._pod_events.tell(PodEvent(wanted.pod, wanted.pod_name, "PullingModel", said))
             activity.answered(volume, error.message)
             raise
-        if before.said:
-            waited = activity.clock() - before.since
-            self._tell(wanted, "ModelMounted", f"{wanted.image} is mounted, after {waited:.0f} s")
+        # kubelet repeats a publish, also of what is published.
+        if not before.published:
+            self._tell_mounted(wanted, Published(volume, key, pull, activity.clock(), before.since))
         activity.answered(volume, "")
 
-    def _tell(
-        self, wanted: Publish, reason: Literal["PullingModel", "ModelMounted"], message: str
-    ) -> None:
-        self._pod_events.tell(PodEvent(wanted.pod, wanted.pod_name, reason, message))
+    def _tell_mounted(self, wanted: Publish, done: Published) -> None:
+        async def record() -> PublishRecord:
+            return await self._threads.local.call(partial(publish_record, self._store, done))
 
-    async def _publish(self, wanted: Publish, seconds: float) -> None:
+        said = f"{wanted.image} is mounted, after {done.seconds:.0f} s"
+        self._pod_events.tell(PodEvent(wanted.pod, wanted.pod_name, "ModelMounted", said, record))
+
+    async def _publish(self, wanted: Publish, seconds: float) -> tuple[Digest, Pull | None]:
+        """The model that is published, and the pull that brought it, if one had to."""
         admission = await self._admitted(wanted)
         # The caller is part of the key: an answer obtained with one pod's credentials must not serve another.
         what = (admission.caller, *wanted.what)
         key = await self._cached_keys.ask(what, lambda: self._cached(wanted, admission))
-        key = key or await self._pulled(wanted, admission, seconds)
+        pull = None
+        if key is None:
+            key, pull = await self._pulled(wanted, admission, seconds)
         # Leased before the mount exists: after a crash in between nothing can evict a mounted model.
         await self._lease(wanted, key)
         try:
@@ -150,6 +161,7 @@ class Volumes:
         except WeightyardError:
             await self._releases.ask(wanted.use.lease)
             raise
+        return key, pull
 
     async def unpublish(self, volume_id: str, target: str) -> None:
         """Unmount a volume and release its lease; a missing one is no error. Raises Busy while it is in use."""
@@ -211,7 +223,9 @@ class Volumes:
             return meant.key
         return meant.key if now.digest == meant.root else None
 
-    async def _pulled(self, wanted: Publish, admission: Admission, seconds: float) -> Digest:
+    async def _pulled(
+        self, wanted: Publish, admission: Admission, seconds: float
+    ) -> tuple[Digest, Pull]:
         caller = admission.caller
         pull = await self._threads.local.call(lambda: self._pull(wanted, caller))
         began, before = self._monotonic(), pull.snapshot().done
@@ -225,7 +239,7 @@ class Volumes:
         result = pull.result()
         if result is None:
             raise RuntimeError("a pull that has ended has no result")
-        return result.model.key
+        return result.model.key, pull
 
     def _pull(self, wanted: Publish, caller: Caller) -> Pull:
         """Join this caller's running pull of the image, or start one. Callers never share: a pull uses one's token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -14,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cache_agent.api.publish_record import PublishRecord, parse_record
 from cache_agent.api.shared_names import CSI_DRIVER
 from cache_agent.config import SignatureSection
 from cache_agent.daemon.servers import ServerOptions
@@ -190,13 +192,34 @@ def test_a_pod_is_told_soon_what_it_waits_for_and_then_when_it_is_mounted(
     assert machine.files(target) == model.files
     reasons = [each.reason for each in machine.agent.pod_events.told]
     assert reasons == ["PullingModel", "ModelMounted"]
+    record = record_of(machine)
+    assert record.seconds > 0
+    assert [(each.tier, each.bytes) for each in record.tiers] == [("registry", model.record.size)]
+    assert 0 < record.tiers[0].seconds <= record.seconds + 1
 
 
-def test_a_model_that_is_cached_is_no_event(machine: Machine, image: str) -> None:
-    publish_model(image, seed=49)
+def test_a_model_that_is_cached_is_told_once_with_where_it_was(
+    machine: Machine, image: str
+) -> None:
+    model = publish_model(image, seed=49)
     machine.agent.pull(image)
     machine.kubelet.publish("pod-1", image)
-    assert machine.agent.pod_events.told == []
+    machine.kubelet.publish("pod-1", image)  # kubelet repeats what it isn't sure of
+    assert [each.reason for each in machine.agent.pod_events.told] == ["ModelMounted"]
+    record = record_of(machine)
+    assert {each.tier for each in record.tiers} <= {"memory", "disk"}
+    assert sum(each.bytes for each in record.tiers) == model.record.size
+
+
+def record_of(machine: Machine) -> PublishRecord:
+    """What the agent tells of the volume that it published last, as a controller reads it."""
+    told = machine.agent.pod_events.told[-1]
+    assert told.record is not None
+    loop = machine.agent._loop
+    assert loop is not None
+    made = asyncio.run_coroutine_threadsafe(told.record(), loop).result()  # type: ignore[arg-type]
+    assert parse_record(made.to_annotation()) == made
+    return made
 
 
 def test_explain_knows_why_a_pod_was_refused_and_what_is_cached(

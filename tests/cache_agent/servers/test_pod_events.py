@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.publish_record import ANNOTATION, PublishRecord, parse_record
 from cache_agent.servers.csi.pod_events import PodEvent, PodEvents
 from tests.servers.process import until
 from tests.workspace.controller.fakeapi import FakeApi
@@ -87,3 +88,13 @@ class StandsStill:
     async def create(self, path: str, document: Json) -> Json:
         await asyncio.Event().wait()
         return {}
+
+
+def test_a_record_of_the_volume_is_an_annotation() -> None:
+    record = PublishRecord(volume="v", at=5.0, seconds=2.0)
+
+    async def made() -> PublishRecord:
+        return record
+
+    (found,), _ = written(PodEvent("uid-1", "team/web-0", "ModelMounted", "mounted", made))
+    assert parse_record(found["metadata"]["annotations"][ANNOTATION]) == record

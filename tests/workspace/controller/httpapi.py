@@ -53,6 +53,7 @@ class HttpApi:
     `refused` are kinds whose writes are refused, as by a quota or a webhook, with a status and a message.
     `allows` says what its one user may do; see `rbac.Rights`.
     `page_size` bounds a list's page further than its `limit` does.
+    `logs` are those of pods, by namespace and name; a pod without one has no container that runs.
     KEDA's kind is served while its CustomResourceDefinition is there, which `keda` installs.
     `plain` serves HTTP without authentication instead, for programs that stand in for others.
     """
@@ -66,6 +67,7 @@ class HttpApi:
         self.faults: deque[int] = deque()
         self.answers: dict[tuple[str, str], deque[int]] = {}
         self.refused: dict[str, tuple[int, str]] = {}
+        self.logs: dict[tuple[str, str], str] = {}
         self.requests: dict[str, int] = {}
         self.allows: Callable[[web.Request], bool] = lambda _: True
         self.page_size = 500
@@ -265,12 +267,7 @@ class HttpApi:
         if request.method == "GET" and not rest:
             return await self._list(request, kind, namespace)
         if request.method == "GET":
-            asked = rest[1:2] == ["proxy"]
-            return (
-                self._ask_service(space, rest[0])
-                if asked
-                else web.json_response(self.api.get(kind, space, rest[0]))
-            )
+            return self._read(request, kind, space, rest)
         body = await request.json() if request.can_read_body else {}
         if request.method == "PATCH":
             return web.json_response(self._patch(request, kind, rest, namespace=space, body=body))
@@ -283,6 +280,14 @@ class HttpApi:
         uid = body.get("preconditions", {}).get("uid")
         self.api.delete(kind, space, rest[0], uid=uid)
         return web.json_response({"kind": "Status"})
+
+    def _read(self, request: web.Request, kind: str, space: str, rest: list[str]) -> web.Response:
+        match rest[1:2]:
+            case ["proxy"]:
+                return self._ask_service(space, rest[0])
+            case ["log"]:
+                return self._log_of(request, space, rest[0])
+        return web.json_response(self.api.get(kind, space, rest[0]))
 
     def _patch(
         self, request: web.Request, kind: str, rest: list[str], *, namespace: str, body: Json
@@ -297,6 +302,15 @@ class HttpApi:
         body = of_part(placed(body, kind, namespace), kind, status=status)
         check_applied(body, self.api)
         return self.api.apply(body, manager=manager, force=force, status=status)
+
+    def _log_of(self, request: web.Request, namespace: str, name: str) -> web.Response:
+        self.api.get("Pod", namespace, name)
+        text = self.logs.get((namespace, name))
+        if text is None:
+            container = request.query["container"]
+            return _failure(400, f"container {container!r} in pod {name!r} is waiting to start")
+        assert request.query["timestamps"] == "true", "the logs here have times"
+        return web.Response(text=text[: int(request.query["limitBytes"])])
 
     def _ask_service(self, namespace: str, name: str) -> web.Response:
         """What a vLLM behind a Service says of its models, if a ready one is there."""

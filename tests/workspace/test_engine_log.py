@@ -1,0 +1,64 @@
+"""The ends of stages in logs of vLLM, and the patterns in the source of the vLLM that is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workspace.engine_log import VLLM, EngineLog, read_log, stage_of, stamped_lines
+from workspace.startup import Stage
+
+# As kubelet gives it, of vLLM 0.32 with two ranks.
+LOG = """\
+2026-01-01T00:00:20.5Z (APIServer pid=1) INFO 01-01 00:00:20 [api_utils.py:286] non-default args: {'model': '/model'}
+2026-01-01T00:00:22.1Z (EngineCore pid=9) INFO 01-01 00:00:22 [core.py:134] Initializing a V1 LLM engine (v0.32.0)
+2026-01-01T00:00:30.2Z (Worker_TP0 pid=11) INFO [gpu_model_runner.py:5040] Starting to load model /model...
+2026-01-01T00:00:30.5Z (Worker_TP1 pid=12) INFO [gpu_model_runner.py:5040] Starting to load model /model...
+2026-01-01T00:00:40Z (Worker_TP0 pid=11) INFO [default_loader.py:502] Loading weights took 9.00 seconds
+2026-01-01T00:00:44Z (Worker_TP1 pid=12) INFO [gpu_model_runner.py:5150] Model loading took 7.5 GiB memory and 13 s
+2026-01-01T00:00:50Z (Worker_TP0 pid=11) INFO [backends.py:1167] Dynamo bytecode transform time: 4.10 s
+2026-01-01T00:01:04Z (Worker_TP0 pid=11) INFO [monitor.py:62] torch.compile took 18.31 s in total
+2026-01-01T00:01:20Z (EngineCore pid=9) INFO [core.py:403] init engine (profile, warmup model) took 36 s
+2026-01-01T00:01:21Z (APIServer pid=1) INFO [entry.py:140] Starting vLLM server on http://0.0.0.0:8000
+2026-01-01T09:00:00Z (Worker_TP0 pid=11) INFO [backends.py:399] Compiling a graph for compile range 7 takes 1.0 s
+not a line of kubelet's
+"""
+BEGAN = 1767225600.0  # 2026-01-01T00:00:00Z
+
+
+def test_a_log_tells_when_stages_ended() -> None:
+    found = read_log(stamped_lines(LOG)).ends
+    assert {stage: round(at - BEGAN, 3) for stage, at in found.items()} == {
+        Stage.PROCESS: 20.5, Stage.ENGINE: 30.2, Stage.WEIGHTS: 44, Stage.COMPILE: 64,
+        Stage.WARM_UP: 80,
+    }  # fmt: skip
+
+
+@given(st.text(max_size=300))
+def test_any_log_is_read(text: str) -> None:
+    read_log(stamped_lines(text))
+    log = EngineLog()
+    log.read(1.0, text)
+    stage_of(text)
+
+
+@pytest.mark.torch
+def test_the_installed_vllm_says_what_the_table_expects() -> None:
+    """Each stage that a log ends has a message in the source, so that a new vLLM's words are noticed."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None, "run `make setup`"
+    folder = Path(spec.origin).parent
+    parts = ("v1", "entrypoints", "model_executor/model_loader", "compilation")
+    source = "\n".join(
+        path.read_text(errors="replace") for part in parts for path in (folder / part).rglob("*.py")
+    )
+    # A message's arguments: `took %.2f s` for `init engine .* took`.
+    for stage in {row.ends for row in VLLM if row.ends is not None}:
+        patterns = [row.pattern.pattern for row in VLLM if row.ends is stage]
+        assert any(re.search(pattern, source) for pattern in patterns), stage

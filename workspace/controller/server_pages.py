@@ -1,0 +1,41 @@
+"""Reads pages of servers in pods. They belong to tenants: nothing they answer leads elsewhere or takes much memory."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import aiohttp
+
+from modelimage.errors import RemoteRefused, Unreachable
+
+# vLLM's metrics take 100 kB; parsing a whole page takes the event loop's time.
+_PAGE_BYTES: Final = 1 << 20
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
+
+
+def host(address: str) -> str:
+    """An IP address as a URL has it."""
+    return f"[{address}]" if ":" in address else address
+
+
+async def read_page(session: aiohttp.ClientSession, url: str) -> str:
+    """A page as text. Raises RemoteRefused, Unreachable."""
+    # A redirect would make the controller send requests that the tenant can't send itself.
+    request = session.get(
+        url, timeout=_TIMEOUT, allow_redirects=False,
+        headers={"Accept-Encoding": "identity"}, auto_decompress=False,
+    )  # fmt: skip
+    try:
+        async with request as answer:
+            if answer.status != 200:
+                raise RemoteRefused(f"{url} answers {answer.status}")
+            if answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise RemoteRefused(f"{url} sent a compressed answer that wasn't requested")
+            data = bytearray()
+            async for chunk in answer.content.iter_any():
+                data += chunk
+                if len(data) > _PAGE_BYTES:
+                    raise RemoteRefused(f"the answer of {url} is longer than {_PAGE_BYTES} bytes")
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise Unreachable(f"{url} doesn't answer: {error}") from error
+    return data.decode(errors="replace")

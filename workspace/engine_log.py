@@ -1,0 +1,104 @@
+"""What an inference server's log tells of its start: when stages ended, and what it does now. Lines in, times out.
+
+A server belongs to a tenant, who writes what he likes: only the times of lines and the names of stages leave here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from workspace.startup import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class LogPattern:
+    """A kind of line. `shown` says what the server does from it on; `ends` is the stage that it ends.
+
+    `last`: of several such lines the last counts, as where each rank of a server logs its own.
+    """
+
+    pattern: re.Pattern[str]
+    shown: str
+    ends: Stage | None = None
+    last: bool = False
+
+
+def _row(pattern: str, shown: str, ends: Stage | None = None, *, last: bool = False) -> LogPattern:
+    return LogPattern(re.compile(pattern), shown, ends, last)
+
+
+# The first matching pattern counts. Messages of vLLM 0.6 to 0.32; a test reads the installed vLLM's source.
+VLLM: Final = (
+    _row(r"Loading safetensors checkpoint shards:\s+(\d+)%", "loading weights, {0}%"),
+    _row(r"Capturing CUDA graph\S*[^\d]*(\d+)%", "capturing CUDA graphs, {0}%"),
+    _row(r"Starting to load model", "loading weights", Stage.ENGINE),
+    _row(
+        r"Loading weights took|Loading model weights took|Model loading took",
+        "preparing the KV cache", Stage.WEIGHTS, last=True,
+    ),
+    _row(
+        r"Dynamo bytecode transform|Compiling a graph|torch\.compile takes|torch\.compile took",
+        "compiling", Stage.COMPILE, last=True,
+    ),
+    _row(
+        r"Initializing a V1 LLM engine|Initializing an LLM engine", "starting the engine", Stage.PROCESS
+    ),
+    _row(
+        r"non-default args|vLLM API server version", "reading the model's configuration", Stage.PROCESS
+    ),
+    _row(r"init engine .* took", "starting the HTTP server", Stage.WARM_UP, last=True),
+    _row(r"Starting vLLM (API )?server", "starting the HTTP server"),
+)  # fmt: skip
+# What follows is no start any more: a running server compiles and loads too.
+_OVER: Final = re.compile(r"Starting vLLM (API )?server|Application startup complete")
+_STAMPED: Final = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
+
+
+def stage_of(line: str) -> str | None:
+    """What a server does from a log line on; None for most lines."""
+    row, match = _match(line)
+    return None if row is None or match is None else row.shown.format(*match.groups())
+
+
+@dataclass(slots=True)
+class EngineLog:
+    """Collects the ends of stages from lines in their order. `ends` are on the clock of the lines' times."""
+
+    ends: dict[Stage, float] = field(default_factory=dict)
+    is_over: bool = False
+
+    def read(self, at: float, line: str) -> None:
+        """Take a line that was written at a time, in seconds."""
+        if self.is_over:
+            return
+        row, _ = _match(line)
+        if row is not None and row.ends is not None and (row.last or row.ends not in self.ends):
+            self.ends[row.ends] = at
+        self.is_over = _OVER.search(line) is not None
+
+
+def stamped_lines(text: str) -> Iterator[tuple[float, str]]:
+    """The lines of a log as an API server gives it with `timestamps`, each with its time since the epoch."""
+    for line in text.splitlines():
+        match = _STAMPED.match(line)
+        if match is not None:
+            yield datetime.fromisoformat(match[1]).timestamp(), line[match.end() :]
+
+
+def read_log(lines: Iterable[tuple[float, str]]) -> EngineLog:
+    """What some lines, in their order, tell."""
+    log = EngineLog()
+    for at, line in lines:
+        log.read(at, line)
+    return log
+
+
+def _match(line: str) -> tuple[LogPattern | None, re.Match[str] | None]:
+    for row in VLLM:
+        if match := row.pattern.search(line):
+            return row, match
+    return None, None
