@@ -72,8 +72,9 @@ class PullProgress:
 class PullDone:
     """The model is in the store, verified and durable.
 
-    `fetched`: bytes in all; `tiers`: bytes by tier. `stale`: the registry was unreachable, so the last known model is
-    used. `note`: what is proved about an image that another tool made from a weightyard image.
+    `fetched`: bytes in all; `tiers`: bytes by tier, `tier_seconds`: from its first request to its last byte. `stale`:
+    the registry was unreachable, so the last known model is used. `note`: what is proved about an image that another tool
+    made from a weightyard image.
     """
 
     event: Literal["done"] = "done"
@@ -89,6 +90,7 @@ class PullDone:
     stale: bool = False
     note: str = ""
     tiers: dict[str, int] = field(default_factory=dict)
+    tier_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

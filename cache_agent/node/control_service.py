@@ -129,9 +129,6 @@ def done_view(handle: Pull, image: str) -> PullDone:
     if result is None:
         raise RuntimeError("a pull without a deadline ended without a result")
     snapshot = handle.snapshot()
-    tiers: dict[str, int] = {}
-    for tier, _, size in snapshot.by_source:
-        tiers[tier] = tiers.get(tier, 0) + size
     return PullDone(
         key=str(result.model.key),
         path=str(result.path),
@@ -144,5 +141,6 @@ def done_view(handle: Pull, image: str) -> PullDone:
         seconds=result.seconds,
         stale=result.stale,
         note=result.note,
-        tiers=tiers,
+        tiers={tier: size for tier, size, _ in snapshot.by_tier},
+        tier_seconds={tier: seconds for tier, _, seconds in snapshot.by_tier},
     )

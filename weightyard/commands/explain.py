@@ -1,33 +1,87 @@
-"""`weightyard explain`: shows why a pod or an image waits, the sources of its bytes, and the time left."""
+"""`weightyard explain`: shows why a pod, an image or a workspace waits, the sources of its bytes, and the time left."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cache_agent.api.wire import ExplainView, to_document
 from cache_agent.daemon.cache_api import open_cache
+from modelimage.errors import NotFound, WeightyardError
+from weightyard.cluster_starts import find_starts
 from weightyard.console import Console, pass_console
+from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import ModelName, root_option
+from weightyard.start_text import start_lines
 from weightyard.text import format_bytes, format_duration
+from weightyard.up.state import State, all_workspaces, condition
+from workspace.startup import Startup
+
+Found = tuple[list[dict[str, Any]], str]
 
 
 @click.command()
-@click.argument("subject", type=ModelName(), metavar="POD|IMAGE")
+@click.argument("subject", type=ModelName(), metavar="WORKSPACE|POD|IMAGE")
+@click.option("-n", "--namespace", help="Look in this namespace of the cluster.")
+@cluster_options
 @root_option
 @pass_console
-def explain(console: Console, *, subject: str, root: Path) -> None:
-    """Show what a pod waits for, or the state of an image, on this node.
+def explain(
+    console: Console, *, subject: str, namespace: str | None, context: str | None,
+    kubeconfig: str | None, root: Path,
+) -> None:  # fmt: skip
+    """Show what a workspace or pod waits for and how its server started, or the state of an image.
 
-    A pod is named by its UID, its name, or namespace/name.
+    A pod is named by its UID, its name, or namespace/name. What this node's cache doesn't know is looked for among the
+    workspaces of this machine, then in the cluster.
     """
-    with open_cache(root) as cache:
-        found = cache.explain(subject)
+    if namespace or context or kubeconfig:
+        found = find_starts(kubectl(context, kubeconfig), subject, namespace)
+        console.result([found.to_document()], found.text())
+        return
+    console.result(*(_local(subject, root) or _elsewhere(subject, root)))
+
+
+def _local(subject: str, root: Path) -> Found | None:
+    """A workspace of this machine; None if there is none of this name."""
+    state = next((each for each in all_workspaces(root) if each.name == subject), None)
+    return None if state is None else ([_document(state)], _state_text(state))
+
+
+def _elsewhere(subject: str, root: Path) -> Found:
+    """What the node's cache says, or the cluster. Raises NotFound in the cache's words if neither knows the subject."""
+    try:
+        with open_cache(root) as cache:
+            views = cache.explain(subject)
+    except NotFound:
+        try:
+            found = find_starts(kubectl(None, None), subject, None)
+        except WeightyardError:
+            found = None
+        if found is None:
+            raise
+        return [found.to_document()], found.text()
     now = time.time()
-    text = "\n".join(_text(view, now) for view in found)
-    console.result([to_document(view) for view in found], text)
+    return [to_document(view) for view in views], "\n".join(_text(view, now) for view in views)
+
+
+def _document(state: State) -> dict[str, Any]:
+    return {
+        "subject": state.name, "state": condition(state), "image": state.image,
+        "text": state.failure.message if state.failure else "", "since": state.started_at,
+        "startup": [state.startup] if state.startup else [],
+    }  # fmt: skip
+
+
+def _state_text(state: State) -> str:
+    failed = f": {state.failure.message}" if state.failure else ""
+    lines = [f"{state.name}: {condition(state)}{failed}", f"  image: {state.image}"]
+    if state.startup:
+        lines += start_lines(Startup.model_validate(state.startup))
+    return "\n".join(lines)
 
 
 def _text(view: ExplainView, now: float) -> str:

@@ -51,5 +51,6 @@ def _document(state: State) -> dict[str, object]:
         "name": state.name, "image": state.image, "variant": state.variant, "state": condition(state),
         "url": state.url, "port": state.port, "key": state.key, "model": state.served_name,
         "startedAt": state.started_at, "readyAt": state.ready_at, "pid": state.supervisor.pid,
+        "startup": state.startup,
         "error": state.failure.message if state.failure else None,
     }  # fmt: skip

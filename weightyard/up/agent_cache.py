@@ -41,17 +41,20 @@ from weightyard.pull_progress import follow
 from weightyard.up.process import ProcessIdentity
 from workspace.images import read_variants
 from workspace.servable import Servable
+from workspace.startup import TierPart
 
 _POLL: Final = 0.2
+_DISK: Final = "disk"
 Event = PullProgress | PullDone
 
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A verified model on disk: its directory and its record."""
+    """A verified model on disk: its directory, its record, and where its bytes came from."""
 
     path: Path
     record: Servable
+    parts: tuple[TierPart, ...] = ()
 
 
 class AgentCache:
@@ -103,7 +106,7 @@ class AgentCache:
                 done = follow(self._console, image, events)
         if not done.fetched:
             self._console.say(f"{image} ({done.variant}) is in the cache")
-        return Cached(Path(done.path), read_record(Path(done.path)))
+        return Cached(Path(done.path), read_record(Path(done.path)), _parts(done))
 
     def hold(self, model: Cached, process: ProcessIdentity) -> str:
         """Leases the model until the process ends or `release`; returns the lease's id."""
@@ -143,6 +146,17 @@ class AgentCache:
                     self._console.say(f"waiting: {busy.message}")
                     shown = True
             time.sleep(_POLL)
+
+
+def _parts(done: PullDone) -> tuple[TierPart, ...]:
+    """What a pull got from each tier; what was here before it counts for the disk."""
+    here = done.reused + done.resumed + done.tiers.get(_DISK, 0)
+    fetched = [
+        TierPart(tier, size, round(done.tier_seconds.get(tier, 0.0), 3))
+        for tier, size in done.tiers.items()
+        if tier != _DISK
+    ]
+    return (*fetched, *([TierPart(_DISK, here, 0.0)] if here else []))
 
 
 def read_record(model_dir: Path) -> Servable:

@@ -18,8 +18,9 @@ from modelimage.errors import EngineFailed, TimedOut
 from modelimage.tcp_listener import check_free, listen_tcp
 from weightyard.up.process import ProcessIdentity, identify, stop_session
 from weightyard.up.stages import BOOTING, cause, last_words
-from workspace.engine_log import stage_of
+from workspace.engine_log import EngineLog, stage_of
 from workspace.launch_plan import LaunchPlan
+from workspace.server_metrics import has_generated
 
 POLL: Final = 0.2  # seconds
 _LOOK: Final = 5.0  # seconds between two measurements of the server's progress
@@ -41,6 +42,7 @@ class Server:
         self._plan = plan
         self._log = log
         self._offset = 0
+        self.log_times = EngineLog()
         self.url = url
         identity = identify(child.pid)
         if identity is None:
@@ -71,6 +73,11 @@ class Server:
                 self._check_progress(stall)
             for stage in self._new_stages():
                 describe(stage)
+        self._new_stages()
+
+    def has_generated(self) -> bool:
+        """Whether the server's metrics count a token."""
+        return has_generated(read_page(self.url, "/metrics"))
 
     def _check_progress(self, stall: StallTimer) -> None:
         work = work_of(self.identity.pid, written=self._log.stat().st_size)
@@ -134,6 +141,10 @@ class Server:
         whole = data[: max(data.rfind(b"\n"), data.rfind(b"\r")) + 1]
         self._offset += len(whole)
         lines = whole.decode(errors="replace").replace("\r", "\n").splitlines()
+        # Stamped here: vLLM's own times are whole seconds, and other engines' have another form.
+        now = time.time()
+        for line in lines:
+            self.log_times.read(now, line)
         return [stage for line in lines if (stage := stage_of(line))]
 
 
@@ -185,6 +196,18 @@ def answers(url: str, path: str) -> bool:
         return connection.getresponse().status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
+
+
+def read_page(url: str, path: str) -> str:
+    """A server's page, of at most 1 MiB; empty if it has none within two seconds."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read(_TAIL_BYTES).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
     finally:
         connection.close()
 

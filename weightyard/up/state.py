@@ -31,7 +31,8 @@ class WorkspaceFailure:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One workspace. Times are seconds since the epoch; `server` is the inference server's first process.
+    """One workspace. Times are seconds since the epoch; `server` is the inference server's first process,
+    `startup` the timeline of its start as in a Workspace's status.
 
     Law: `State.parse(s.to_text()) == s`.
     """
@@ -51,6 +52,7 @@ class State:
     server: ProcessIdentity | None = None
     ready_at: float | None = None
     failure: WorkspaceFailure | None = None
+    startup: dict[str, Any] | None = None
 
     @property
     def url(self) -> str:

@@ -33,11 +33,13 @@ from weightyard.up.serve_plan import (
     launch_plan,
     plan_before_pull,
 )
+from weightyard.up.start_times import StartTimes
 from weightyard.up.state import State, WorkspaceDirectory, WorkspaceFailure
 from workspace.fit import Fit
 from workspace.hardware import Hardware
 from workspace.schema import Workspace
 from workspace.sources import image_of
+from workspace.startup import Stage
 
 STALL_SECONDS: Final = 300.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -136,6 +138,7 @@ class Supervisor:
         """Runs until a stop is requested; returns the signal. Raises the error that ended it."""
         with self._directory.locked(), self._signals.noted() as signals:
             self._state = self._first_state()
+            self._times = StartTimes(self._clock, self._state.started_at)
             self._directory.write(self._state)
             server: Server | None = None
             try:
@@ -178,9 +181,10 @@ class Supervisor:
         plan = launch_plan(
             self._workspace, fit, cached, self._fetch_adapters(), self._target, self._state.port
         )
+        self._times.ended(Stage.VOLUME)
         self._move(
             Event.CACHED, variant=plan.variant, key=str(plan.key), served_name=plan.served_name,
-            model_dir=str(cached.path),
+            model_dir=str(cached.path), startup=self._times.document(),
         )  # fmt: skip
         server = servers.start(
             plan,
@@ -226,6 +230,7 @@ class Supervisor:
                 self._console.say(f"variant not chosen: {reason}")
             plan_before_pull(self._workspace, fit, record, self._target, port)
             cached = self._cache.pull(image, fit.variant)
+            self._times.parts = cached.parts
             # Leased by the supervisor until the server has its own lease, so that eviction can't
             # come between.
             self._leases.append(self._cache.hold(cached, self._state.supervisor))
@@ -241,11 +246,16 @@ class Supervisor:
         return found
 
     def _serve(self, server: Server, on_ready: Callable[[State], None]) -> None:
-        self._move(Event.HEALTHY, ready_at=self._clock())
+        self._times.ended(Stage.HEALTH)
+        self._times.logged(server.log_times.ends)
+        self._move(Event.HEALTHY, ready_at=self._clock(), startup=self._times.document())
         on_ready(self._state)
         while not self._signals.requested():
             if server.exited(servers.POLL):
                 raise server.death()
+            if self._times.look_due() and server.has_generated():
+                self._times.ended(Stage.FIRST_TOKEN)
+                self._update(startup=self._times.document())
         raise Stopped
 
     def _stop(self, server: Server | None) -> None:

@@ -63,15 +63,19 @@ def arguments() -> argparse.ArgumentParser:
 def serve(options: argparse.Namespace, behaviour: list[str]) -> None:
     """Answer /health, /v1/models and /metrics, and every question with FAKE_ENGINE_ANSWER."""
 
+    tokens: list[str] = []
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             models = {"data": [{"id": options.served_model_name}]}
-            said = {"/v1/models": json.dumps(models), "/metrics": IDLE_METRICS}
+            metrics = f"{IDLE_METRICS}vllm:generation_tokens_total {len(tokens)}.0\n"
+            said = {"/v1/models": json.dumps(models), "/metrics": metrics}
             self.send_response(200)
             self.end_headers()
             self.wfile.write(said.get(self.path, "").encode())
 
         def do_POST(self) -> None:
+            tokens.append("one")
             said = {"text": os.environ.get("FAKE_ENGINE_ANSWER", "")}
             body = json.dumps({"choices": [said], "usage": {"completion_tokens": 1}}).encode()
             self.send_response(200)

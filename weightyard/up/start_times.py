@@ -1,0 +1,54 @@
+"""The start of a local workspace's server as it is timed: the same stages as in a cluster, but for node and image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cache_agent.api.kube_objects import timestamp
+from workspace.startup import Stage, Startup, TierPart, current_stage, timeline
+
+# Seconds between two looks for the first token: at first, then a share of the time that passed, and when to give up.
+_FIRST_LOOK: Final = 2.0
+_SHARE: Final = 0.1
+_PATIENCE: Final = 3600.0
+
+
+@dataclass
+class StartTimes:
+    """Times of one start. `clock` returns seconds since the epoch; `began` is on it."""
+
+    clock: Callable[[], float]
+    began: float
+    parts: tuple[TierPart, ...] = ()
+    _ends: dict[Stage, float] = field(default_factory=dict)
+    _next_look: float = 0.0
+
+    def ended(self, stage: Stage) -> None:
+        """Note that a stage ends now."""
+        self._ends[stage] = self.clock() - self.began
+
+    def logged(self, ends: Mapping[Stage, float]) -> None:
+        """Note the ends that the server's log told, on the clock."""
+        self._ends |= {stage: at - self.began for stage, at in ends.items()}
+
+    def look_due(self) -> bool:
+        """Whether to look for the first token now; from the first health check on."""
+        healthy = self._ends.get(Stage.HEALTH)
+        if healthy is None or Stage.FIRST_TOKEN in self._ends:
+            return False
+        now = self.clock() - self.began
+        if now < self._next_look or now > healthy + _PATIENCE:
+            return False
+        self._next_look = now + max(_FIRST_LOOK, _SHARE * (now - healthy))
+        return True
+
+    def document(self) -> dict[str, Any]:
+        """The start so far, as `Startup` in a Workspace's status."""
+        ends = self._ends
+        entry = Startup(
+            started_at=timestamp(self.began), stages=timeline(ends, self.parts), current=current_stage(ends)
+        )  # fmt: skip
+        healthy = entry.ends.get(Stage.HEALTH)
+        return entry.model_copy(update={"total": healthy}).to_document()
