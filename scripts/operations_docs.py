@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
 from cache_agent.observability.log_lines import LINES
+from workspace.activator import metrics as activator
 from workspace.controller import metrics as controller
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
@@ -17,7 +18,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 
 def page(text: str) -> str:
     """The page with its generated tables, each between `<!-- NAME -->` and `<!-- end -->`."""
-    tables = {"metrics": _metrics(), "controller metrics": _controller_metrics(), "log": _log()}
+    tables = {
+        "metrics": _metrics(), "controller metrics": _controller_metrics(),
+        "activator metrics": _activator_metrics(), "log": _log(),
+    }  # fmt: skip
     for name, table in tables.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
         head, found, rest = text.partition(start)
@@ -50,6 +54,12 @@ def _controller_metrics() -> Iterator[str]:
     for kind, name, names, meaning in rows:
         labels = ", ".join(f"`{label}`" for label in names)
         yield f"| `{controller.PREFIX}{name}` | {kind} | {labels} | {meaning} |"
+
+
+def _activator_metrics() -> Iterator[str]:
+    yield "| Metric | Type | Meaning |\n|---|---|---|"
+    yield from (f"| `{name}_total` | counter | {meaning} |" for name, meaning in activator.COUNTERS)
+    yield from (f"| `{name}` | gauge | {meaning} |" for name, meaning in activator.GAUGES)
 
 
 def _log() -> Iterator[str]:

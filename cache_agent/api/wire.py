@@ -73,8 +73,8 @@ class PullDone:
     """The model is in the store, verified and durable.
 
     `fetched`: bytes in all; `tiers`: bytes by tier, `tier_seconds`: from its first request to its last byte. `stale`:
-    the registry was unreachable, so the last known model is used. `note`: what is proved about an image that another tool
-    made from a weightyard image.
+    the registry was unreachable, so the last known model is used. `note`: what is proved about an image that another
+    tool made from a weightyard image.
     """
 
     event: Literal["done"] = "done"

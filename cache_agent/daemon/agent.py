@@ -87,7 +87,7 @@ def run_agent(
         closing(traces) if traces else nullcontext(),
         open_node(NodeOptions.from_config(options.root, config), parts) as node,
     ):
-        metrics.watch(node.store)
+        metrics.watch(node.store, node.engine)
         for store in node.store.stores:
             if store.recovered.changed:
                 log.note("recovered", root=str(store.paths.root), **vars(store.recovered))

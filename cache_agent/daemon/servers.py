@@ -17,6 +17,7 @@ from aiohttp import web
 from cache_agent.access.authorizer import Authorizer
 from cache_agent.access.decide import CacheTTL
 from cache_agent.access.upstream import UpstreamRegistries, fail_fast
+from cache_agent.api.build_info import installed_version
 from cache_agent.config import AgentConfig, PeersSection
 from cache_agent.daemon.peers_setup import tls_files
 from cache_agent.net.listen_addresses import Address
@@ -28,7 +29,7 @@ from cache_agent.peers.peer_client import TlsFiles
 from cache_agent.servers.csi.driver_options import CsiOptions
 from cache_agent.servers.csi.mount_client import MounterClient, Mounts
 from cache_agent.servers.csi.pod_events import PodEvents
-from cache_agent.servers.csi.volumes import ImageAccess, Threads, Volumes
+from cache_agent.servers.csi.volumes import ImageAccess, Listeners, Threads, Volumes
 from cache_agent.servers.hub.api import HubApi
 from cache_agent.servers.hub.fill import Fills
 from cache_agent.servers.hub.hub_client import HubUpstream
@@ -215,7 +216,7 @@ async def _open_csi(
         access=access,
         mounts=Mounts(MounterClient(options.mounter), threads.local),
         threads=threads,
-        pod_events=pod_events,
+        listeners=Listeners(pod_events, node.events),
     )
     server = CsiServer(Driver(volumes, options, installed_version()))
     stack.push_async_callback(server.stop)

@@ -130,6 +130,13 @@ class FetchEngine:
         if job.error is not None:
             raise job.error
 
+    def load(self) -> tuple[int, int]:
+        """How many range requests of all jobs wait, and how many run."""
+        with self._wake:
+            jobs = list(self._jobs)
+        loads = [job.load() for job in jobs]
+        return sum(waiting for waiting, _ in loads), sum(running for _, running in loads)
+
     def cancel(self, job: Job) -> None:
         """Cancel a job; `run` raises Cancelled in its own thread."""
         # Before the streams are closed: a worker whose read ends must find the job stopped, or it would retry.

@@ -182,6 +182,11 @@ class Job:
         with self._lock:
             return any(self._waiting)
 
+    def load(self) -> tuple[int, int]:
+        """How many range requests wait for a worker or for their next attempt, and how many run."""
+        with self._lock:
+            return sum(map(len, self._waiting)) + len(self._delayed), sum(self._workers)
+
     def succeeded(self, work: AssignedRange) -> None:
         with self._lock:
             self._workers[work.file_queue] -= 1

@@ -15,6 +15,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cache_agent.api.build_info import export_build_info
+from cache_agent.fetch.engine import FetchEngine
 from cache_agent.observability.events import (
     Event,
     Events,
@@ -29,6 +31,8 @@ from cache_agent.observability.events import (
     PeerEjected,
     PeerRequestRefused,
     PeerSent,
+    PublishEnded,
+    PublishStarted,
     PullEnded,
     PullStarted,
     ReservationRefused,
@@ -64,11 +68,15 @@ class EventMetric(Generic[E]):
 
 @dataclass(frozen=True, slots=True)
 class StoreSnapshot:
-    """What the gauges of one scrape are computed from. `spaces`: by root directory."""
+    """What the gauges of one scrape are computed from.
+
+    `spaces`: by root directory. `requests`: range requests that wait and that run.
+    """
 
     spaces: Sequence[tuple[str, SpaceView]]
     models: Sequence[StoredModel]
     files: int
+    requests: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,15 @@ COUNTERS: Final[tuple[EventMetric[Any], ...]] = (
         "manifests_not_cached", "Pulled models whose manifests could not be cached for container runtimes.",
         ManifestsNotCached,
     ),
+    EventMetric("publishes_started", "Requests of kubelet to publish a volume.", PublishStarted),
+    EventMetric(
+        "publishes_finished", "Such requests answered, by outcome; `StillPulling` ones are repeated by kubelet.",
+        PublishEnded, lambda end: [((end.outcome,), 1)], ("outcome",),
+    ),
+    EventMetric(
+        "published_bytes", "Bytes of published volumes, by where they were: `cached` on the node, or another tier.",
+        PublishEnded, lambda end: [((tier,), size) for tier, size in end.by_tier], ("tier",),
+    ),
     EventMetric("evictions", "Models evicted for space.", ModelEvicted),
     EventMetric("evicted_bytes", "Bytes freed by evictions.", ModelEvicted, lambda each: [((), each.freed)]),
     EventMetric("reservations_refused", "Pulls refused for lack of space.", ReservationRefused),
@@ -121,6 +138,7 @@ COUNTERS: Final[tuple[EventMetric[Any], ...]] = (
     EventMetric(
         "repaired_chunks", "Chunks fetched again to repair a file.", FileRepaired, lambda file: [((), file.chunks)]
     ),
+    EventMetric("repaired_files", "Damaged files repaired.", FileRepaired),
     EventMetric("peer_sent_bytes", "Bytes sent to other nodes.", PeerSent, lambda sent: [((), sent.size)]),
     EventMetric(
         "peers_ejected", "Peers temporarily ejected, by reason.",
@@ -133,6 +151,11 @@ COUNTERS: Final[tuple[EventMetric[Any], ...]] = (
 )  # fmt: skip
 
 HISTOGRAMS: Final[tuple[EventMetric[Any], ...]] = (
+    EventMetric(
+        "publish_seconds", "Seconds from kubelet's first request for a volume until it is mounted.",
+        PublishEnded, lambda end: [] if end.seconds is None else [((), end.seconds)],
+        buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 180, 600, 1800, 3600),
+    ),
     EventMetric(
         "pull_seconds", "Seconds from a pull's start until the model is verified on disk.",
         # Failed pulls would distort it.
@@ -151,6 +174,13 @@ GAUGES: Final = (
     StoreGauge("models_pinned", "Models pinned.", lambda now: [((), sum(each.pinned for each in now.models))]),
     StoreGauge("leases", "Leases held.", lambda now: [((), sum(len(each.leases) for each in now.models))]),
     StoreGauge("files", "Weight files cached.", lambda now: [((), now.files)]),
+    StoreGauge(
+        "oldest_verification_timestamp_seconds",
+        "When the file of a cached model that was checked longest ago was checked; absent without models.",
+        lambda now: [((), min(each.verified for each in now.models))] if now.models else [],
+    ),
+    StoreGauge("fetch_requests_waiting", "Range requests that wait for a worker.", lambda now: [((), now.requests[0])]),
+    StoreGauge("fetch_requests_running", "Range requests under way.", lambda now: [((), now.requests[1])]),
 )  # fmt: skip
 
 
@@ -168,6 +198,7 @@ class Metrics(Events):
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        export_build_info(self.registry, "agent")
         self._feeds: dict[type[Event], list[Callable[[Any], None]]] = {}
         for row in COUNTERS:
             counter = Counter(PREFIX + row.name, row.help, row.labels, registry=self.registry)
@@ -191,9 +222,9 @@ class Metrics(Events):
 
         self._feeds.setdefault(row.event, []).append(feed)
 
-    def watch(self, roots: Roots) -> None:
-        """Export the gauges of a node's open roots."""
-        self.registry.register(_StoreGauges(roots))
+    def watch(self, roots: Roots, engine: FetchEngine) -> None:
+        """Export the gauges of a node's open roots and of its engine."""
+        self.registry.register(_StoreGauges(roots, engine))
 
     def emit(self, event: Event) -> None:
         for feed in self._feeds.get(type(event), ()):
@@ -208,8 +239,8 @@ class Metrics(Events):
 class _StoreGauges(Collector):
     """Gauges read from the store at each scrape."""
 
-    def __init__(self, roots: Roots) -> None:
-        self._roots = roots
+    def __init__(self, roots: Roots, engine: FetchEngine) -> None:
+        self._roots, self._engine = roots, engine
 
     def describe(self) -> Iterable[Metric]:
         """Empty: the registry calls it only for names, which aren't worth reading the store."""
@@ -221,6 +252,7 @@ class _StoreGauges(Collector):
             [(str(store.paths.root), space) for store, space in roots.spaces()],
             roots.models.all(),
             roots.files.count(),
+            self._engine.load(),
         )
         for row in GAUGES:
             family = GaugeMetricFamily(PREFIX + row.name, row.help, labels=row.labels)

@@ -34,6 +34,24 @@ class PullEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishStarted:
+    """kubelet asked to publish a pod's volume. It asks again while the volume waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishEnded:
+    """A request to publish a volume was answered.
+
+    `outcome`: `done`, or the error's class. `seconds`: since the volume was first asked for; None unless it was
+    published by this request. `by_tier`: (tier, bytes) of what its pull brought; `cached` for what the node held.
+    """
+
+    outcome: str
+    seconds: float | None = None
+    by_tier: Sequence[tuple[str, int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelEvicted:
     """A model was evicted for space."""
 
@@ -138,6 +156,8 @@ class PeerRequestRefused:
 Event = (
     PullStarted
     | PullEnded
+    | PublishStarted
+    | PublishEnded
     | ModelEvicted
     | ReservationRefused
     | FileScrubbed

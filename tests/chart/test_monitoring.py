@@ -9,14 +9,19 @@ from contextlib import ExitStack
 import pytest
 import yaml
 
+from cache_agent.api import build_info
 from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX, Metrics
 from tests.cache_agent.nodes import NodeFactory
 from tests.chart.charting import CHART, Refused, find, render
 from tests.chart.matrix import MATRIX
+from workspace.activator import metrics as activator_metrics
+from workspace.activator.gate import QueueLimits, RequestQueue
 from workspace.controller import metrics as controller_metrics
 
 FILES = CHART / "files"
-NAME = re.compile(r"\bweightyard_[a-z_]+")
+NAME = re.compile(r"\b(?:weightyard_[a-z_]+|DCGM_[A-Z_]+)")
+# Of NVIDIA's exporter for Prometheus (dcgm-exporter, default counters), with its labels.
+FOREIGN = {name: {"gpu", "Hostname"} for name in ("DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED")}
 # Labels that a scrape adds.
 SCRAPED = frozenset({"instance", "namespace", "pod"})
 
@@ -27,7 +32,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     metrics, controller = Metrics(), controller_metrics.Metrics()
     with ExitStack() as stack:
         node = NodeFactory(tmp_path_factory.mktemp("store"), stack)()
-        metrics.watch(node.store)
+        metrics.watch(node.store, node.engine)
         controller.watch(lambda: controller_metrics.ControllerSnapshot(True, {}, {}, 0))
         families = [*metrics.registry.collect(), *controller.registry.collect()]
     rows = [*COUNTERS, *HISTOGRAMS, *GAUGES]
@@ -38,8 +43,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         *controller_metrics.GAUGES,
     ]
     labels |= {f"{controller_metrics.PREFIX}{row.name}": {*row.labels} for row in ours}
+    labels[build_info.NAME] = {*build_info.LABELS}
     ends = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-    return {
+    return FOREIGN | {
         family.name + end: labels[family.name] | ({"le"} if end == "_bucket" else set())
         for family in families
         for end in ends[family.type]
@@ -112,3 +118,18 @@ def test_the_dashboard_has_no_panel_twice() -> None:
     panels = json.loads((FILES / "dashboard.json").read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert len({panel["title"] for panel in panels}) == len(panels)
+
+
+def test_every_program_says_its_version() -> None:
+
+    async def nowhere() -> None:
+        return None
+
+    gate = RequestQueue(nowhere, QueueLimits())
+    pages = {
+        "agent": Metrics().exposition()[0],
+        "controller": controller_metrics.Metrics().exposition(),
+        "activator": activator_metrics.Metrics(gate).page(),
+    }
+    for component, page in pages.items():
+        assert f'{build_info.NAME}{{component="{component}",version="' in page.decode()

@@ -17,7 +17,6 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from yarl import URL
 
 from modelimage.errors import Busy, TimedOut
@@ -25,7 +24,7 @@ from modelimage.tcp_listener import listen_tcp
 from workspace.activator.bodies import Bodies, Share, TooLarge
 from workspace.activator.connection_guard import ConnectionGuard
 from workspace.activator.gate import QueueLimits, RequestQueue
-from workspace.server_metrics import HELD
+from workspace.activator.metrics import Metrics
 
 PREFIX: Final = "/activator"
 _HOP_BY_HOP: Final = frozenset(
@@ -65,7 +64,7 @@ class Activator:
             each=options.max_body, total=options.all_bodies, seconds=options.body_seconds
         )
         self._requests = 0
-        self._metrics = _Metrics(self.gate)
+        self._metrics = Metrics(self.gate)
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -187,29 +186,6 @@ class Activator:
 
 class _NotTaken(Exception):
     """The server went away before it accepted the request."""
-
-
-class _Metrics:
-    """Prometheus metrics of one activator, read by the scaler and by people."""
-
-    def __init__(self, gate: RequestQueue) -> None:
-        self._registry = CollectorRegistry()
-        waiting = Gauge(HELD, "Requests that wait for a server.", registry=self._registry)
-        waiting.set_function(lambda: gate.waiting)
-        self.refused = Counter(
-            "weightyard_activator_requests_refused",
-            "Requests rejected because too many were waiting, or for too long.",
-            registry=self._registry,
-        )
-        passed = Gauge(
-            "weightyard_activator_requests_passed",
-            "Requests passed to a server.",
-            registry=self._registry,
-        )
-        passed.set_function(lambda: gate.passed)
-
-    def page(self) -> bytes:
-        return generate_latest(self._registry)
 
 
 async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cache_agent.api.build_info import export_build_info
 from workspace.controller.workers import Passes
 from workspace.startup import Stage, Startup
 
@@ -70,7 +71,13 @@ STARTS: Final = MetricRow(
 )  # fmt: skip
 EVENTS: Final = MetricRow("events", "Kubernetes Events recorded, by reason.", ("reason",))
 
-COUNTERS: Final = (STARTED, FINISHED, EVENTS)
+SCALINGS: Final = MetricRow(
+    "scalings",
+    "Decisions of the built-in autoscaler to run more or fewer replicas, by direction.",
+    ("direction",),
+)
+
+COUNTERS: Final = (STARTED, FINISHED, EVENTS, SCALINGS)
 HISTOGRAMS: Final = (SECONDS, STAGES, STARTS)
 GAUGES: Final = (
     SnapshotGauge("leads", "1 for the controller that leads.", lambda now: {(): now.leads}),
@@ -93,6 +100,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        export_build_info(self.registry, "controller")
+        self._scalings = self._counter(SCALINGS)
         self._started = self._counter(STARTED)
         self._finished = self._counter(FINISHED)
         self._events = self._counter(EVENTS)
@@ -130,6 +139,10 @@ class Metrics:
     def first_token(self, seconds: float) -> None:
         """Counts a server's first token, some seconds after its first health check."""
         self._stages.labels(Stage.FIRST_TOKEN.value).observe(seconds)
+
+    def scaled(self, direction: Literal["up", "down"]) -> None:
+        """Counts a decision of the autoscaler."""
+        self._scalings.labels(direction).inc()
 
     def watch(self, snapshot: Callable[[], ControllerSnapshot]) -> None:
         """Exports the gauges."""

@@ -156,6 +156,7 @@ class ScalingLoop:
 
     async def _tell(self, key: Key, current: int, answer: ScalingDecision) -> None:
         logger.info("%s/%s: %d -> %d replicas: %s", *key, current, answer.replicas, answer.reason)
+        self._runner.metrics.scaled("up" if answer.replicas > current else "down")
         reason = Reason.SCALING_UP if answer.replicas > current else Reason.SCALING_DOWN
         text = sentence(f"From {current} to {answer.replicas} replicas: {answer.reason}")
         document = self._runner.cache.workspace(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from cache_agent.api.publish_record import PublishRecord, TierBytes
 from cache_agent.fetch.pull import Pull
@@ -11,6 +12,8 @@ from cache_agent.sources.source import Tier
 from cache_agent.store.roots import Roots
 from modelimage.digest import Digest
 from modelimage.errors import WeightyardError
+
+_CACHED: Final = "cached"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,15 @@ def publish_record(store: Roots, done: Published) -> PublishRecord:
     return PublishRecord(
         volume=done.volume, at=done.at, seconds=round(done.seconds, 3), tiers=tuple(found)
     )
+
+
+def bytes_by_tier(store: Roots, done: Published) -> list[tuple[str, int]]:
+    """What a volume's pull got from each tier; `cached` is what the node held before."""
+    if done.pull is None:
+        model = store.models.get(done.key)
+        return [(_CACHED, model.size)] if model is not None else []
+    parts = _pulled(done.pull)
+    return [(_CACHED if each.tier == Tier.DISK.value else each.tier, each.bytes) for each in parts]
 
 
 def _pulled(pull: Pull) -> list[TierBytes]:

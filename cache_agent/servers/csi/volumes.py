@@ -24,10 +24,11 @@ from cache_agent.fetch.values import PullRequest
 from cache_agent.node.activity import Activity
 from cache_agent.node.progress_text import Watched, describe
 from cache_agent.node.threads import BlockingExecutor, end_of
+from cache_agent.observability.events import Events, PublishEnded, PublishStarted
 from cache_agent.servers.batcher import Batcher, BatchWindow, SingleFlight
 from cache_agent.servers.csi.mount_client import Mounts
 from cache_agent.servers.csi.pod_events import PodEvent, PodEvents
-from cache_agent.servers.csi.published import Published, publish_record
+from cache_agent.servers.csi.published import Published, bytes_by_tier, publish_record
 from cache_agent.servers.csi.requests import Publish, VolumeUse
 from cache_agent.servers.shared_pulls import SharedPulls
 from cache_agent.store.roots import Roots
@@ -87,6 +88,14 @@ class ImageAccess:
     transfers: UpstreamRegistries
 
 
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who is told of volumes: `pods` by Events of the cluster, `node` by events of this node."""
+
+    pods: PodEvents
+    node: Events
+
+
 class Volumes:
     """The volumes of one node. Belongs to one event loop. `monotonic` returns seconds."""
 
@@ -99,10 +108,10 @@ class Volumes:
         access: ImageAccess,
         mounts: Mounts,
         threads: Threads,
-        pod_events: PodEvents,
+        listeners: Listeners,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pod_events = pod_events
+        self._pod_events, self._events = listeners.pods, listeners.node
         self._store, self._pulls, self._activity = store, pulls, activity
         self._access, self._mounts = access, mounts
         self._threads, self._monotonic = threads, monotonic
@@ -118,6 +127,17 @@ class Volumes:
 
         Raises StillPulling, OtherVolume, Refused, RegistryNotAllowed, and the errors of pulls and of the mounter.
         """
+        self._events.emit(PublishStarted())
+        outcome = PublishEnded("Cancelled")
+        try:
+            outcome = await self._publish_told(wanted, seconds)
+        except Exception as error:
+            outcome = PublishEnded(type(error).__name__)
+            raise
+        finally:
+            self._events.emit(outcome)
+
+    async def _publish_told(self, wanted: Publish, seconds: float) -> PublishEnded:
         activity, volume = self._activity, wanted.volume_id
         # Recorded before and after the work, so that `explain` can say why a pod waits.
         before = activity.asked(volume, wanted.pod, wanted.pod_name, str(wanted.image))
@@ -131,10 +151,13 @@ class Volumes:
                 self._pod_events.tell(PodEvent(wanted.pod, wanted.pod_name, "PullingModel", said))
             activity.answered(volume, error.message)
             raise
-        # kubelet repeats a publish, also of what is published.
-        if not before.published:
-            self._tell_mounted(wanted, Published(volume, key, pull, activity.clock(), before.since))
         activity.answered(volume, "")
+        # kubelet repeats a publish, also of what is published.
+        if before.published:
+            return PublishEnded("done")
+        done = Published(volume, key, pull, activity.clock(), before.since)
+        self._tell_mounted(wanted, done)
+        return PublishEnded("done", done.seconds, bytes_by_tier(self._store, done))
 
     def _tell_mounted(self, wanted: Publish, done: Published) -> None:
         async def record() -> PublishRecord:

@@ -9,6 +9,7 @@ from cache_agent.observability.events import (
     Event,
     ModelEvicted,
     PeerEjected,
+    PublishEnded,
     PullEnded,
     PullStarted,
 )
@@ -29,6 +30,11 @@ def test_events_are_counted_by_the_tables() -> None:
     metrics.emit(PullEnded("m", "NoSpace", 900.0, 1, [("hub", "a", 1)]))
     metrics.emit(ModelEvicted("m", 300, "least valuable"))
     metrics.emit(PeerEjected("b", "lied"))
+    metrics.emit(PublishEnded("StillPulling"))
+    metrics.emit(PublishEnded("done", 3.0, [("cached", 4), ("peer", 9)]))
+    assert value(metrics, "publishes_finished_total", outcome="StillPulling") == 1
+    assert value(metrics, "publish_seconds_sum") == 3
+    assert value(metrics, "published_bytes_total", tier="peer") == 9
     assert value(metrics, "pulls_started_total") == 1
     assert value(metrics, "pulls_finished_total", outcome="NoSpace") == 1
     assert value(metrics, "fetched_bytes_total", tier="hub", source="a") == 6
@@ -44,9 +50,11 @@ def test_gauges_are_read_from_the_store(open_node: NodeFactory) -> None:
     pull(node)
     node.store.models.pin(record.key, pinned=True)
     metrics = Metrics()
-    metrics.watch(node.store)
+    metrics.watch(node.store, node.engine)
     assert value(metrics, "models") == value(metrics, "models_pinned") == 1
     assert value(metrics, "files") == node.store.files.count()
+    assert (value(metrics, "oldest_verification_timestamp_seconds") or 0) > 0
+    assert value(metrics, "fetch_requests_waiting") == value(metrics, "fetch_requests_running") == 0
     root = str(node.store.first.paths.root)
     assert value(metrics, "store_bytes", root=root) == node.store.first.space.view().own
 
