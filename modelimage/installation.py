@@ -20,6 +20,9 @@ _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
 def installed_version() -> str:
     """The version of this installation; `unknown` for a source tree that isn't installed."""
+    # Imported here, as below: it costs a third of a short command's start.
+    import importlib.metadata  # noqa: PLC0415
+
     try:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -88,7 +91,6 @@ def _for_pipx(what: list[str]) -> list[str]:
 
 def _direct_url() -> str:
     """The text of direct_url.json; empty for an index's copy. A checkout that isn't installed counts as editable."""
-    # Imported here: it costs a third of a short command's start, and only hints need it.
     import importlib.metadata  # noqa: PLC0415
 
     try:

@@ -22,6 +22,7 @@ from cache_agent.api.crd_schema import (
     model_schema,
 )
 from cache_agent.api.kube_objects import GENERATION, Conditions, Count, Reported, ReportedLine
+from workspace.rollout_status import RolloutStatus
 from workspace.schema import KIND, Spec
 from workspace.startup import MOST_STARTS, Startup
 
@@ -78,6 +79,28 @@ RULES: Final[Rules] = {
         ),
     ),
     **dict.fromkeys(_LABELS, (LABEL_KEYS,)),
+    ("rollout", "steps", "[]"): (
+        (
+            "[has(self.weight), has(self.pause), has(self.analysis)].filter(given, given).size() == 1",
+            "give exactly one of weight, pause and analysis",
+        ),
+    ),
+    ("rollout",): (
+        (
+            "!has(self.steps) || self.steps.size() == 0 || has(self.strategy) && self.strategy != 'rolling'",
+            "steps are for strategy: canary or blueGreen",
+        ),
+        (
+            "!has(self.steps) || !has(self.strategy) || self.strategy != 'blueGreen' || "
+            "self.steps.all(step, has(step.pause))",
+            "steps of blueGreen are pauses: before the requests move, there are none to share or compare",
+        ),
+        (
+            "!has(self.steps) || self.steps.size() == 0 || !has(self.strategy) || self.strategy != 'canary' || "
+            "has(self.steps[0].weight)",
+            "the first of steps must be a weight: before it no request tells anything",
+        ),
+    ),
     ("scale",): (
         ("!has(self.min) || self.min <= self.max", "min is above max"),
         (
@@ -174,6 +197,10 @@ class WorkspaceStatus(Reported):
         default=(),
         max_length=MOST_STARTS,
         description="The last start of each version, the newest version first.",
+    )
+    rollout: RolloutStatus | None = Field(
+        default=None,
+        description="Where the rollout of a new version stands, with strategy: canary or blueGreen.",
     )
 
 

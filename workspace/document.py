@@ -5,7 +5,8 @@ Takes text, never opens a file.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
@@ -64,3 +65,26 @@ def _workspace(node: yaml.Node, name: str) -> Workspace:
 
 def _kind(value: object) -> str:
     return "empty" if value is None else type(value).__name__
+
+
+def workspace_of(document: Mapping[str, Any]) -> Workspace:
+    """Parses the Workspace from an API server's document, which has more fields than a file. Raises InvalidInput."""
+    metadata = document["metadata"]
+    own = {
+        name: metadata[name]
+        for name in ("name", "namespace", "labels", "annotations")
+        if name in metadata
+    }
+    try:
+        return Workspace.model_validate(
+            {
+                "apiVersion": document["apiVersion"],
+                "kind": document["kind"],
+                "metadata": own,
+                "spec": document.get("spec"),
+            }
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidInput(f"{where}: {first['msg']}", hint="Correct the Workspace.") from error

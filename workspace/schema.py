@@ -35,6 +35,7 @@ from workspace.field_types import (
     as_enum,
     refuse_repeats,
 )
+from workspace.rollout_spec import Rollout
 from workspace.tenancy import Tenancy
 
 KIND: Final = "Workspace"
@@ -301,18 +302,6 @@ class Scale(Strict):
                 "by: keda needs prometheus, the address from which KEDA reads the queue depth"
             )
         return self
-
-
-class Rollout(Strict):
-    """How one version replaces the previous."""
-
-    history: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=10, description="Number of versions that `weightyard rollout undo` can go back."
-    )
-    restarted_at: NonEmpty | None = Field(
-        default=None,
-        description="Change it to roll out the same spec again, with tags resolved again.",
-    )
 
 
 class Spec(Strict):

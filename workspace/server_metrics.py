@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from modelimage.errors import RemoteRefused
 from workspace.engines import QUEUE_METRICS, TOKEN_METRICS
@@ -23,8 +25,8 @@ _USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglan
 _TOKENS: Final = re.compile(
     rf"^(?:{'|'.join(TOKEN_METRICS.values())})(?:\{{[^\n]*\}})? [0-9.e+]*[1-9]", re.MULTILINE
 )
-# Requests in a queue; no server holds more.
-_MOST: Final = 1e9
+# Of anything that a server counts.
+_MOST: Final = 1e15
 HELD: Final = "weightyard_activator_requests_waiting"
 
 
@@ -51,21 +53,30 @@ def has_generated(text: str) -> bool:
     return _TOKENS.search(text) is not None
 
 
+def read_samples(text: str, wanted: Collection[str]) -> Iterator[Sample]:
+    """The samples of some names, in the page's order. Raises RemoteRefused when one of them can't be read."""
+    # A page has thousands of lines, and reading each costs more than all else that is done with it.
+    heads = tuple(wanted)
+    lines = [line for line in text.splitlines() if line.startswith(heads)]
+    try:
+        for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+            for sample in family.samples:
+                if sample.name in wanted:
+                    yield sample._replace(value=_bounded(sample.name, sample.value))
+    except ValueError as error:
+        raise RemoteRefused(f"the metrics page can't be read: {error}") from error
+
+
 def _totals(text: str, wanted: set[str]) -> dict[str, float]:
     """The sum of each wanted metric over all its lines."""
     totals: dict[str, float] = defaultdict(float)
-    try:
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name in wanted:
-                    totals[sample.name] += _bounded(sample.name, sample.value)
-    except ValueError as error:
-        raise RemoteRefused(f"the metrics page can't be read: {error}") from error
+    for sample in read_samples(text, wanted):
+        totals[sample.name] += sample.value
     return totals
 
 
 def _bounded(name: str, value: float) -> float:
-    """A count or share as a server reports it. Prometheus allows NaN and infinity, which scaling can't count with."""
+    """A count or share as a server reports it. Prometheus allows NaN and infinity, which nobody can count with."""
     if not 0 <= value <= _MOST:
         raise ValueError(f"{name} is {value}")
     return value

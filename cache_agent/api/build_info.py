@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from modelimage.installation import installed_version
+
 NAME: Final = "weightyard_build_info"
 HELP: Final = "1, with the program's version."
 LABELS: Final = ("component", "version")
-
-
-def installed_version() -> str:
-    """The version of the installed distribution; `unknown` for one that runs from a source tree."""
-    try:
-        return version("weightyard")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def export_build_info(registry: CollectorRegistry, component: str) -> None:

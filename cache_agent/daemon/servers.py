@@ -17,7 +17,6 @@ from aiohttp import web
 from cache_agent.access.authorizer import Authorizer
 from cache_agent.access.decide import CacheTTL
 from cache_agent.access.upstream import UpstreamRegistries, fail_fast
-from cache_agent.api.build_info import installed_version
 from cache_agent.config import AgentConfig, PeersSection
 from cache_agent.daemon.peers_setup import tls_files
 from cache_agent.net.listen_addresses import Address

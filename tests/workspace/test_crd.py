@@ -27,7 +27,8 @@ from workspace import crd
 from workspace.controller import conditions
 from workspace.controller.conditions import StatusCondition
 from workspace.controller.reasons import Reason
-from workspace.schema import Model, Resources, Rollout, Runtime, Scale, Workspace
+from workspace.rollout_spec import Rollout
+from workspace.schema import Model, Resources, Runtime, Scale, Workspace
 from workspace.tenancy import Tenancy
 
 Json = dict[str, Any]
@@ -164,6 +165,7 @@ COUNTS = st.integers(-1, 3)
 LABELS = st.dictionaries(TEXT, TEXT, max_size=2)
 AMOUNTS = st.dictionaries(TEXT, st.sampled_from(["4", "500m", "1e3", "-1", ""]), max_size=2)
 PORTS = st.sampled_from([-1, 0, 8000, 65536])
+SHARES = st.sampled_from([-0.1, 0, 0.5, 1.5, 1001])
 SECONDS = st.sampled_from([-1, 0, 1, 3600, 86_400, 86_401])
 # Each field of a spec, by the class that has it.
 FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
@@ -214,7 +216,20 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     Tenancy: {
         "quota": AMOUNTS, "limits": AMOUNTS, "networkPolicy": optional(allowFromNamespaces=LABELS),
     },
-    Rollout: {"history": COUNTS, "restartedAt": TEXT},
+    Rollout: {
+        "history": COUNTS, "restartedAt": TEXT, "keepSeconds": SECONDS,
+        "strategy": st.sampled_from(["rolling", "canary", "blueGreen", "other"]),
+        "steps": st.lists(
+            st.one_of(
+                st.just({"pause": {}}), st.just({"weight": 10}),
+                optional(weight=COUNTS, pause=optional(seconds=SECONDS), analysis=optional(seconds=SECONDS)),
+            ), max_size=2,
+        ),
+        "analysis": optional(
+            intervalSeconds=SECONDS, minRequests=COUNTS,
+            maxRegression=optional(errorRate=SHARES, timeToFirstToken=SHARES, preemptions=SHARES, queueTime=SHARES),
+        ),
+    },
 }  # fmt: skip
 
 
@@ -262,6 +277,10 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"scale": {"min": 3, "max": 2}},
         {"scale": {"min": 0, "max": 2, "by": "hpa"}},
         {"scale": {"max": 2, "by": "keda"}},
+        {"rollout": {"strategy": "canary", "steps": [{"weight": 10}, {}]}},
+        {"rollout": {"steps": [{"pause": {}}]}},
+        {"rollout": {"strategy": "blueGreen", "steps": [{"weight": 10}]}},
+        {"rollout": {"strategy": "canary", "steps": [{"pause": {}}, {"weight": 10}]}},
     ]
     said = [list(broken_rules(SCHEMA, samples.document(**spec))) for spec in refused]
     assert all(len(messages) == 1 for messages in said), said

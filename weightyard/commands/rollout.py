@@ -1,4 +1,4 @@
-"""`weightyard rollout`: lists the versions of a workspace, and returns to one of them."""
+"""`weightyard rollout`: the versions of a workspace, and the rollout of a new one beside the one that serves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from modelimage.errors import InvalidInput, NotFound
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from workspace.controller.revisions import POD_PARTS, Revision, history
+from workspace.controller.rollout_view import rollout_before
+from workspace.render import names
+from workspace.rollout_status import Phase, RolloutStatus
 
 Json = dict[str, Any]
 _GROUP: Final = "/apis/weightyard.dev/v1alpha1"
@@ -49,7 +52,7 @@ def _reach(namespace: str | None, context: str | None, kubeconfig: str | None) -
 
 @click.group()
 def rollout() -> None:
-    """Show the versions of a workspace in a cluster, and return to one."""
+    """Follow and steer how a workspace in a cluster changes its version."""
 
 
 @rollout.command("history")
@@ -86,13 +89,133 @@ def status(
     context: str | None,
     kubeconfig: str | None,
 ) -> None:
-    """Show the status of a workspace's rollout."""
+    """Show how far a new version is, how it compares, and the workspace's conditions."""
     found = _reach(namespace, context, kubeconfig).workspace(name).get("status") or {}
+    # For programs it is whole; for people each part that there is has its own table.
+    if console.json:
+        kept = {part: found.get(part) for part in ("conditions", "rollout", "revision")}
+        console.result(kept, "")
+        return
+    state = rollout_before({"status": found})
+    if state is not None:
+        console.table(["rollout", ""], _rows(state))
+        if state.measures:
+            console.table(
+                ["measure", "serving", "new", "limit", "passed"],
+                [
+                    [
+                        each.name,
+                        each.stable,
+                        each.candidate,
+                        each.limit,
+                        "yes" if each.passed else "no",
+                    ]
+                    for each in state.measures
+                ],
+            )
     rows = [
         [each["type"], each["status"], each["reason"], each["message"]]
         for each in found.get("conditions", ())
     ]
     console.table(["condition", "status", "reason", "message"], rows)
+
+
+def _rows(state: RolloutStatus) -> list[list[str]]:
+    steps = f"{min(state.step + 1, state.steps)} of {state.steps}" if state.is_open else "-"
+    return [
+        ["new version", state.version],
+        ["serving before", state.stable],
+        ["phase", f"{state.phase.value} ({state.reason})" if state.reason else state.phase.value],
+        ["step", steps],
+        ["requests to the new version", f"{state.attained} % (wanted: {state.weight} %)"],
+        ["since", state.since],
+        ["why", state.message],
+    ]
+
+
+@rollout.command()
+@click.argument("name")
+@_in_namespace
+@cluster_options
+@pass_console
+def pause(
+    console: Console, *, name: str, namespace: str | None, context: str | None, kubeconfig: str | None
+) -> None:  # fmt: skip
+    """Hold the rollout at its step until it is resumed; a worse version is still taken back."""
+    _ask(console, _reach(namespace, context, kubeconfig), name, {names.PAUSE: "true"}, "pauses")
+
+
+@rollout.command()
+@click.argument("name")
+@_in_namespace
+@cluster_options
+@pass_console
+def resume(
+    console: Console, *, name: str, namespace: str | None, context: str | None, kubeconfig: str | None
+) -> None:  # fmt: skip
+    """Go on: after a pause, past a comparison that says nothing, or again with a version that was taken back."""
+    cluster = _reach(namespace, context, kubeconfig)
+    document = cluster.workspace(name)
+    state = _state(document)
+    # What was paused by hand goes on where it was: the step that it is at stays to be done.
+    by_hand = (document["metadata"].get("annotations") or {}).get(names.PAUSE) == "true"
+    asked = {} if by_hand and not state.is_withdrawn else {names.RESUME: state.token}
+    _ask(console, cluster, name, asked, "goes on")
+
+
+@rollout.command()
+@click.argument("name")
+@_in_namespace
+@cluster_options
+@pass_console
+def promote(
+    console: Console, *, name: str, namespace: str | None, context: str | None, kubeconfig: str | None
+) -> None:  # fmt: skip
+    """Let the new version take over now, without the steps that are left."""
+    cluster = _reach(namespace, context, kubeconfig)
+    version = _state(cluster.workspace(name)).version
+    _ask(console, cluster, name, {names.PROMOTE: version}, f"is promoted to {version}")
+
+
+@rollout.command()
+@click.argument("name")
+@_in_namespace
+@cluster_options
+@pass_console
+def abort(
+    console: Console, *, name: str, namespace: str | None, context: str | None, kubeconfig: str | None
+) -> None:  # fmt: skip
+    """Take the new version back: the one before gets all requests again."""
+    cluster = _reach(namespace, context, kubeconfig)
+    state = _state(cluster.workspace(name))
+    if not state.is_open:
+        raise InvalidInput(
+            f"{state.version} takes over already",
+            hint=f"Return with: weightyard rollout undo {name}.",
+        )
+    _ask(console, cluster, name, {names.ABORT: state.version}, f"goes back to {state.stable}")
+
+
+def _state(document: Json) -> RolloutStatus:
+    """Where the rollout stands. Raises InvalidInput when none goes on that could be steered."""
+    name, found = document["metadata"]["name"], rollout_before(document)
+    if found is None or found.phase is Phase.COMPLETED:
+        raise InvalidInput(
+            f"no new version of {name} is being rolled out step by step",
+            hint="spec.rollout.strategy canary or blueGreen does that; see: weightyard rollout history.",
+        )
+    return found
+
+
+def _ask(console: Console, cluster: Cluster, name: str, asked: dict[str, str], what: str) -> None:
+    """Asks by annotations."""
+    document = cluster.workspace(name)
+    _state(document)
+    cluster.replace(_asked(document, asked))
+    console.result(
+        {"workspace": name, "asked": asked},
+        f"{name} {what}; follow it with: weightyard rollout status {name}",
+    )
 
 
 @rollout.command()
@@ -142,4 +265,19 @@ def with_version(document: Json, revision: Revision) -> Json:
     spec |= {name: revision.requested[name] for name in POD_PARTS if name in revision.requested}
     rollout_part = {k: v for k, v in spec.pop("rollout", {}).items() if k != "restartedAt"}
     rollout_part |= revision.requested.get("rollout", {})
-    return {**document, "spec": {**spec, **({"rollout": rollout_part} if rollout_part else {})}}
+    returned = {**document, "spec": {**spec, **({"rollout": rollout_part} if rollout_part else {})}}
+    # What served before needs no proof step by step.
+    if rollout_part.get("strategy", "rolling") == "rolling":
+        return returned
+    return _asked(returned, {names.PROMOTE: revision.name})
+
+
+def _asked(document: Json, asked: dict[str, str]) -> Json:
+    """The Workspace with what is asked of its rollout, in place of whatever was asked before."""
+    metadata = document["metadata"]
+    kept = {
+        name: value
+        for name, value in (metadata.get("annotations") or {}).items()
+        if name not in names.ROLLOUT_COMMANDS
+    }
+    return {**document, "metadata": {**metadata, "annotations": {**kept, **asked}}}

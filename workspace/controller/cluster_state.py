@@ -62,6 +62,21 @@ def cached_state(revision: Revision, observed: Observed, *, replicas: int) -> Ca
     )
 
 
+def nodes_to_warm(
+    state: CachedState, revision: Revision, observed: Observed, *, replicas: int
+) -> list[str]:
+    """The chosen nodes that need a pre-warm pod for a version, until that many of its servers are ready."""
+    # Servers on nodes that are being drained need replacements, ready as they are.
+    wanted, usable = {names.REVISION: revision.id}, set(state.eligible)
+    servers = [pod for pod in observed.pods(names.SERVER) if has_labels(pod, wanted)]
+    staying = [pod for pod in servers if is_ready(pod) and node_of(pod) in usable]
+    if replicas > 0 and len(staying) >= replicas:
+        return []
+    # A node whose server has mounted the model needs no pre-warm pod: the server's volume is the lease.
+    held = state.labelled | {node_of(pod) for pod in servers if is_mounted(pod)}
+    return [name for name in state.chosen if name not in held]
+
+
 def _nodes_with(pods: list[Json], revision: Revision) -> set[str]:
     """Nodes where pods of a version have their volumes mounted."""
     return _nodes_of(_mounted(pods, revision))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from modelimage.errors import WeightyardError
-from workspace.controller.reasons import Reason, reason_of
+from workspace.controller.reasons import Reason, reason_of, reported_reason
+from workspace.rollout_status import RolloutStatus
 
 Json = dict[str, Any]
 
@@ -81,6 +82,15 @@ def ready(parts: Iterable[StatusCondition], *, done: StatusCondition) -> StatusC
         return done
     found = next((each for each in unfinished if each.reason not in IN_PROGRESS), unfinished[0])
     return StatusCondition(READY, found.ok, found.reason, found.message)
+
+
+def rolling(rollout: RolloutStatus | None) -> StatusCondition | None:
+    """The Ready condition while a new version runs beside the one that serves, or after it was taken back."""
+    if rollout is None or not (rollout.is_open or rollout.is_withdrawn):
+        return None
+    step = f"Step {rollout.step + 1} of {rollout.steps}: " if rollout.is_open else ""
+    text = f"{step}{rollout.message}"
+    return StatusCondition(READY, False, reported_reason(rollout.reason), text)
 
 
 def failed(kind: str, error: WeightyardError) -> StatusCondition:

@@ -16,6 +16,7 @@ from cache_agent.api.kube.connection import Connection
 from cache_agent.api.kube.kube_client import KubeClient
 from modelimage.access import Access
 from modelimage.allowed_registries import AllowedRegistries
+from workspace.controller.analysis_loop import AnalysisLoop
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.health_server import Liveness
 from workspace.controller.heartbeats import HeartbeatLoop
@@ -118,9 +119,10 @@ async def _work(
                 heartbeats = HeartbeatLoop(api, cached_models, namespace)
                 scaling = ScalingLoop(runner, servers)
                 starts = StartWatch(runner, api, servers)
+                analysis = AnalysisLoop(runner, servers)
                 await _lead(
                     leadership, runner.run(), cached_models.run(), scaling.run(), heartbeats.run(),
-                    starts.run(),
+                    starts.run(), analysis.run(),
                 )  # fmt: skip
             except* LeadershipLost as lost:
                 # Nothing is kept that only a leader may know, so this process simply stands by again.

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from cache_agent.api.publish_record import PublishRecord
 from modelimage.errors import WeightyardError
+from workspace.analysis import AnalysisResult
 from workspace.controller.mount_news import MountNews
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import has_ended, has_labels, is_owned
@@ -18,6 +19,7 @@ from workspace.controller.pod_start import StartNews
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
+from workspace.rollout_status import RolloutStatus
 
 Json = dict[str, Any]
 
@@ -40,7 +42,8 @@ class Observed:
     `resolved` is the registry's result or error; None before a request. `wanted` is the autoscaler's number of
     replicas; None without autoscaling or before its first result. `now` is RFC 3339. `refused` are writes of this pass
     that the API server refused, in its words. `mounts` is what Events tell of pods that wait for volumes, by uid;
-    `published` the agents' records of pods' volumes, and `starts` what else is known of servers' starts.
+    `published` the agents' records of pods' volumes, and `starts` what else is known of servers' starts. `analysis`
+    compares a new version with the one that serves.
     """
 
     document: Json
@@ -55,6 +58,7 @@ class Observed:
     mounts: Mapping[str, MountNews] = field(default_factory=dict)
     published: Mapping[str, tuple[PublishRecord, ...]] = field(default_factory=dict)
     starts: Mapping[str, StartNews] = field(default_factory=dict)
+    analysis: AnalysisResult | None = None
 
     @property
     def uid(self) -> str:
@@ -113,11 +117,17 @@ Action = Apply | Delete
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The actions to take. `status` None leaves it unchanged; `ask_registry` requests `resolved` and another call."""
+    """The actions to take. `status` None leaves it unchanged; `ask_registry` requests `resolved` and another call.
+
+    `rollout` is that of a new version. In `wake_after` seconds time alone changes what is to be done; None if it
+    doesn't.
+    """
 
     actions: tuple[Action, ...] = ()
     status: Json | None = None
     ask_registry: bool = False
+    rollout: RolloutStatus | None = None
+    wake_after: float | None = None
 
 
 def reference(document: Json) -> Reference:

@@ -91,6 +91,16 @@ class Reason(StrEnum):
     # Everything
     READY = ("Ready", "Everything in the spec runs.")
     ROLLING_OUT = ("RollingOut", "Servers of the previous version still run.")
+    COMPARING = (
+        "Comparing",
+        "A new version gets requests and is compared with the one that serves.",
+    )
+    INCONCLUSIVE = ("Inconclusive", "The comparison of two versions says nothing yet.")
+    PAUSED = ("Paused", "The rollout of a new version waits for time or for people.")
+    PROMOTING = ("Promoting", "A new version that passed all steps takes over.")
+    REGRESSED = ("Regressed", "The new version was worse than the one before, and was taken back.")
+    NEW_VERSION_FAILED = ("NewVersionFailed", "The new version didn't run, and was taken back.")
+    ABORTED = ("Aborted", "The rollout of a new version was aborted by hand.")
     NAME_CONFLICT = (
         "NameConflict",
         "An object that isn't the Workspace's has a name that it needs.",

@@ -7,57 +7,54 @@ writes is just another observation.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
-
-from pydantic import ValidationError
+from typing import Any
 
 from modelimage.errors import InvalidInput, WeightyardError
 from workspace.controller import conditions, nodes, revisions, workspace_status
-from workspace.controller.cluster_state import CachedState, cached_state, server_count
-from workspace.controller.compare import holds, with_intent
+from workspace.controller.changes import applies, deletes
+from workspace.controller.cluster_state import (
+    CachedState,
+    cached_state,
+    nodes_to_warm,
+    server_count,
+)
+from workspace.controller.compare import with_intent
 from workspace.controller.objects import (
     asked_replicas,
     container_ports,
     has_labels,
-    is_mounted,
     is_owned,
     is_ready,
     node_of,
 )
-from workspace.controller.observed import (
-    KEDA_GROUP,
-    Action,
-    Apply,
-    Decision,
-    Delete,
-    Observed,
-    Reference,
-    reference,
-)
+from workspace.controller.observed import KEDA_GROUP, Decision, Observed, Reference, reference
 from workspace.controller.ownership import owned_by, owned_or_conflicting, permitted
-from workspace.controller.prewarm_pods import is_spent, prewarm_pod
+from workspace.controller.prewarm_pods import prewarm_pod
 from workspace.controller.revisions import Revision
+from workspace.controller.rollout_view import (
+    ActiveRollout,
+    active_rollout,
+    asked_candidates,
+    rollout_before,
+)
+from workspace.document import workspace_of
 from workspace.hardware import Hardware
 from workspace.render import names
 from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import (
     Routing,
+    candidate_deployment,
     deployment,
     has_activator,
     surrounding_objects,
     wanted_range,
 )
 from workspace.render.release import ResolvedImages, plan_release, pod_site, server_port
+from workspace.rollout_status import Phase
 from workspace.schema import Autoscaler, Workspace
 from workspace.sources import NotBuilt
 
 Json = dict[str, Any]
-
-# Kinds that the controller creates. Objects of other kinds are never deleted.
-OWN_KINDS: Final = (
-    "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ResourceQuota",
-    "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "ControllerRevision", "Pod", "Job",
-)  # fmt: skip
 
 
 def reconcile(observed: Observed) -> Decision:
@@ -70,29 +67,6 @@ def reconcile(observed: Observed) -> Decision:
         status = workspace_status.invalid(observed.document, error, now=observed.now)
         return Decision(status=_changed(observed, status))
     return _Reconciliation(workspace, observed).decide()
-
-
-def workspace_of(document: Json) -> Workspace:
-    """Parses the Workspace from an API server's document, which has more fields than a file. Raises InvalidInput."""
-    metadata = document["metadata"]
-    own = {
-        name: metadata[name]
-        for name in ("name", "namespace", "labels", "annotations")
-        if name in metadata
-    }
-    try:
-        return Workspace.model_validate(
-            {
-                "apiVersion": document["apiVersion"],
-                "kind": document["kind"],
-                "metadata": own,
-                "spec": document.get("spec"),
-            }
-        )
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidInput(f"{where}: {first['msg']}", hint="Correct the Workspace.") from error
 
 
 class _Reconciliation:
@@ -108,9 +82,13 @@ class _Reconciliation:
         found = observed.find("Deployment", workspace.name)
         self.current = found if found and is_owned(found, observed.uid) else None
         # The order matters: each of these reads the ones before it.
-        self.target = self._target()
+        self.spec_target = self._target()
         self.goal = self._goal()
-        self._states: dict[str, CachedState] = {}
+        self._states: dict[tuple[str, int], CachedState] = {}
+        self.rollout = self._rollout()
+        # A version that was taken back is as if it had never been asked for.
+        withdrawn = self.rollout is not None and self.rollout.status.is_withdrawn
+        self.target = self._deployed() if withdrawn else self.spec_target
         shown = self._target_or_deployed()
         self.cached_state = None if shown is None else self._state_of(shown)
         self.active = self._active()
@@ -118,7 +96,8 @@ class _Reconciliation:
 
     def decide(self) -> Decision:
         wanted, conflicts = owned_or_conflicting(self._wanted(), self.observed)
-        actions = permitted([*self._applies(wanted), *self._deletes(wanted)], conflicts)
+        deleted = deletes(self.observed, keep=self._kept(wanted), surplus=self._surplus_versions())
+        actions = permitted([*applies(self.observed, wanted), *deleted], conflicts)
         status = workspace_status.report(
             workspace_status.ReportInput(
                 workspace=self.workspace,
@@ -131,12 +110,15 @@ class _Reconciliation:
                 conflicts=tuple(f"{each.kind} {each.name}" for each in conflicts),
                 keda_missing=self._keda_missing(),
                 versions=(*self.kept, *self._used()),
+                rollout=self.rollout.status if self.rollout else None,
             )
         )
         return Decision(
             actions=tuple(actions),
             status=_changed(self.observed, status),
             ask_registry=self.target is None,
+            rollout=self.rollout.status if self.rollout else None,
+            wake_after=self.rollout.wake_after if self.rollout else None,
         )
 
     # Versions
@@ -183,15 +165,22 @@ class _Reconciliation:
 
     def _state_of(self, revision: Revision) -> CachedState:
         """A version's state, computed once: it looks at every node."""
-        if revision.name not in self._states:
-            found = cached_state(revision, self.observed, replicas=self.goal)
-            self._states[revision.name] = found
-        return self._states[revision.name]
+        return self._state_for(
+            revision, self._new_servers() if revision is self.target else self.goal
+        )
+
+    def _state_for(self, revision: Revision, replicas: int) -> CachedState:
+        if (revision.name, replicas) not in self._states:
+            found = cached_state(revision, self.observed, replicas=replicas)
+            self._states[revision.name, replicas] = found
+        return self._states[revision.name, replicas]
 
     def _active(self) -> Revision | None:
         """The version to run: the previous one until the desired one is cached, then the desired one."""
         deployed = self._deployed()
         if not isinstance(self.target, Revision):
+            return deployed
+        if self.rollout is not None and self.rollout.status.is_open:
             return deployed
         serves = self._current_replicas() > 0
         # With no running server to replace, the desired version is active right away.
@@ -199,6 +188,37 @@ class _Reconciliation:
             return self.target
         ready_to_roll = self.cached_state is not None and self.cached_state.is_cached
         return self.target if ready_to_roll else deployed
+
+    # A new version beside the one that serves
+
+    def _rollout(self) -> ActiveRollout | None:
+        target = self.spec_target
+        if not isinstance(target, Revision):
+            return None
+        return active_rollout(
+            self.workspace, self.observed, target=target, deployed=self._deployed(), goal=self.goal,
+            movable=not self._scaled_elsewhere(),
+            is_warm=lambda count: self._state_for(target, count).is_cached,
+        )  # fmt: skip
+
+    def _new_servers(self) -> int:
+        """The servers that the target needs nodes for: during a rollout only those beside the Workspace's own."""
+        return (
+            self.rollout.candidates if self.rollout and self.rollout.status.is_open else self.goal
+        )
+
+    def _candidate_deployment(self) -> list[Json]:
+        count, target = self.rollout.candidates if self.rollout else 0, self.target
+        if not count or not isinstance(target, Revision):
+            return []
+        # More of them start once the nodes that will get them hold the model.
+        if not self._state_for(target, count).is_cached:
+            count = min(count, asked_candidates(self.observed, self.workspace.name))
+        made = candidate_deployment(
+            self.workspace, target.template, replicas=count, startup_seconds=target.startup_seconds,
+            environment=self.observed.environment,
+        )  # fmt: skip
+        return [made] if count else []
 
     # Replicas
 
@@ -214,6 +234,14 @@ class _Reconciliation:
             return least
         # Before the scaler's first result (after a restart) the current number is kept.
         wanted = self._current_replicas() if self.observed.wanted is None else self.observed.wanted
+        before = rollout_before(self.observed.document)
+        # Meanwhile the Deployment may have fewer, since servers of a new version stand in for them.
+        if (
+            self.observed.wanted is None
+            and before is not None
+            and before.phase is not Phase.COMPLETED
+        ):
+            wanted = max(wanted, before.replicas)
         return max(least, min(most, wanted))
 
     def _scaled_elsewhere(self) -> bool:
@@ -282,13 +310,14 @@ class _Reconciliation:
                 deployment(
                     self.workspace,
                     self.active.template,
-                    replicas=self.allowed,
+                    replicas=min(self.allowed, self.rollout.own) if self.rollout else self.allowed,
                     startup_seconds=self.active.startup_seconds,
                     environment=self.observed.environment,
                     selector=self._selector(),
                     surge=surge,
                 )
             )
+        wanted += self._candidate_deployment()
         return [with_intent(owned_by(each, self.observed.document)) for each in wanted]
 
     def _routing(self) -> Routing:
@@ -301,6 +330,7 @@ class _Reconciliation:
             ports=tuple(sorted(ports)) or (server_port(self.workspace),),
             uid=self.observed.bound_uid,
             replaced_first=self._is_replaced_first(),
+            version=self.rollout.serving if self.rollout else None,
         )
 
     def _selector(self) -> Json | None:
@@ -327,41 +357,25 @@ class _Reconciliation:
         return names.SERVER
 
     def _nodes_to_warm(self) -> list[str]:
-        """Nodes that get a pre-warm pod: the chosen nodes, until servers of the desired version are ready."""
+        """Nodes that get a pre-warm pod."""
         if not isinstance(self.target, Revision) or self.cached_state is None:
             return []
-        stopped = self.goal == 0 and self.workspace.spec.scale is None
-        # Servers on nodes that are being drained need replacements, ready as they are.
-        wanted, usable = {names.REVISION: self.target.id}, set(self.cached_state.eligible)
-        staying = [
-            pod for pod in self.observed.pods(names.SERVER)
-            if is_ready(pod) and has_labels(pod, wanted) and node_of(pod) in usable
-        ]  # fmt: skip
-        if stopped or (self.goal > 0 and len(staying) >= self.goal):
+        needed = self._new_servers()
+        if needed == 0 and self.workspace.spec.scale is None:
             return []
-        serving = {
-            node_of(pod)
-            for pod in self.observed.pods(names.SERVER)
-            if is_mounted(pod) and has_labels(pod, wanted)
-        }
-        # A node whose server has mounted the model needs no pre-warm pod: the server's volume is the lease.
-        held = self.cached_state.labelled | serving
-        return [name for name in self.cached_state.chosen if name not in held]
+        return nodes_to_warm(self.cached_state, self.target, self.observed, replicas=needed)
 
-    # Actions
+    def _used(self) -> list[Revision]:
+        found = (self.target, self.spec_target, self._deployed(), self.active)
+        return [each for each in found if isinstance(each, Revision)]
 
-    def _applies(self, wanted: list[Json]) -> list[Action]:
-        return [Apply(each) for each in wanted if self._is_due(each)]
+    def _surplus_versions(self) -> set[str]:
+        in_use = {each.name for each in self._used()}
+        limit = self.workspace.spec.rollout.history + len(in_use)
+        return {each.name for each in revisions.superfluous(self.kept, limit=limit, in_use=in_use)}
 
-    def _is_due(self, each: Json) -> bool:
-        found = self.observed.find(each["kind"], each["metadata"]["name"])
-        if found is None:
-            return True
-        if "deletionTimestamp" in found["metadata"] or each["kind"] in ("Pod", "Job"):
-            return False  # its spec is immutable; a changed one has another name
-        return not holds(found, each)
-
-    def _deletes(self, wanted: list[Json]) -> list[Action]:
+    def _kept(self, wanted: list[Json]) -> set[Reference]:
+        """The objects that aren't deleted: those that are wanted, and those of which nothing is known now."""
         keep = {reference(each) for each in wanted}
         # Without a version to run (registry unreachable) a running Deployment must not be deleted.
         if self.active is None:
@@ -370,28 +384,7 @@ class _Reconciliation:
             # Pods and Jobs in progress are kept while the registry doesn't say which version is desired.
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")
             keep |= {reference(each) for each in self.observed.objects if each["kind"] in unsure}
-        surplus = self._surplus_versions()
-        return [
-            Delete(reference(each), str(each["metadata"]["uid"]))
-            for each in self.observed.objects
-            if each["kind"] in OWN_KINDS
-            and is_owned(each, self.observed.uid)
-            and "deletionTimestamp" not in each["metadata"]
-            and (
-                each["metadata"]["name"] in surplus
-                if each["kind"] == "ControllerRevision"
-                else reference(each) not in keep or is_spent(each)
-            )
-        ]
-
-    def _used(self) -> list[Revision]:
-        found = (self.target, self._deployed(), self.active)
-        return [each for each in found if isinstance(each, Revision)]
-
-    def _surplus_versions(self) -> set[str]:
-        in_use = {each.name for each in self._used()}
-        limit = self.workspace.spec.rollout.history + len(in_use)
-        return {each.name for each in revisions.superfluous(self.kept, limit=limit, in_use=in_use)}
+        return keep
 
 
 def _changed(observed: Observed, status: Json) -> Json | None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from cache_agent.api.kube.refusals import Conflict, ServerFailed
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
+from workspace.analysis import AnalysisResult
 from workspace.controller import workspace_status
 from workspace.controller.conditions import READY
 from workspace.controller.event_recorder import EventRecorder
@@ -27,12 +28,14 @@ from workspace.controller.objects import condition
 from workspace.controller.observed import KEDA_GROUP, Action, Apply, Decision, Observed, reference
 from workspace.controller.pod_start import Starts
 from workspace.controller.queue import WorkQueue
-from workspace.controller.reconcile import reconcile, workspace_of
+from workspace.controller.reconcile import reconcile
 from workspace.controller.startups import completed, first_tokens, watched_pods
 from workspace.controller.watches import Name
 from workspace.controller.workers import Workers
 from workspace.controller.workspace_news import workspace_news
+from workspace.document import workspace_of
 from workspace.render.kubernetes import SystemSettings
+from workspace.rollout_status import RolloutStatus
 
 Json = dict[str, Any]
 
@@ -69,6 +72,9 @@ class Runner:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = ReplicaTargets({})
         self.starts = Starts()
+        # Where a new version runs beside the one that serves; and of those what the analysis loop says.
+        self.rollouts: dict[Key, RolloutStatus] = {}
+        self.analyses: dict[Key, AnalysisResult] = {}
         self._questions = ImageQuestions(resolver, self.queue.add)
         self._reasons: dict[Key, str] = {}  # of the Ready conditions
         self._failed: set[Key] = set()  # whose last pass had a write at which the server failed
@@ -103,6 +109,8 @@ class Runner:
         """
         # Numbers of an earlier term of leadership are out of date.
         self.wanted.replicas.clear()
+        self.rollouts.clear()
+        self.analyses.clear()
         for key in self.cache.workspaces():
             self.queue.add(key)
         workers = Workers(
@@ -128,6 +136,7 @@ class Runner:
             self._failed.discard(key)
             self._reasons.pop(key, None)
             self.starts.watch(key, frozenset())
+            self.rollouts.pop(key, None)
             return None
         self.starts.watch(key, watched_pods(observed, self._now().timestamp()))
         decision = reconcile(observed)
@@ -143,9 +152,14 @@ class Runner:
         if strangers:
             observed = replace(observed, objects=(*observed.objects, *strangers))
             decision = reconcile(observed)
+        if decision.rollout is not None and decision.rollout.is_open:
+            self.rollouts[key] = decision.rollout
+        else:
+            self.rollouts.pop(key, None)
         refused = await self._carry_out(key, observed, decision)
         failed = isinstance(observed.resolved, WeightyardError)
-        return REGISTRY_RETRY if failed or refused or decision.ask_registry else RESYNC
+        again = REGISTRY_RETRY if failed or refused or decision.ask_registry else RESYNC
+        return again if decision.wake_after is None else min(again, decision.wake_after)
 
     def _observe(self, key: Key) -> Observed | None:
         document = self.cache.workspace(key)
@@ -162,6 +176,7 @@ class Runner:
             now=timestamp(self._now().timestamp()),
             environment=self._environment,
             wanted=self.wanted.replicas.get(key),
+            analysis=self.analyses.get(key),
             groups=self._groups,
         )
 

@@ -19,11 +19,11 @@ from modelimage.errors import InvalidInput, WeightyardError
 from workspace import arguments
 from workspace.controller.conditions import sentence
 from workspace.controller.object_cache import Key
-from workspace.controller.objects import asked_replicas, container_ports, has_labels, is_ready
+from workspace.controller.objects import asked_replicas, has_labels, is_ready
 from workspace.controller.reasons import News, Reason
-from workspace.controller.reconcile import workspace_of
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import host, read_page
+from workspace.controller.server_pages import read_page, server_urls
+from workspace.document import workspace_of
 from workspace.render import names
 from workspace.scaler import (
     DEFAULT_BATCH,
@@ -209,13 +209,10 @@ def _addresses(deployment: Json | None, objects: Sequence[Json]) -> tuple[str, .
     selector = deployment["spec"]["selector"]["matchLabels"]
     # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
     return tuple(
-        f"http://{host(pod['status']['podIP'])}:{port}"
+        url
         for pod in objects
-        if pod["kind"] == "Pod"
-        and is_ready(pod)
-        and has_labels(pod, selector)
-        and (pod.get("status") or {}).get("podIP")
-        for port in container_ports(pod["spec"])
+        if pod["kind"] == "Pod" and is_ready(pod) and has_labels(pod, selector)
+        for url in server_urls(pod)
     )
 
 

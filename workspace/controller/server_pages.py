@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
 from modelimage.errors import RemoteRefused, Unreachable
+from workspace.controller.objects import container_ports
+
+Json = dict[str, Any]
 
 # vLLM's metrics take 100 kB; parsing a whole page takes the event loop's time.
 _PAGE_BYTES: Final = 1 << 20
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
+
+
+def server_urls(pod: Json) -> list[str]:
+    """The URLs of a pod, at its own version's port; none before it has an address."""
+    address = (pod.get("status") or {}).get("podIP")
+    return [f"http://{host(address)}:{port}" for port in container_ports(pod["spec"]) if address]
 
 
 def host(address: str) -> str:

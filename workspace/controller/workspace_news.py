@@ -15,6 +15,10 @@ Json = dict[str, Any]
 _NORMAL = IN_PROGRESS | {
     Reason.READY,
     Reason.ROLLING_OUT,
+    Reason.COMPARING,
+    Reason.PAUSED,
+    Reason.PROMOTING,
+    Reason.ABORTED,
     Reason.STOPPED,
     Reason.ACTIVATOR_NOT_READY,
 }

@@ -20,6 +20,7 @@ from workspace.controller.startups import startups
 from workspace.crd import MOST_REASONS
 from workspace.render import names
 from workspace.render.kubernetes import has_activator
+from workspace.rollout_status import RolloutStatus
 from workspace.schema import Workspace
 from workspace.sources import NotBuilt
 
@@ -47,6 +48,7 @@ class ReportInput:
     conflicts: tuple[str, ...]
     keda_missing: bool
     versions: tuple[Revision, ...] = ()
+    rollout: RolloutStatus | None = None
 
 
 def report(report_input: ReportInput) -> Json:
@@ -76,6 +78,7 @@ def report(report_input: ReportInput) -> Json:
         "selector": ",".join(f"{name}={value}" for name, value in selector.items()),
         **_version(report_input),
         **startups(report_input.observed, report_input.versions),
+        **({"rollout": report_input.rollout.to_document()} if report_input.rollout else {}),
     }
 
 
@@ -353,7 +356,7 @@ def _done(report_input: ReportInput) -> StatusCondition:
             "spec.tenancy.quota and spec.tenancy.limits have no effect: the operator doesn't let Workspaces set them "
             "for their namespace. Remove them, or ask the operator to start the controller with --namespace-quotas.",
         )  # fmt: skip
-    return _running(report_input)
+    return conditions.rolling(report_input.rollout) or _running(report_input)
 
 
 def _running(report_input: ReportInput) -> StatusCondition:

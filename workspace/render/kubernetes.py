@@ -51,13 +51,14 @@ class Routing:
 
     `ports` are those of all versions that run, which differ from the spec's while one replaces the other. `uid` binds
     selectors to one Workspace; None where no controller has created it. With `replaced_first` a drain waits for a
-    replacement of the only server.
+    replacement of the only server. `version` is the id of the version that alone gets requests.
     """
 
     role: str = names.SERVER
     ports: tuple[int, ...] = (DEFAULT_PORT,)
     uid: str | None = None
     replaced_first: bool = False
+    version: str | None = None
 
 
 DIRECT: Final = Routing()
@@ -116,6 +117,23 @@ def deployment(
             "template": template,
         },
     }
+
+
+def candidate_deployment(
+    workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int, environment: SystemSettings
+) -> Json:  # fmt: skip
+    """The Deployment of a new version's servers beside the Workspace's own. Their label tells the two apart."""
+    labels = template["metadata"]["labels"] | {names.TRACK: names.CANDIDATE}
+    selector = names.selector(workspace.name, names.SERVER, labels.get(names.UID))
+    made = deployment(
+        workspace,
+        {**template, "metadata": {**template["metadata"], "labels": labels}},
+        replicas=replicas,
+        startup_seconds=startup_seconds,
+        environment=environment,
+        selector={**selector, names.TRACK: names.CANDIDATE},
+    )
+    return {**made, "metadata": meta(workspace, names.candidate(workspace.name))}
 
 
 def service(workspace: Workspace, routing: Routing = DIRECT) -> Json:
@@ -334,13 +352,16 @@ def _ingress(workspace: Workspace, environment: SystemSettings, ports: Iterable[
 
 def _service(workspace: Workspace, name: str, routing: Routing) -> Json:
     entry = {"name": names.PORT_NAME, "port": _CLIENT_PORT, "protocol": "TCP"}
+    selector = _selected(workspace, routing.role, routing)
+    if routing.version is not None and routing.role == names.SERVER:
+        selector[names.REVISION] = routing.version
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": meta(workspace, name),
         "spec": {
             "type": "ClusterIP",
-            "selector": _selected(workspace, routing.role, routing),
+            "selector": selector,
             "ports": [{**entry, "targetPort": names.PORT_NAME}],
         },
     }

@@ -23,6 +23,15 @@ VARIANT: Final = f"{DOMAIN}/variant"
 IMAGE: Final = f"{DOMAIN}/image"  # annotations: an image or a key is too long for a label
 KEY: Final = f"{DOMAIN}/model-key"
 SURGE: Final = f"{DOMAIN}/surge"  # replicas beyond those that were asked for
+TRACK: Final = (
+    f"{DOMAIN}/track"  # CANDIDATE on servers of a new version that runs beside the one that serves
+)
+# What people ask of a rollout, as annotations of a Workspace: so that GitOps can ask it too.
+PAUSE: Final = f"rollout.{DOMAIN}/pause"
+RESUME: Final = f"rollout.{DOMAIN}/resume"
+PROMOTE: Final = f"rollout.{DOMAIN}/promote"
+ABORT: Final = f"rollout.{DOMAIN}/abort"
+ROLLOUT_COMMANDS: Final = frozenset({PAUSE, RESUME, PROMOTE, ABORT})
 CA: Final = f"{DOMAIN}/ca"
 INTENT: Final = f"{DOMAIN}/intent"
 
@@ -30,6 +39,7 @@ SERVER: Final = "server"
 ACTIVATOR: Final = "activator"
 PREWARM: Final = "prewarm"
 BUILD: Final = "build"
+CANDIDATE: Final = "candidate"
 
 SERVER_CONTAINER: Final = "server"
 MODEL_DIR: Final = "/model"
@@ -45,6 +55,11 @@ def server_service(workspace: str) -> str:
 def activator(workspace: str) -> str:
     """The Deployment and the NetworkPolicy of the Workspace's activator."""
     return f"{workspace}--{ACTIVATOR}"
+
+
+def candidate(workspace: str) -> str:
+    """The Deployment of a new version's servers while they run beside those of the version that serves."""
+    return f"{workspace}--{CANDIDATE}"
 
 
 def build_policy(workspace: str) -> str:

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import Unreachable, WeightyardError
 from tests.workspace import samples
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
+from workspace.analysis import AnalysisResult
+from workspace.controller.changes import OWN_KINDS
 from workspace.controller.nodes import KubeNode
 from workspace.controller.observed import Action, Apply, Decision, Observed
-from workspace.controller.reconcile import OWN_KINDS, reconcile, workspace_of
+from workspace.controller.reconcile import reconcile
+from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
@@ -46,6 +51,8 @@ class Cluster:
     builds_fail: bool = False
     environment: SystemSettings = field(default_factory=SystemSettings)
     asked: int = 0
+    now: str = "2026-01-01T00:00:00Z"
+    analysis: AnalysisResult | None = None
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     # What people do
@@ -75,6 +82,22 @@ class Cluster:
             }
         )  # fmt: skip
 
+    def annotate(self, **annotations: str | None) -> None:
+        """Sets annotations `rollout.weightyard.dev/NAME` of the Workspace, or removes them."""
+
+        def change(document: Json) -> None:
+            found = document["metadata"].setdefault("annotations", {})
+            for name, value in annotations.items():
+                found.pop(f"rollout.{names.DOMAIN}/{name}", None)
+                if value is not None:
+                    found[f"rollout.{names.DOMAIN}/{name}"] = value
+
+        self.api.update("Workspace", NAMESPACE, NAME, change)
+
+    def later(self, seconds: int) -> None:
+        """Lets time pass."""
+        self.now = timestamp(datetime.fromisoformat(self.now).timestamp() + seconds)
+
     def remove_node(self, name: str) -> None:
         self.api.delete("Node", "", name)
         self.held.pop(name)
@@ -90,13 +113,15 @@ class Cluster:
             for kind in OWN_KINDS
             for each in self.api.list(kind, NAMESPACE)
             if each["metadata"].get("labels", {}).get(names.WORKSPACE) == NAME
-            or each["metadata"]["name"] in (NAME, names.activator(NAME), names.server_service(NAME))
+            or each["metadata"]["name"]
+            in (NAME, names.activator(NAME), names.server_service(NAME), names.candidate(NAME))
         ]
         return Observed(
             document=self.api.get("Workspace", NAMESPACE, NAME),
             objects=tuple(objects),
             nodes=tuple(map(KubeNode.from_document, self.api.list("Node"))),
-            now="2026-01-01T00:00:00Z",
+            now=self.now,
+            analysis=self.analysis,
             environment=self.environment,
             wanted=self.wanted,
             groups=frozenset({"keda.sh"}),

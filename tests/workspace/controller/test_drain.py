@@ -16,8 +16,8 @@ from tests.workspace.controller.test_reconcile import (
     prewarm_pods,
 )
 from workspace.controller.objects import asked_replicas, is_ready
-from workspace.controller.reconcile import workspace_of
 from workspace.controller.scaling_loop import find_targets
+from workspace.document import workspace_of
 
 
 def cordon(made: Cluster, node: str, *, out: bool = True) -> None:

@@ -20,8 +20,9 @@ from tests.workspace import samples
 from tests.workspace.controller.fakeapi import Conflict, Missing
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster, Crash
 from workspace.controller import revisions
+from workspace.controller.changes import OWN_KINDS
 from workspace.controller.objects import asked_replicas
-from workspace.controller.reconcile import OWN_KINDS, workspace_of
+from workspace.document import workspace_of
 from workspace.render import names
 
 Json = dict[str, Any]

@@ -1,0 +1,189 @@
+"""Compares the servers of two versions while a new one runs beside the one that serves.
+
+`workspace.analysis` judges; reconcile decides what follows. Counts are in memory: after a restart the comparison begins
+again, which only delays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiohttp
+
+from modelimage.errors import InvalidInput, WeightyardError
+from workspace.analysis import (
+    AnalysisResult,
+    Outcome,
+    ServerCounts,
+    Verdict,
+    judge,
+    parse_counts,
+    total,
+)
+from workspace.controller.object_cache import Key
+from workspace.controller.objects import has_labels, is_ready
+from workspace.controller.rollout_plan import window_of
+from workspace.controller.runner import Runner
+from workspace.controller.server_pages import read_page, server_urls
+from workspace.document import workspace_of
+from workspace.render import names
+from workspace.rollout_spec import Analysis
+from workspace.rollout_status import RolloutStatus
+
+Json = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+TICK: Final = 1.0  # seconds between two looks at which comparisons are due
+# Requests of a server that tell of its empty caches, not of its version.
+WARM_UP: Final = 3
+_AT_ONCE: Final = 32  # servers of one Workspace that are read at the same time
+
+
+@dataclass(slots=True)
+class VersionCounts:
+    """What the servers of one version counted since the comparison began, by their pods' uids; or had `before`."""
+
+    begun: dict[str, ServerCounts] = field(default_factory=dict)
+    counted: dict[str, ServerCounts] = field(default_factory=dict)
+    before: ServerCounts | None = None
+
+    def add(self, readings: Mapping[str, ServerCounts]) -> None:
+        for uid, counts in readings.items():
+            if uid in self.begun:
+                # Kept after the server is gone: its requests were answered.
+                self.counted[uid] = counts.since(self.begun[uid])
+            elif counts.requests >= WARM_UP:
+                self.begun[uid] = counts
+
+    def total(self) -> ServerCounts:
+        return self.before or total(self.counted.values())
+
+
+@dataclass(slots=True)
+class Comparison:
+    """One comparison: the time over which a new version has had one weight. Times in seconds of the loop's clock."""
+
+    window: str
+    began: float
+    stable: VersionCounts = field(default_factory=VersionCounts)
+    candidate: VersionCounts = field(default_factory=VersionCounts)
+
+    def result(self, settings: Analysis, now: float, unread: int) -> AnalysisResult:
+        """What the counts say; nothing, if some servers couldn't be read."""
+        if unread:
+            verdict = Verdict(
+                Outcome.INCONCLUSIVE, f"The metrics of {unread} servers can't be read."
+            )
+        else:
+            verdict = judge(self.stable.total(), self.candidate.total(), settings)
+        return AnalysisResult(self.window, now - self.began, verdict)
+
+
+class AnalysisLoop:
+    """Compares versions for all rollouts of a runner. Each is a bulkhead: one that fails or is slow delays no other."""
+
+    def __init__(
+        self, runner: Runner, session: aiohttp.ClientSession,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:  # fmt: skip
+        self._runner = runner
+        self._session = session
+        self._clock = clock
+        self._sleep = sleep
+        self._comparisons: dict[Key, Comparison] = {}
+        self._due: dict[Key, float] = {}
+        self._busy: set[Key] = set()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for key in self._due_now():
+                    self._busy.add(key)
+                    group.create_task(self._compare_alone(key))
+                await self._sleep(TICK)
+
+    def _due_now(self) -> list[Key]:
+        rollouts = self._runner.rollouts
+        for gone in set(self._comparisons) - set(rollouts):
+            self._comparisons.pop(gone)
+            self._due.pop(gone, None)
+            self._runner.analyses.pop(gone, None)
+        now = self._clock()
+        return [key for key in rollouts if key not in self._busy and self._due.get(key, now) <= now]
+
+    async def _compare_alone(self, key: Key) -> None:
+        """Compares for one Workspace; whatever goes wrong with it is logged, and decides nothing."""
+        try:
+            await self.compare(key)
+        except Exception:
+            # A server's page is a tenant's input: it must not end the comparisons of all others.
+            logger.exception("%s/%s: versions can't be compared", *key)
+        finally:
+            self._busy.discard(key)
+
+    async def compare(self, key: Key) -> None:
+        """Reads one Workspace's servers and leaves the result for the next decision about it."""
+        document, status = self._runner.cache.workspace(key), self._runner.rollouts.get(key)
+        if document is None or status is None:
+            return
+        try:
+            settings = workspace_of(document).spec.rollout.analysis
+        except InvalidInput:
+            return  # the Workspace's condition has the reason
+        self._due[key] = self._clock() + settings.interval_seconds
+        comparison = self._comparison(key, status)
+        pods = [each for each in self._runner.cache.objects(key) if each["kind"] == "Pod"]
+        places, unread = asyncio.Semaphore(_AT_ONCE), 0
+        for version, counts in (
+            (status.stable, comparison.stable), (status.version, comparison.candidate)
+        ):  # fmt: skip
+            servers = _servers(pods, version)
+            readings = await asyncio.gather(*(self._read(each, places) for each in servers))
+            found = {
+                str(pod["metadata"]["uid"]): read
+                for pod, read in zip(servers, readings, strict=True)
+                if read
+            }
+            unread += len(servers) - len(found)
+            counts.add(found)
+        self._runner.analyses[key] = comparison.result(settings, self._clock(), unread)
+        self._runner.queue.add(key)
+
+    def _comparison(self, key: Key, status: RolloutStatus) -> Comparison:
+        """The comparison that goes on, or a new one under a new weight."""
+        known, window = self._comparisons.get(key), window_of(status)
+        if known is not None and known.window == window:
+            return known
+        made = Comparison(window, self._clock())
+        # After all requests were moved, the old version answers none: it is remembered as it was before.
+        if (
+            known is not None
+            and status.weight == 100
+            and known.window.startswith(f"{status.version}/")
+        ):
+            made.stable.before = known.stable.total()
+        self._comparisons[key] = made
+        return made
+
+    async def _read(self, pod: Json, places: asyncio.Semaphore) -> ServerCounts | None:
+        for url in server_urls(pod):
+            try:
+                async with places:
+                    return parse_counts(await read_page(self._session, f"{url}/metrics"))
+            except WeightyardError as error:
+                logger.debug("%s: %s", url, error.message)
+        return None
+
+
+def _servers(pods: list[Json], version: str) -> list[Json]:
+    """The ready servers of a version."""
+    wanted = {names.ROLE: names.SERVER, names.REVISION: version.rpartition("-")[2]}
+    return [pod for pod in pods if is_ready(pod) and has_labels(pod, wanted)]

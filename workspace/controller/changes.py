@@ -1,0 +1,51 @@
+"""The writes that bring the observed objects to the desired ones. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from workspace.controller.compare import holds
+from workspace.controller.objects import is_owned
+from workspace.controller.observed import Apply, Delete, Observed, Reference, reference
+from workspace.controller.prewarm_pods import is_spent
+
+Json = dict[str, Any]
+
+# Kinds that the controller creates. Objects of other kinds are never deleted.
+OWN_KINDS: Final = (
+    "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ResourceQuota",
+    "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "ControllerRevision", "Pod", "Job",
+)  # fmt: skip
+
+
+def applies(observed: Observed, wanted: Sequence[Json]) -> list[Apply]:
+    """The objects to write, in their order: those that are missing or differ."""
+    return [Apply(each) for each in wanted if _is_due(observed, each)]
+
+
+def deletes(
+    observed: Observed, *, keep: Collection[Reference], surplus: Collection[str]
+) -> list[Delete]:
+    """The Workspace's own objects to delete: all but those to keep; of the versions, only the surplus ones, by name."""
+    return [
+        Delete(reference(each), str(each["metadata"]["uid"]))
+        for each in observed.objects
+        if each["kind"] in OWN_KINDS
+        and is_owned(each, observed.uid)
+        and "deletionTimestamp" not in each["metadata"]
+        and (
+            each["metadata"]["name"] in surplus
+            if each["kind"] == "ControllerRevision"
+            else reference(each) not in keep or is_spent(each)
+        )
+    ]
+
+
+def _is_due(observed: Observed, each: Json) -> bool:
+    found = observed.find(each["kind"], each["metadata"]["name"])
+    if found is None:
+        return True
+    if "deletionTimestamp" in found["metadata"] or each["kind"] in ("Pod", "Job"):
+        return False  # its spec is immutable; a changed one has another name
+    return not holds(found, each)

@@ -1,0 +1,357 @@
+"""Decides how far the rollout of a new version has come, and how many servers each version gets. Pure.
+
+The state is `status.rollout` alone. Decided again on the same observation, it is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from workspace.analysis import AnalysisResult, Outcome, Verdict
+from workspace.controller.reasons import Reason
+from workspace.rollout_spec import AnalysisStep, Rollout, Step, Strategy
+from workspace.rollout_status import MeasureReport, Phase, RolloutStatus
+
+_CANARY_STEPS: Final = (
+    Step(weight=10), Step(analysis=AnalysisStep()), Step(weight=50), Step(analysis=AnalysisStep()),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """What people asked for by annotations; `promote` and `abort` name a version, `resume` a stop."""
+
+    pause: bool = False
+    resume: str = ""
+    promote: str = ""
+    abort: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutInput:
+    """What one decision is made from.
+
+    `goal` is the wanted number of replicas. Of the ready servers, `stable_ready` and `candidate_ready` are those of
+    each version, and `own_ready` those of the new version that the Workspace's own Deployment has. `warm` tells whether
+    the nodes that will get new servers hold the model. With `crowded`, new servers find no room. `problem` tells why
+    the new version can't run, `hindrance` what keeps its servers from being ready for now. Servers of the old version
+    may make room if `movable`. `now` is RFC 3339.
+    """
+
+    spec: Rollout
+    stable: str
+    candidate: str
+    goal: int
+    stable_ready: int
+    candidate_ready: int
+    own_ready: int
+    warm: bool
+    now: str
+    crowded: bool = False
+    problem: str = ""
+    hindrance: str = ""
+    movable: bool = True
+    result: AnalysisResult | None = None
+    commands: Commands = Commands()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSplit:
+    """The replicas of the Workspace's own Deployment, and of the new version's beside it."""
+
+    own: int
+    candidate: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One step with the weight that holds during it; `seconds` None is until resumed."""
+
+    kind: str
+    weight: int
+    seconds: int | None = 0
+
+
+def stages(spec: Rollout) -> tuple[_Stage, ...]:
+    """The steps of a strategy in one form. blueGreen's first brings all servers up, its last keeps the old ones."""
+    given = spec.steps
+    if spec.strategy is Strategy.CANARY:
+        given = given or _CANARY_STEPS
+    found, weight = [], 0
+    if spec.strategy is Strategy.BLUE_GREEN:
+        found.append(_Stage("weight", 0))
+    for each in given:
+        if each.weight is not None:
+            weight = each.weight
+            found.append(_Stage("weight", weight))
+        elif each.pause is not None:
+            found.append(_Stage("pause", weight, each.pause.seconds))
+        elif each.analysis is not None:
+            found.append(_Stage("analysis", weight, each.analysis.seconds))
+    if spec.strategy is Strategy.BLUE_GREEN:
+        found.append(_Stage("keep", 100, spec.keep_seconds))
+    return tuple(found)
+
+
+def advance(seen: RolloutInput, before: RolloutStatus | None) -> RolloutStatus:
+    """The next state of the rollout from `seen.stable` to `seen.candidate`."""
+    if before is None or (before.version, before.stable) != (seen.candidate, seen.stable):
+        before = _begun(seen)
+    plan = stages(seen.spec)
+    # Edited steps may be fewer than those that are done.
+    state = _with(before, step=min(before.step, len(plan)), steps=len(plan), replicas=seen.goal)
+    if state.phase is Phase.COMPLETED:
+        return state
+    if state.is_withdrawn:
+        state = _again(seen, state)
+    if state.is_open:
+        state = _onward(seen, plan, state)
+    if state.phase is Phase.PROMOTING:
+        state = _taken_over(seen, state)
+    return _with(state, attained=_attained(seen, state))
+
+
+def split(state: RolloutStatus, seen: RolloutInput) -> ReplicaSplit:
+    """How many servers each Deployment gets. Law: ready servers never become fewer than wanted, with room for more."""
+    goal = seen.goal
+    if goal == 0 or state.is_withdrawn or state.phase is Phase.COMPLETED:
+        return ReplicaSplit(goal, 0)
+    if state.phase is Phase.PROMOTING:
+        return _promoting(seen, state)
+    if seen.spec.strategy is Strategy.BLUE_GREEN:
+        return ReplicaSplit(goal, goal)
+    weight = state.weight
+    if state.in_place:
+        candidate = _clamp(round(goal * weight / 100), 1, goal - 1)
+        # One after the other: an old server goes for each new one that is to come.
+        return ReplicaSplit(max(goal - candidate, goal - seen.candidate_ready - 1, 1), candidate)
+    candidate = _clamp(round(goal * weight / (100 - weight)), 1, goal)
+    if weight <= 50 or not seen.movable:
+        return ReplicaSplit(goal, candidate)
+    fewer = math.ceil(goal * (100 - weight) / weight)
+    return ReplicaSplit(max(fewer, goal - seen.candidate_ready, 1), candidate)
+
+
+def serving(state: RolloutStatus, seen: RolloutInput) -> str | None:
+    """The version that alone gets requests; None when all ready servers do, as when the one meant has none."""
+    if state.is_withdrawn:
+        return state.stable if seen.stable_ready else None
+    if seen.spec.strategy is not Strategy.BLUE_GREEN or state.phase is Phase.COMPLETED:
+        return None
+    if state.phase is Phase.PROMOTING or state.weight == 100:
+        return state.version if seen.candidate_ready >= max(1, seen.goal) else None
+    return state.stable if seen.stable_ready else None
+
+
+def wakes_at(spec: Rollout, state: RolloutStatus, now: str) -> float | None:
+    """Seconds until time alone moves the rollout on; None if it doesn't."""
+    if not state.is_open or state.step >= len(plan := stages(spec)):
+        return None
+    stage = plan[state.step]
+    if stage.kind not in ("pause", "keep") or stage.seconds is None:
+        return None
+    return max(0.0, stage.seconds - _seconds_since(state.since, now))
+
+
+def window_of(state: RolloutStatus) -> str:
+    """Names the time over which servers are compared: counts under another weight tell of another load."""
+    return f"{state.version}/{state.weight}"
+
+
+def _begun(seen: RolloutInput) -> RolloutStatus:
+    first = next(iter(stages(seen.spec)), None)
+    return RolloutStatus(
+        phase=Phase.PROGRESSING, version=seen.candidate, stable=seen.stable, since=seen.now,
+        weight=first.weight if first else 0,
+    )  # fmt: skip
+
+
+def _again(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
+    """A version that was taken back is tried again when asked for, never by itself."""
+    if seen.commands.promote == state.version and seen.commands.abort != state.version:
+        return _promoted(state, seen.now)
+    if seen.commands.resume == state.token:
+        return _begun(seen)
+    return state
+
+
+def _onward(seen: RolloutInput, plan: tuple[_Stage, ...], state: RolloutStatus) -> RolloutStatus:
+    result = seen.result if seen.result and seen.result.window == window_of(state) else None
+    ended = _ended(seen, state, result)
+    if ended is not None:
+        return ended
+    if seen.goal == 0:
+        text = "No replicas are requested, so it waits."
+        return _said(state, Phase.PAUSED, Reason.NOT_NEEDED, text)
+    if seen.commands.pause:
+        return _said(state, Phase.PAUSED, Reason.PAUSED, "The rollout was paused by hand.")
+    if seen.crowded and _can_make_room(seen):
+        state = _with(state, in_place=True)
+    while state.step < len(plan):
+        stage = plan[state.step]
+        if not _is_finished(stage, seen, state, result):
+            return _said(state, *_waiting(stage, seen, state, result))
+        if result is not None:
+            state = _with(state, measures=_reported(result.verdict))
+        following = plan[state.step + 1].weight if state.step + 1 < len(plan) else state.weight
+        # What was counted under another weight tells of another load.
+        result = result if following == state.weight else None
+        state = _with(state, step=state.step + 1, since=seen.now, weight=following)
+    return _promoted(state, seen.now)
+
+
+def _ended(
+    seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
+) -> RolloutStatus | None:
+    """The state if people or the new version's own faults end its steps."""
+    if seen.commands.abort == state.version:
+        text = "The rollout was aborted by hand."
+        return _withdrawn(state, seen, Phase.ABORTED, Reason.ABORTED, text)
+    if seen.commands.promote == state.version:
+        return _promoted(state, seen.now)
+    if seen.problem:
+        return _withdrawn(state, seen, Phase.FAILED, Reason.NEW_VERSION_FAILED, seen.problem)
+    if result is not None and result.verdict.outcome is Outcome.FAILED:
+        state = _with(state, measures=_reported(result.verdict))
+        return _withdrawn(state, seen, Phase.FAILED, Reason.REGRESSED, result.verdict.text)
+    return None
+
+
+def _is_finished(
+    stage: _Stage, seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
+) -> bool:
+    if stage.kind == "weight":
+        return seen.warm and seen.candidate_ready >= split(state, seen).candidate
+    if seen.commands.resume == state.token:
+        return True
+    if stage.kind == "analysis":
+        return (
+            result is not None
+            and result.verdict.outcome is Outcome.PASSED
+            and stage.seconds is not None
+            and result.seconds >= stage.seconds
+        )
+    return stage.seconds is not None and _seconds_since(state.since, seen.now) >= stage.seconds
+
+
+def _waiting(
+    stage: _Stage, seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
+) -> tuple[Phase, Reason, str]:
+    """What is waited for, in words that change only when that does: each change is written."""
+    if stage.kind == "weight":
+        return (Phase.PROGRESSING, *_starting(seen, state))
+    if stage.kind == "pause":
+        until = f"for {stage.seconds} s" if stage.seconds else "until it is resumed or promoted"
+        return Phase.PAUSED, Reason.PAUSED, f"It pauses {until}."
+    if stage.kind == "keep":
+        text = f"All requests go to the new version; the old one stays ready for {stage.seconds} s."
+        return Phase.PROGRESSING, Reason.ROLLING_OUT, text
+    # Only once the time is over: before, too few requests are no news.
+    if result is not None and result.seconds >= (stage.seconds or 0):
+        least = seen.spec.analysis.min_requests
+        return (
+            Phase.PAUSED, Reason.INCONCLUSIVE,
+            f"The comparison says nothing yet: it needs {least} requests to each version and servers whose metrics "
+            "can be read. It goes on by itself with more requests; resume skips the comparison.",
+        )  # fmt: skip
+    return Phase.PROGRESSING, Reason.COMPARING, f"Both versions are compared for {stage.seconds} s."
+
+
+def _starting(seen: RolloutInput, state: RolloutStatus) -> tuple[Reason, str]:
+    if not seen.warm:
+        return Reason.FETCHING, "Nodes are fetching the new version's model."
+    if seen.crowded and not state.in_place:
+        return Reason.NO_ROOM, (
+            "There is no room for servers of the new version beside those that serve. Add a node, or abort it. "
+            f"{seen.hindrance}"
+        )
+    return Reason.STARTING, f"Servers of the new version are starting. {seen.hindrance}".rstrip()
+
+
+def _taken_over(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
+    """Promoting ends when the Workspace's own servers all are of the new version."""
+    if seen.stable_ready == 0 and seen.own_ready >= seen.goal:
+        return _said(
+            _with(state, since=seen.now, weight=100),
+            Phase.COMPLETED,
+            Reason.READY,
+            "The new version serves alone.",
+        )
+    return _said(
+        state,
+        Phase.PROMOTING,
+        Reason.PROMOTING,
+        "The new version takes over: the old version's servers are replaced.",
+    )
+
+
+def _promoting(seen: RolloutInput, state: RolloutStatus) -> ReplicaSplit:
+    if not state.in_place:
+        # The new version's extra servers stay until the Workspace's own have taken over.
+        return ReplicaSplit(seen.goal, min(seen.goal, seen.candidate_ready - seen.own_ready))
+    # Without room one place stays free, in which the Workspace's own servers are replaced one by one.
+    running = seen.stable_ready + seen.own_ready
+    extra = max(0, seen.goal - 1 - running)
+    if seen.stable_ready:
+        return ReplicaSplit(_clamp(running, 1, max(1, seen.goal - 1)), extra)
+    return ReplicaSplit(min(seen.goal, running + 1), extra)
+
+
+def _can_make_room(seen: RolloutInput) -> bool:
+    return seen.movable and seen.goal > 1 and seen.spec.strategy is Strategy.CANARY
+
+
+def _promoted(state: RolloutStatus, now: str) -> RolloutStatus:
+    return _with(state, phase=Phase.PROMOTING, since=now)
+
+
+def _withdrawn(
+    state: RolloutStatus, seen: RolloutInput, phase: Phase, reason: Reason, text: str
+) -> RolloutStatus:
+    said = (
+        f"{text} The previous version gets all requests again. This version isn't tried again by itself: change the "
+        "spec, or resume the rollout."
+    )
+    return _said(_with(state, since=seen.now, weight=0), phase, reason, said)
+
+
+def _attained(seen: RolloutInput, state: RolloutStatus) -> int:
+    """The new version's percent of the servers that get requests."""
+    alone = serving(state, seen)
+    if alone is not None:
+        return 100 if alone == state.version else 0
+    ready = seen.stable_ready + seen.candidate_ready
+    return round(100 * seen.candidate_ready / ready) if ready else 0
+
+
+def _reported(verdict: Verdict) -> tuple[MeasureReport, ...]:
+    return tuple(
+        MeasureReport(
+            name=each.name, stable=f"{each.stable:.3g}", candidate=f"{each.candidate:.3g}",
+            limit=f"{each.limit:.3g}", passed=each.passed,
+        )
+        for each in verdict.measures
+    )  # fmt: skip
+
+
+def _said(state: RolloutStatus, phase: Phase, reason: Reason, text: str) -> RolloutStatus:
+    return _with(state, phase=phase, reason=reason.value, message=text)
+
+
+def _with(state: RolloutStatus, **changes: object) -> RolloutStatus:
+    return state.model_copy(update=changes)
+
+
+def _clamp(value: int, least: int, most: int) -> int:
+    return max(least, min(most, value))
+
+
+def _seconds_since(since: str, now: str) -> float:
+    return (_time(now) - _time(since)).total_seconds()
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)

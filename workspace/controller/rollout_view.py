@@ -1,0 +1,188 @@
+"""The rollout of a new version as the observed cluster has it: what it is decided by, and what follows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from workspace.controller.objects import asked_replicas, has_labels, is_ready
+from workspace.controller.observed import Observed
+from workspace.controller.pod_problems import Problem, worst_problem
+from workspace.controller.reasons import Reason
+from workspace.controller.revisions import Revision
+from workspace.controller.rollout_plan import (
+    Commands,
+    RolloutInput,
+    advance,
+    serving,
+    split,
+    wakes_at,
+)
+from workspace.render import names
+from workspace.rollout_spec import Strategy
+from workspace.rollout_status import Phase, RolloutStatus
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+# Restarts after which a server that ends again and again is taken for broken: one may be a neighbour's fault.
+_RESTARTS: Final = 3
+_ENDINGS: Final = (Reason.CRASH_LOOP, Reason.OOM_KILLED)
+
+
+def rollout_before(document: Json) -> RolloutStatus | None:
+    """The state that the last decision wrote; None without one, or if somebody wrote something else there."""
+    found = (document.get("status") or {}).get("rollout")
+    try:
+        return None if found is None else RolloutStatus.model_validate(found)
+    except ValidationError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRollout:
+    """A rollout's state, decided from `seen`, and what it means for the Workspace's objects."""
+
+    status: RolloutStatus
+    seen: RolloutInput
+
+    @property
+    def candidates(self) -> int:
+        """The servers of the new version beside those of the Workspace's own Deployment."""
+        return split(self.status, self.seen).candidate
+
+    @property
+    def own(self) -> int:
+        """The most servers that the Workspace's own Deployment has: those of the new version stand in for some."""
+        return split(self.status, self.seen).own
+
+    @property
+    def serving(self) -> str | None:
+        """The id of the version that alone gets requests; None when all ready servers do."""
+        found = serving(self.status, self.seen)
+        return None if found is None else _id(found)
+
+    @property
+    def wake_after(self) -> float | None:
+        """Seconds until time alone moves it on."""
+        return wakes_at(self.seen.spec, self.status, self.seen.now)
+
+
+def active_rollout(
+    workspace: Workspace, observed: Observed, *, target: Revision, deployed: Revision | None,
+    goal: int, movable: bool, is_warm: Callable[[int], bool],
+) -> ActiveRollout | None:  # fmt: skip
+    """The rollout from the version that is deployed to the target; None if there is none to be slow about.
+
+    `is_warm` tells whether the nodes for a number of the target's servers hold the model. `movable` allows fewer
+    servers of the deployed version.
+    """
+    if workspace.spec.rollout.strategy is Strategy.ROLLING or deployed is None:
+        return None
+    before = rollout_before(observed.document)
+    known = before if before is not None and before.version == target.name else None
+    stable = deployed.name
+    if stable == target.name:
+        if known is None or known.phase not in (Phase.PROMOTING, Phase.COMPLETED):
+            return None
+        stable = known.stable
+    elif known is None and not _is_served(observed, workspace.name):
+        return None  # with no server to compare with, the new version simply starts
+    seen = _rollout_input(
+        workspace, observed, stable=stable, candidate=target, goal=goal, movable=movable
+    )
+    count = split(known or advance(seen, None), seen).candidate
+    seen = replace(seen, warm=is_warm(max(1, count)))
+    return ActiveRollout(advance(seen, known), seen)
+
+
+def commands(document: Json) -> Commands:
+    """What people ask of the rollout by annotations."""
+    found: Mapping[str, str] = document["metadata"].get("annotations") or {}
+    return Commands(
+        pause=found.get(names.PAUSE) == "true",
+        resume=found.get(names.RESUME, ""),
+        promote=found.get(names.PROMOTE, ""),
+        abort=found.get(names.ABORT, ""),
+    )
+
+
+def _rollout_input(
+    workspace: Workspace, observed: Observed, *, stable: str, candidate: Revision, goal: int, movable: bool
+) -> RolloutInput:  # fmt: skip
+    ready = [pod for pod in observed.pods(names.SERVER) if is_ready(pod)]
+    new = [pod for pod in ready if has_labels(pod, {names.REVISION: candidate.id})]
+    old = [pod for pod in ready if has_labels(pod, {names.REVISION: _id(stable)})]
+    hindrance = _hindrance(observed, workspace.name)
+    return RolloutInput(
+        spec=workspace.spec.rollout,
+        stable=stable,
+        candidate=candidate.name,
+        goal=goal,
+        stable_ready=len(old),
+        candidate_ready=len(new),
+        own_ready=sum(not _is_candidate(pod) for pod in new),
+        warm=True,
+        now=observed.now,
+        crowded=hindrance is not None and hindrance.reason is Reason.UNSCHEDULABLE,
+        problem=_failure(observed, workspace.name),
+        hindrance=hindrance.message if hindrance else "",
+        movable=movable,
+        result=observed.analysis,
+        commands=commands(observed.document),
+    )
+
+
+def asked_candidates(observed: Observed, workspace: str) -> int:
+    """The replicas that the new version's own Deployment was given."""
+    found = observed.find("Deployment", names.candidate(workspace))
+    return int(found["spec"].get("replicas", 0)) if found else 0
+
+
+def _is_served(observed: Observed, workspace: str) -> bool:
+    found = observed.find("Deployment", workspace)
+    return found is not None and asked_replicas(found) > 0
+
+
+def _id(version: str) -> str:
+    """The value of the revision label on a version's pods, from its name."""
+    return version.rpartition("-")[2]
+
+
+def _is_candidate(pod: Json) -> bool:
+    return has_labels(pod, {names.TRACK: names.CANDIDATE})
+
+
+def _candidates(observed: Observed) -> list[Json]:
+    pods = [*observed.pods(names.SERVER), *observed.pods(names.SERVER, ended=True)]
+    return [pod for pod in pods if _is_candidate(pod)]
+
+
+def _hindrance(observed: Observed, workspace: str) -> Problem | None:
+    deployment = observed.find("Deployment", names.candidate(workspace))
+    return worst_problem(_candidates(observed), deployment, mounts=observed.mounts)
+
+
+def _failure(observed: Observed, workspace: str) -> str:
+    """Why the new version's servers will never be ready; empty while that isn't sure."""
+    pods = _candidates(observed)
+    for pod in pods:
+        restarts = [
+            int(each.get("restartCount") or 0)
+            for each in (pod.get("status") or {}).get("containerStatuses") or ()
+        ]
+        found = worst_problem([pod])
+        if found is not None and found.reason in _ENDINGS and max(restarts, default=0) >= _RESTARTS:
+            return found.message
+    deployment = observed.find("Deployment", names.candidate(workspace))
+    late = worst_problem([], deployment)
+    if late is None or late.reason is not Reason.PROGRESS_DEADLINE:
+        return ""
+    cause = worst_problem(pods, mounts=observed.mounts)
+    # A version that finds no room is no worse for it.
+    if cause is not None and cause.reason is Reason.UNSCHEDULABLE:
+        return ""
+    return cause.message if cause is not None else late.message

@@ -1,0 +1,135 @@
+"""A Workspace's `spec.rollout`: how one version replaces another, and when the new one is taken back."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Final, Self
+
+from pydantic import Field, model_validator
+
+from cache_agent.api.kube_objects import NonEmpty, Strict
+from workspace.field_types import as_enum
+
+_DAY: Final = 86_400
+_WEEK: Final = 7 * _DAY
+
+# A share by which a measure may be worse: 0.25 is a quarter.
+Share = Annotated[float, Field(ge=0, le=100)]
+
+
+class Strategy(Enum):
+    """How a new version replaces the one that serves."""
+
+    ROLLING = "rolling"
+    CANARY = "canary"
+    BLUE_GREEN = "blueGreen"
+
+
+class Pause(Strict):
+    """Waits: for a time, or until `weightyard rollout resume`."""
+
+    seconds: Annotated[int, Field(ge=1, le=_WEEK)] | None = Field(
+        default=None, description="How long; absent, until the rollout is resumed."
+    )
+
+
+class AnalysisStep(Strict):
+    """Watches both versions side by side and goes on if the new one is no worse."""
+
+    seconds: Annotated[int, Field(ge=1, le=_DAY)] = Field(
+        default=300, description="For how long both versions are compared."
+    )
+
+
+class Step(Strict):
+    """One step of a rollout: exactly one of `weight`, `pause` and `analysis`."""
+
+    weight: Annotated[int, Field(ge=1, le=99)] | None = Field(
+        default=None,
+        description="The share of requests for the new version, in percent. Done when its servers for that are ready.",
+    )
+    pause: Pause | None = None
+    analysis: AnalysisStep | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(each is not None for each in (self.weight, self.pause, self.analysis)) != 1:
+            raise ValueError("give exactly one of weight, pause and analysis")
+        return self
+
+
+class MaxRegression(Strict):
+    """How much worse than the version that serves the new one may be."""
+
+    error_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01,
+        description="More failed requests, as a share of all: 0.01 allows 2 % beside 1 %.",
+    )
+    time_to_first_token: Share = Field(
+        default=0.25,
+        description="A longer time to the first token, at its median and 95th percentile.",
+    )
+    time_per_output_token: Share = Field(
+        default=0.25,
+        description="A longer time for each further token, at its median and 95th percentile.",
+    )
+    queue_time: Share = Field(
+        default=1.0, description="A longer wait in the queue, at its 95th percentile."
+    )
+    preemptions: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.1, description="More preemptions for each request."
+    )
+
+
+class Analysis(Strict):
+    """What the new version is compared by. Too few requests or unreadable metrics decide nothing: the rollout waits."""
+
+    interval_seconds: Annotated[int, Field(ge=2, le=3600)] = Field(
+        default=15, description="Seconds between two comparisons."
+    )
+    min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=20,
+        description="Requests that each version must have answered before they are compared.",
+    )
+    max_regression: MaxRegression = MaxRegression()
+
+
+class Rollout(Strict):
+    """How one version replaces the previous."""
+
+    strategy: Annotated[Strategy, as_enum(Strategy)] = Field(
+        default=Strategy.ROLLING,
+        description="rolling replaces one server after the other; canary gives the new version a growing share of "
+        "requests; blueGreen starts it beside the old one and moves all requests at once.",
+    )
+    steps: tuple[Step, ...] = Field(
+        default=(), strict=False, max_length=32,
+        description="What canary does, by default a weight of 10, an analysis, a weight of 50, an analysis; or what "
+        "blueGreen waits for before it moves requests, by default nothing: pauses only.",
+    )  # fmt: skip
+    keep_seconds: Annotated[int, Field(ge=0, le=_DAY)] = Field(
+        default=600,
+        description="blueGreen: how long the old version stays ready after all requests were moved.",
+    )
+    analysis: Analysis = Analysis()
+    history: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=10, description="Number of versions that `weightyard rollout undo` can go back."
+    )
+    restarted_at: NonEmpty | None = Field(
+        default=None,
+        description="Change it to roll out the same spec again, with tags resolved again.",
+    )
+
+    @model_validator(mode="after")
+    def _fitting_steps(self) -> Self:
+        if self.strategy is Strategy.ROLLING and self.steps:
+            raise ValueError("steps are for strategy: canary or blueGreen")
+        if self.strategy is Strategy.BLUE_GREEN and not all(each.pause for each in self.steps):
+            raise ValueError(
+                "steps of blueGreen are pauses: before the requests move, there are none to share or compare"
+            )
+        if self.strategy is Strategy.CANARY and self.steps and self.steps[0].weight is None:
+            raise ValueError(
+                "the first of steps must be a weight: before it no request tells anything"
+            )
+        return self
