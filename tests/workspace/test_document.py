@@ -15,6 +15,15 @@ from cache_agent.api.kube_objects import parse_quantity
 from modelimage.errors import InvalidInput
 from tests.workspace.samples import document
 from workspace.document import MAX_DOCUMENT_BYTES, parse_workspace, parse_workspaces
+from workspace.rollout_spec import (
+    Analysis,
+    AnalysisStep,
+    MaxRegression,
+    Pause,
+    Rollout,
+    Step,
+    Strategy,
+)
 from workspace.schema import (
     Adapter,
     Autoscaler,
@@ -23,7 +32,6 @@ from workspace.schema import (
     Model,
     Placement,
     Resources,
-    Rollout,
     Runtime,
     Scale,
     Spec,
@@ -181,6 +189,11 @@ env = st.builds(
 labels = st.dictionaries(names, names, max_size=2)
 amounts = st.dictionaries(names, st.sampled_from(["4", "500m", "16Gi"]), max_size=2)
 # Each field of a class; what excludes another field is absent.
+later_steps = st.one_of(
+    st.integers(1, 99).map(lambda weight: Step(weight=weight)),
+    (st.none() | st.integers(1, 600)).map(lambda seconds: Step(pause=Pause(seconds=seconds))),
+    st.integers(1, 600).map(lambda seconds: Step(analysis=AnalysisStep(seconds=seconds))),
+)
 BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     Runtime: {
         "engine": st.sampled_from(Engine),
@@ -233,7 +246,15 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "limits": amounts,
         "network_policy": st.none() | st.builds(NetworkPolicy, allow_from_namespaces=labels),
     },
-    Rollout: {"history": st.integers(1, 100), "restarted_at": st.none() | texts},
+    Rollout: {
+        "history": st.integers(1, 100), "restarted_at": st.none() | texts,
+        "strategy": st.just(Strategy.CANARY), "keep_seconds": st.integers(0, 86_400),
+        "steps": st.just(()) | st.lists(later_steps, max_size=4).map(lambda rest: (Step(weight=5), *rest)),
+        "analysis": st.builds(
+            Analysis, interval_seconds=st.integers(2, 3600), min_requests=st.integers(1, 100),
+            max_regression=st.builds(MaxRegression, error_rate=st.floats(0, 1), queue_time=st.floats(0, 100)),
+        ),
+    },
 }  # fmt: skip
 
 
