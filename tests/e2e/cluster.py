@@ -27,17 +27,22 @@ class Cluster:
         self._seconds = minutes * 60
         self.namespace = namespace
 
+    @staticmethod
+    def _document(text: str) -> Json:
+        found: Json = json.loads(text)
+        return found
+
     def path(self, kind: str, name: str = "", *, api: str = GROUP) -> str:
         return f"{api}/namespaces/{self.namespace}/{kind}" + (f"/{name}" if name else "")
 
     def get(self, path: str) -> Json:
-        return json.loads(self._kubectl("get", path))
+        return self._document(self._kubectl("get", path))
 
     def create(self, path: str, document: Json) -> Json:
-        return json.loads(self._kubectl("create", path, given=document))
+        return self._document(self._kubectl("create", path, given=document))
 
     def replace(self, path: str, document: Json) -> Json:
-        return json.loads(self._kubectl("replace", path, given=document))
+        return self._document(self._kubectl("replace", path, given=document))
 
     def delete(self, path: str) -> None:
         self._kubectl("delete", path)

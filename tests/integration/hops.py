@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def docker_archive(tools: Tools, source: str, target: str) -> None:
     """`docker pull; save; load; push` of the docker program, with podman as its engine."""
     archive = str(tools.scratch / "saved.tar")
     with tools.podman.docker_api() as host:
-        docker = lambda *arguments: tools.podman.tool("docker", "--host", host, *arguments)  # noqa: E731
+        docker = partial(tools.podman.tool, "docker", "--host", host)
         tools.podman.pull(source)
         docker("tag", source, target)
         docker("save", "--output", archive, target)

@@ -81,7 +81,10 @@ def tables() -> dict[str, Any]:
     pooling |= registry._SEQUENCE_CLASSIFICATION_MODELS
     return {
         "not_in_float16": sorted(_FLOAT16_NOT_SUPPORTED_MODELS),
-        "endings": {end: runner == "pooling" for end, (runner, _) in iter_architecture_defaults()},
+        "endings": {
+            end: runner == "pooling"
+            for end, (runner, _) in iter_architecture_defaults()  # type: ignore[no-untyped-call] # vLLM's
+        },
         "generating": sorted(set(generating) - set(pooling)),
         "pooling": sorted(set(pooling) - set(generating)),
         "lora_ranks": sorted(get_args(lora.MaxLoRARanks)),

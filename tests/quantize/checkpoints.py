@@ -71,7 +71,8 @@ def _assembled(config: dict[str, Any], matrices: Shapes, rest: Shapes) -> Model:
 
 def llama(architecture: str = "LlamaForCausalLM", model_type: str = "llama") -> Model:
     """Llama, Mistral, Qwen3 (with norms on queries and keys)."""
-    matrices, rest = {}, _frame()
+    matrices: Shapes = {}
+    rest = _frame()
     for n in range(LAYERS):
         layer = f"model.layers.{n}"
         matrices |= _attention(layer) | _mlp(f"{layer}.mlp")
@@ -94,7 +95,8 @@ def qwen2() -> Model:
 
 def gemma() -> Model:
     """Tied embeddings: no output head in the files."""
-    matrices, rest = {}, _frame(tied=True)
+    matrices: Shapes = {}
+    rest = _frame(tied=True)
     for n in range(LAYERS):
         layer = f"model.layers.{n}"
         matrices |= _attention(layer) | _mlp(f"{layer}.mlp")
@@ -121,7 +123,8 @@ def phi3() -> Model:
 
 def mixtral(experts: int = 4) -> Model:
     """Experts one by one, with a router."""
-    matrices, rest = {}, _frame()
+    matrices: Shapes = {}
+    rest = _frame()
     for n in range(LAYERS):
         layer = f"model.layers.{n}"
         matrices |= _attention(layer)
@@ -139,7 +142,8 @@ def mixtral(experts: int = 4) -> Model:
 def fused_experts(model_type: str = "qwen3_moe", experts: int = 4) -> Model:
     """All experts of a layer in one 3-D tensor; transposed for llama4."""
     transposed = model_type == "llama4"
-    matrices, rest = {}, _frame()
+    matrices: Shapes = {}
+    rest = _frame()
     for n in range(LAYERS):
         layer = f"model.layers.{n}"
         matrices |= _attention(layer)

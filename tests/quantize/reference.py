@@ -15,7 +15,8 @@ def to_bf16(values: Floats) -> NDArray[np.uint16]:
     bits = values.astype(np.float32).view(np.uint32)
     low, high = bits & 0xFFFF, bits >> 16
     up = (low > 0x8000) | ((low == 0x8000) & (high & 1 == 1))
-    return (high + up).astype(np.uint16)
+    found: NDArray[np.uint16] = (high + up).astype(np.uint16)
+    return found
 
 
 def from_bf16(bits: NDArray[Any]) -> Floats:

@@ -17,7 +17,8 @@ OLDEST, NEWEST = "1.25.0", "1.37.0"
 def definitions(version: str) -> Json:
     """All types of one version, by name, as `strict` schemas: no field that isn't named."""
     folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{version}-local-strict"
-    return json.loads((folder / "_definitions.json").read_text())["$defs"]
+    found: Json = json.loads((folder / "_definitions.json").read_text())["$defs"]
+    return found
 
 
 @cache

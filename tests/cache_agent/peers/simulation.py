@@ -180,8 +180,8 @@ class Node:
         stack = ExitStack()
         try:
             stack.enter_context(self.source.open([piece]))
-        except RetryLater as error:
-            self.put_off(index, error.after)
+        except RetryLater as later:
+            self.put_off(index, later.after)
         except FetchUpstream:
             self.fetch(piece)
         else:

@@ -8,6 +8,7 @@ Arguments are libFuzzer's. CI runs a fixed number from a fixed seed; what a long
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import atheris
@@ -72,10 +73,11 @@ def authorization(data: atheris.FuzzedDataProvider) -> None:
     """A header makes a caller or is refused; so does a pull secret."""
     scheme = data.PickValueInList(["Basic ", "Bearer ", ""])
     secret = data.ConsumeUnicodeNoSurrogates(100)
-    for attempt in (
+    attempts: tuple[Callable[[], object], ...] = (
         lambda: caller_of_header(scheme + secret),
         lambda: caller_of_pull_secret({".dockerconfigjson": secret}, "reg.test", "team/model"),
-    ):
+    )
+    for attempt in attempts:
         try:
             attempt()
         except WeightyardError:

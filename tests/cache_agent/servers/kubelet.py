@@ -6,7 +6,7 @@ It speaks with the specification's own messages; only kubelet's registration, wh
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -103,7 +103,7 @@ class Kubelet:
             f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)]
         )
         self.channels.append(channel)
-        call = channel.unary_unary(
+        call: Callable[..., Any] = channel.unary_unary(
             f"/{service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=_message(answer).FromString,

@@ -128,7 +128,8 @@ def normalized(document: Json) -> Json:
         return {**known, "metadata": document["metadata"]}
     if document["kind"] == "ControllerRevision":
         return document  # its data is opaque
-    return _tidy(document)
+    tidy: Json = _tidy(document)
+    return tidy
 
 
 def _tidy(value: Any, field: str = "") -> Any:

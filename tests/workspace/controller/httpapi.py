@@ -89,7 +89,10 @@ class HttpApi:
         app.router.add_route("*", "/{tail:.*}", self._any)
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
-        self.authority, context = (None, None) if self._plain else _certificates()
+        context: ssl.SSLContext | None = None
+        self.authority: bytes | None = None
+        if not self._plain:
+            self.authority, context = _certificates()
         site = web.TCPSite(self._runner, "localhost", 0, ssl_context=context)
         await site.start()
         port = self._runner.addresses[0][1]
@@ -190,7 +193,7 @@ class HttpApi:
     async def _core(self, _: web.Request) -> web.Response:
         return web.json_response({"versions": ["v1"]})
 
-    async def _apis(self, _: web.Request) -> web.Response:
+    async def _apis(self, request: web.Request) -> web.Response:
         groups: dict[str, set[str]] = {}
         for resource in RESOURCES.values():
             group, _, version = resource.api.rpartition("/")

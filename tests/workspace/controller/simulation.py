@@ -6,6 +6,7 @@ Each part does one step when told to, so a test decides how they interleave.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -204,9 +205,7 @@ class Cluster:
                 self.built.add(words[words.index("--to") + 1])
             kind = "Failed" if self.builds_fail else "Complete"
             status = {"conditions": [{"type": kind, "status": "True", "message": "as told"}]}
-            self.api.update(
-                "Job", NAMESPACE, job["metadata"]["name"], lambda d, s=status: d.update(status=s)
-            )
+            self.api.update("Job", NAMESPACE, job["metadata"]["name"], setting(status=status))
 
     def run_deployments(self) -> None:
         """Rolling updates with one extra pod and none missing, one step a call."""
@@ -336,9 +335,7 @@ class Cluster:
             )  # fmt: skip
             if ("NodeCache", "", name) not in self.api.objects:
                 self.api.create(document)
-            self.api.update(
-                "NodeCache", "", name, lambda d, s=document["status"]: d.update(status=s)
-            )
+            self.api.update("NodeCache", "", name, setting(status=document["status"]))
 
     def label_nodes(self) -> None:
         """What the cache's own controller does: a label for each model that a node holds."""
@@ -352,9 +349,7 @@ class Cluster:
                 f"cache.weightyard.dev/m.{key}": "ready"
                 for image, key in known.items() if image in self.held[name]
             }  # fmt: skip
-            self.api.update(
-                "Node", "", name, lambda d, new=labels: d["metadata"].update(labels=new)
-            )
+            self.api.update("Node", "", name, labelling(labels))
 
     def _status(self, pod: Json, status: Json) -> None:
         self.api.update(
@@ -399,3 +394,13 @@ def _image(pod: Json) -> str | None:
     return next(
         (v["csi"]["volumeAttributes"]["image"] for v in volumes if v["name"] == "model"), None
     )
+
+
+def setting(**fields: Any) -> Callable[[Json], None]:
+    """A change that sets fields of a document."""
+    return lambda document: document.update(fields)
+
+
+def labelling(labels: dict[str, str]) -> Callable[[Json], None]:
+    """A change that replaces a document's labels."""
+    return lambda document: document["metadata"].update(labels=labels)
