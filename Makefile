@@ -27,9 +27,9 @@ test-families: ## Serve a tiny model of each family with vLLM and compare it wit
 	@scripts/setup.sh base serve
 	$(PYTEST) -n 0 tests/families
 
-test-fast: ## Run the tests that need no servers, no torch and no vLLM, and take seconds
+test-fast: ## Run the tests that need no servers, no torch and no vLLM, in about three minutes
 	@scripts/setup.sh base
-	$(PYTEST) $(IN_PARALLEL) -p tests.without_torch -m "not servers and not vllm and not torch and not slow"
+	HYPOTHESIS_PROFILE=fast $(PYTEST) $(IN_PARALLEL) -p tests.without_torch -m "not servers and not vllm and not torch and not slow"
 
 FAULTS ?= --count 2000
 faults: ## Run a campaign of 2,000 faults against the real programs; FAULTS='--seed 1 --kind killed --count 50' chooses

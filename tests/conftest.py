@@ -22,13 +22,14 @@ pytest_plugins = ["tests.servers.fixtures", "tests.standstill", "tests.time_left
 NEED_TORCH = ("builder/test_build_pickles.py", "builder/test_convert.py")
 collect_ignore = [] if importlib.util.find_spec("torch") else list(NEED_TORCH)
 
-# `ci` draws the same examples on every run, so a red run can be repeated; `dev` explores.
-# Neither has a limit in seconds: a busy machine draws slowly.
+# `ci` draws the same examples on every run, so a red run can be repeated; `dev` explores; `fast` draws a fifth.
+# None has a limit in seconds: a busy machine draws slowly.
 SLOW = (HealthCheck.too_slow,)
 settings.register_profile(
     "ci", derandomize=True, deadline=None, print_blob=True, suppress_health_check=SLOW
 )
 settings.register_profile("dev", deadline=None, print_blob=True, suppress_health_check=SLOW)
+settings.register_profile("fast", settings.get_profile("dev"), max_examples=20)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 # A user's settings, credentials and proxies, and what a terminal or a pod of CI adds: no test may see them.

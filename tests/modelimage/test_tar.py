@@ -30,6 +30,7 @@ from modelimage.recipe import (
     single_file_layer,
 )
 from modelimage.tar import EntryKind, TarEntry
+from tests.examples import examples
 from tests.modelimage.strategies import layer_files, path_lists, paths, sizes
 
 LONG = "/".join(["directory-with-a-long-name"] * 8)
@@ -154,7 +155,7 @@ def test_a_recipe_knows_where_each_file_lies(files: Sequence[LayerFile]) -> None
 
 
 @given(path_lists, st.data())
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_any_partition_of_a_blob_makes_the_blob(found: list[str], data: st.DataObject) -> None:
     """Law: the concatenation of `cut(r)` over any partition of the blob into ranges is the blob."""
     contents = {path: data.draw(st.binary(max_size=1500), label=path) for path in found}

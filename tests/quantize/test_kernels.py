@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantize.kernels import kernel, storage
 from quantize.schemes import NUMERICS, Scheme
+from tests.examples import examples
 from tests.quantize import reference
 
 CASES = [
@@ -64,7 +65,7 @@ def test_bytes_equal_the_reference(dtype: str, scheme: Scheme, group: int) -> No
     assert broken == -1
 
 
-@settings(max_examples=60, deadline=None)  # the first call compiles
+@settings(max_examples=examples(60), deadline=None)  # the first call compiles
 @given(data=st.binary(min_size=512, max_size=512), case=st.sampled_from(CASES[1:]))
 def test_any_finite_bits_equal_the_reference(data: bytes, case: tuple[Scheme, int]) -> None:
     """Every bf16 bit pattern: subnormals, ties, the largest numbers."""

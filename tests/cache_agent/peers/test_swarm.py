@@ -17,6 +17,7 @@ from tests.cache_agent.peers.simulation import (
     RefusingPeer,
     StallingPeer,
 )
+from tests.examples import examples
 
 CHUNKS = 16
 FAULTS = [LyingPeer, StallingPeer, IdlePeer, DeadPeer, RefusingPeer]
@@ -34,7 +35,7 @@ def test_cold_nodes_take_one_copy_and_no_longer_than_one(count: int) -> None:
 
 
 @given(st.integers(2, 6), st.floats(0, 3.0), st.integers(1, 16))
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 def test_nodes_that_begin_one_after_the_other_take_one_copy(
     count: int, apart: float, chunks: int
 ) -> None:
@@ -59,7 +60,7 @@ def test_one_bad_peer_delays_and_doesnt_stop(fault: type[Node]) -> None:
     st.booleans(),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_progress_whenever_upstream_answers(
     kinds: list[type[Node]], chunks: int, apart: bool, random: object
 ) -> None:

@@ -15,6 +15,7 @@ from modelimage.digest import Digest
 from tests.cache_agent.servers.agents import ANY, ServersInProcess
 from tests.cache_agent.servers.http_client import fetch
 from tests.cache_agent.servers.published import PublishedModel, publish_model
+from tests.examples import examples
 from tests.servers.registry import DockerRegistry
 
 pytestmark = pytest.mark.servers
@@ -45,7 +46,7 @@ ranges = st.builds("bytes={}-{}".format, numbers, numbers) | st.text(
 )
 
 
-@settings(max_examples=150, suppress_health_check=UNCHECKED)
+@settings(max_examples=examples(150), suppress_health_check=UNCHECKED)
 @given(
     parts=st.lists(words, max_size=7),
     namespace=st.none() | st.just("{host}") | words,
@@ -72,7 +73,7 @@ def test_any_request_has_an_expected_answer(
     assert answer.status in EXPECTED
 
 
-@settings(max_examples=200, suppress_health_check=UNCHECKED)
+@settings(max_examples=examples(200), suppress_health_check=UNCHECKED)
 @given(asked=ranges)
 def test_any_range_gives_those_bytes_or_none(
     served: tuple[str, PublishedModel], asked: str
@@ -94,7 +95,7 @@ def test_any_range_gives_those_bytes_or_none(
             assert status == 416
 
 
-@settings(max_examples=60, suppress_health_check=UNCHECKED)
+@settings(max_examples=examples(60), suppress_health_check=UNCHECKED)
 @given(noise=st.binary(max_size=300))
 def test_noise_on_the_socket_leaves_the_mirror_well(
     served: tuple[str, PublishedModel], noise: bytes

@@ -26,6 +26,7 @@ from tests.cache_agent.crashes import SlowAtStep
 from tests.cache_agent.fetch.test_pull import files_of
 from tests.cache_agent.images import MemoryImage, make_record, noise
 from tests.cache_agent.nodes import NodeFactory, findings, pull
+from tests.examples import examples
 
 SHARED = {"tokenizer.json": noise(1000, 1), "a/b/merges.txt": noise(300, 2)}
 CONTENTS = [{"model.safetensors": noise(4000 + n, n + 10), **SHARED} for n in range(2)]
@@ -139,7 +140,7 @@ class SlowDisk(RuleBasedStateMachine):
 
 
 SlowDisk.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=8, deadline=None, print_blob=True
+    max_examples=examples(12), stateful_step_count=8, deadline=None, print_blob=True
 )
 TestSlowDisk = SlowDisk.TestCase
 

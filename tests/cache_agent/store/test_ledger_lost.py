@@ -167,6 +167,7 @@ def test_leases_that_are_asked_for_at_once_share_a_commit(open_node: NodeFactory
     assert all(store.leases.release_all([lease.id for lease in store.leases.all()]))
 
 
+@pytest.mark.slow
 def test_a_ledger_with_flipped_bits_or_cut_off_never_stops_a_store_nor_shows_a_wrong_byte(
     memory_root: Path,
 ) -> None:

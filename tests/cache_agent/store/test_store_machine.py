@@ -22,6 +22,7 @@ from modelimage.digest import Digest
 from modelimage.errors import InUse, NoSpace, NotFound
 from tests.cache_agent.images import MemoryImage, make_record, noise
 from tests.cache_agent.nodes import NodeFactory, findings, pull
+from tests.examples import examples
 
 SHARED = {"tokenizer.json": noise(1000, 1)}
 SIZES = (4000, 6000, 9000, 14_000)
@@ -243,7 +244,7 @@ class TwoRoots(StoreMachine):
 
 
 StoreMachine.TestCase.settings = TwoRoots.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, print_blob=True
+    max_examples=examples(25), stateful_step_count=25, deadline=None, print_blob=True
 )
 TestStore = StoreMachine.TestCase
 TestTwoRoots = TwoRoots.TestCase

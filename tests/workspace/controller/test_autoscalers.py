@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelimage.errors import AccessDenied
+from tests.examples import examples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.keda import install_keda, remove_keda
 from tests.workspace.controller.living import control, make_runner
@@ -99,7 +100,7 @@ def test_load_that_comes_during_a_drain_gets_its_replicas(scale: Json) -> None:
         max_size=8,
     ),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_whatever_happens_the_autoscalers_number_is_reached(
     scale: Json, course: list[tuple[str, int]]
 ) -> None:

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.shared_names import STARTUP_TAINT, node_label
 from modelimage.errors import RateLimited, Unreachable, WeightyardError
+from tests.examples import examples
 from tests.servers.process import until
 from tests.workspace.controller import caches
 from tests.workspace.controller.direct import DirectApi
@@ -231,7 +232,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCaching = CacheMachine.TestCase
-TestCaching.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
+TestCaching.settings = settings(max_examples=examples(100), stateful_step_count=20, deadline=None)
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.workspace.controller.fakeapi import Conflict
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import (
@@ -119,7 +120,7 @@ def test_a_drain_that_is_called_off_ends_with_one_server() -> None:
 
 
 @given(nodes=st.integers(2, 4), drained=st.lists(st.integers(0, 3), max_size=3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_drains_one_after_another_never_leave_it_without_a_server(
     nodes: int, drained: list[int]
 ) -> None:

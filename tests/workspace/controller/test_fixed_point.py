@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from tests.examples import examples
 from tests.workspace import samples
 from tests.workspace.controller.fakeapi import Conflict, Missing
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster, Crash
@@ -207,7 +208,7 @@ class Controller(RuleBasedStateMachine):
 
 
 TestFixedPoint = Controller.TestCase
-TestFixedPoint.settings = settings(max_examples=40, stateful_step_count=30)
+TestFixedPoint.settings = settings(max_examples=examples(40), stateful_step_count=30)
 
 
 def test_the_machine_reaches_ready() -> None:

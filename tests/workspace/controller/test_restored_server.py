@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.workspace.controller.simulation import NAME, NAMESPACE
 from tests.workspace.controller.test_running import is_ready, prepared, running, until
 from workspace.controller.object_cache import WatchCache
@@ -59,7 +60,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_the_cache_holds_what_the_server_has_whatever_versions_it_counts(
     steps: list[tuple[str, str]],
 ) -> None:

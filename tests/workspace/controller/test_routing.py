@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cache_agent.api.kube.refusals import Conflict
 from modelimage.errors import AccessDenied, Busy, RemoteRefused, WeightyardError
+from tests.examples import examples
 from tests.workspace import samples
 from tests.workspace.controller.direct import DirectApi
 from tests.workspace.controller.living import make_runner
@@ -58,7 +59,7 @@ def everything(name: str) -> set[tuple[str, str]]:
 
 
 @given(one=WORKSPACE_NAMES, other=WORKSPACE_NAMES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_two_workspaces_never_want_the_same_object(one: str, other: str) -> None:
     assert one == other or not everything(one) & everything(other)
     assert all(len(name) <= 63 for _, name in everything(one))
@@ -172,7 +173,7 @@ EVENTS = st.sampled_from(
 
 
 @given(events=st.lists(EVENTS, max_size=14))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_every_server_that_runs_can_be_reached_at_its_own_port(events: list[Any]) -> None:
     made = cluster("n1", "n2", scale=SCALED)
     made.wanted = 1

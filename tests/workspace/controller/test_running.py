@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cache_agent.api.kube.refusals import Conflict
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RateLimited, Unreachable
+from tests.examples import examples
 from tests.servers import process
 from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
@@ -290,7 +291,7 @@ def test_a_workspace_that_hits_a_bug_says_so_and_the_others_are_served() -> None
     asyncio.run(scenario())
 
 
-@settings(max_examples=2000)
+@settings(max_examples=examples(300))
 @given(st.data())
 def test_whoever_learns_first_of_a_change_wakes_its_workspace(data: st.DataObject) -> None:
     """Own writes and events arrive in any order, late and twice: each new state wakes once, none goes back."""
