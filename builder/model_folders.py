@@ -1,4 +1,4 @@
-"""Finds models in the folders of a source that is none itself. Pure: paths only.
+"""Finds models in the folders of a source that isn't a model itself. Pure: paths only.
 
 A Hub cache, a training run and a bucket of models hold whole models in folders. Packing them all would make an image
 that no server loads, so the user is told which one to name.
@@ -24,7 +24,7 @@ _SHOWN: Final = 5
 
 
 def check_is_model(paths: Iterable[str], source: str) -> None:
-    """Raise InvalidCheckpoint if models are in folders and the root is none. `source` is the user's name for it."""
+    """Raise InvalidCheckpoint if models are in folders and the root isn't one. `source` is the user's name for it."""
     names = sorted(paths)
     root = [path for path in names if "/" not in path]
     if any(path in _ASSEMBLED or path.endswith((*_WEIGHTS, *_OWN)) for path in root):

@@ -145,7 +145,7 @@ class _Documents:
         return read_json(self.path(name), name=name)
 
     def json(self, name: str) -> object:
-        """Any JSON; None for what is none, since only its own library may understand it."""
+        """Any JSON; None for anything else, which perhaps only its own library understands."""
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(self.text(name))
         return None
@@ -221,7 +221,7 @@ def _indexed(
 def _check_kind(index: WeightIndex, weights: Sequence[str]) -> None:
     for shard in sorted(index.shards.keys() - set(weights)):
         raise InvalidCheckpoint(
-            f"{index.name} names {shard!r}, which is no safetensors file",
+            f"{index.name} names {shard!r}, which isn't a safetensors file",
             hint=f"Download the checkpoint again, or build without the index: --exclude {index.name}",
         )
 

@@ -27,7 +27,7 @@ def positive(value: object) -> int:
 
 
 def clamp(value: object, least: float, most: float) -> float:
-    """A number of a JSON document within bounds. Raises TypeError for what is no number, ValueError for NaN."""
+    """A number of a JSON document within bounds. Raises TypeError for what isn't a number, ValueError for NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"not a number: {type(value).__name__}")
     # Compared before it is converted: an integer may be too large for a float.

@@ -134,7 +134,7 @@ def repeated_tensors(
 ) -> list[str]:
     """Sentences about tensors that several shards of one set hold: engines load the one in the last shard.
 
-    Raises InvalidCheckpoint if an index names another than that, and for files of one folder that are no set: nobody
+    Raises InvalidCheckpoint if an index names another than that, and for files of one folder that aren't a set: nobody
     could say which of them an engine loads. `origins` names the files at the source that some were made from.
     """
     known = [(index, index.tensors) for index in indexes]

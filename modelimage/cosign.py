@@ -183,7 +183,7 @@ def _referred(
 
 
 def _is_payload(layer: Descriptor) -> bool:
-    # Anyone who may push can add a layer to the tag: one that is no payload mustn't hide the valid ones.
+    # Anyone who may push can add a layer to the tag: one that isn't a payload mustn't hide the valid ones.
     return layer.media_type == PAYLOAD_TYPE and layer.size <= _MAX_PAYLOAD_BYTES
 
 

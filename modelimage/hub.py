@@ -100,7 +100,7 @@ class HubSnapshot:
 
     @classmethod
     def of(cls, record: Record) -> HubSnapshot | None:
-        """The snapshot that a record names; None for a source elsewhere, and for text that is no name."""
+        """The snapshot that a record names; None for a source elsewhere, and for text that isn't a name."""
         repository, variant = hub_repository(record.source), record.variant
         changed = bool(record.quantization)
         if repository is None or not _is_name(record.revision):

@@ -50,7 +50,7 @@ def pick_entry(entries: Sequence[dict[str, Any]], tag: str, path: Path) -> dict[
 
 
 def _held(entries: Sequence[dict[str, Any]]) -> str:
-    """The names that a user may choose: signatures and what else is about an image are none."""
+    """The names that a user may choose: not those of signatures and other things about an image."""
     tags = sorted({tag for entry in entries if (tag := tag_of(entry)) and tag_subject(tag) is None})
     # Most tags are of no use to a reader, and a layout may have thousands.
     more = f" and {len(tags) - 20} more" if len(tags) > 20 else ""

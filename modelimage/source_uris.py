@@ -40,7 +40,7 @@ def hub_uri(text: str) -> str:
 
 
 def instead_of_image(text: str) -> str:
-    """The hint for a text that is no image reference: what was likely meant, and how it is written."""
+    """The hint for a text that isn't an image reference: what was likely meant, and how it is written."""
     if any(text.startswith(scheme) for scheme in (HUB, S3, GS, MLFLOW)):
         return f"It names weights, not an image of them: build one with `weightyard build {text} --to oci:DIR:TAG`."
     if text.startswith(_HUB_PAGES) and hub_uri(text):

@@ -22,7 +22,7 @@ _ADAPTER = "adapter"
 
 @dataclass(frozen=True, slots=True)
 class WeightName:
-    """A weight file's name in its parts. `number` and `total` are None for a file that is no shard.
+    """A weight file's name in its parts. `number` and `total` are None for a file that isn't a shard.
 
     `base` is the name without folder, variant, number and suffix.
     """
@@ -48,7 +48,7 @@ class WeightName:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether this is an adapter, which is no copy of the weights beside it."""
+        """Whether this is an adapter, which isn't a copy of the weights beside it."""
         return self.base.startswith(_ADAPTER)
 
     @property

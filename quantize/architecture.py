@@ -150,7 +150,7 @@ def select(
 def _candidate(
     config: Mapping[str, Any], tensor: TensorInfo
 ) -> tuple[tuple[Matrix, ...] | None, str]:
-    """The matrices of a tensor, or the reason to keep it ("" for a tensor that is no weight matrix)."""
+    """The matrices of a tensor, or the reason to keep it ("" for a tensor that isn't a weight matrix)."""
     segments = tensor.name.split(".")
     if is_fused_experts(tensor) and tensor.dtype in FLOAT_DTYPES:
         return split_experts(config, tensor), ""

@@ -54,7 +54,7 @@ class StageReader:
         self.latest = first
 
     def look(self) -> Stage:
-        """Reads the whole lines that are new, and returns the newest stage. Lines that are none are ignored."""
+        """Reads the whole lines that are new, and returns the newest stage. Other lines are ignored."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._read)

@@ -108,7 +108,7 @@ def checked_model(given: str) -> str:
 
 
 def _model(given: str) -> str:
-    """The model of an argument that is no file, its directory absolute. Raises NotFound, InvalidInput."""
+    """The model of an argument that isn't a file, its directory absolute. Raises NotFound, InvalidInput."""
     checked = checked_model(given)
     if checked.startswith((HUB, S3)):
         return checked

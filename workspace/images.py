@@ -102,7 +102,7 @@ def _pin_adapter(image: str, opener: Opener) -> PinnedAdapter:
     made = describe_foreign(reader, root)
     if made.record is None:
         raise InvalidImage(
-            f"the adapter {image} is no weightyard image, so its rank is unknown",
+            f"the adapter {image} isn't a weightyard image, so its rank is unknown",
             hint="Build the adapter with `weightyard build`.",
         )
     return PinnedAdapter(_pinned(reference, root.digest), made.key, made.record.facts.lora_rank)

@@ -72,7 +72,7 @@ def starter(document: Mapping[str, Any], *, file: str) -> str:
     lines += ["metadata:", f"  name: {workspace.name}", "spec:"]
     for name, section in _SECTIONS.items():
         values = given["spec"].get(name, {})
-        # A section without any value would be null, which is no mapping: it is a comment as well.
+        # A section without any value would be null, which isn't a mapping: it is a comment as well.
         lines.append(f"  {name}:" if values else f"  #{name}:")
         lines += _fields(section, values, f"{name}.", "    ")
     rest = {field: spec for field, spec in Spec.model_fields.items() if field not in _SECTIONS}

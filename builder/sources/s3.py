@@ -114,7 +114,7 @@ class S3Objects:
             body.close()
 
     def checksum(self, wanted: StoredObject) -> None:
-        """None: a sha256 that S3 states is claimed instead, and an ETag is no checksum of a multipart upload."""
+        """None: a sha256 that S3 states is claimed instead, and an ETag isn't a checksum of a multipart upload."""
 
     def _object(self, entry: Mapping[str, Any]) -> StoredObject:
         key, etag = str(entry["Key"]), str(entry["ETag"])

@@ -82,7 +82,7 @@ def line_of(node: yaml.Node, path: Sequence[str | int]) -> int:
 
 def sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
     """A validation error of `model` as one sentence, with the document's field names."""
-    # pydantic marks errors of mapping keys with "[key]", which is no field of the document.
+    # pydantic marks errors of mapping keys with "[key]", which isn't a field of the document.
     path = [step for step in error["loc"] if step != "[key]"]
     field = _dotted(path)
     kind, message = error["type"], error["msg"].removeprefix("Value error, ")

@@ -78,7 +78,7 @@ class Binder:
         return True
 
     def look(self, target: VolumeTarget) -> Digest | None:
-        """The model mounted at a pod's volume, or None. Raises InvalidInput when it is no model."""
+        """The model mounted at a pod's volume, or None. Raises InvalidInput when it isn't a model."""
         try:
             with _mapped(target), self._volume(target) as parent:
                 return _shown(parent, target)

@@ -65,7 +65,7 @@ def shown_at(target: Path) -> Digest | None:
 def unmount_model(target: Path) -> Digest | None:
     """Unmount a model from a directory, which stays; returns its key, or None when nothing is mounted there.
 
-    Raises Busy while a process uses it, InvalidInput when it is no model.
+    Raises Busy while a process uses it, InvalidInput when it isn't a model.
     """
     key = shown_at(target)
     if key is not None:

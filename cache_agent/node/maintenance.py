@@ -142,7 +142,7 @@ class Maintenance:
             for file in store.ledger.model_files(model.key):
                 present.add(file.digest)
                 if file.digest not in written:
-                    # A model that is removed meanwhile is none to copy.
+                    # A model that was removed meanwhile needn't be copied.
                     with suppress(Vanished):
                         path = store.paths.file(file.digest)
                         populate_shared(place, file.digest, path, self._pause)
@@ -164,7 +164,7 @@ class Maintenance:
                 self._problem, bugs = error.message if error.fault is Fault.NODE else None, 0
                 self._repairer.events.emit(MaintenanceFailed(error.message))
             except Exception as error:
-                # A bug, or a file that nobody thought of. Without this thread no lease would ever end again.
+                # A bug, or a file that nobody foresaw. Without this thread no lease would ever end again.
                 bugs += 1
                 self._problem = f"maintenance failed: {type(error).__name__}: {error}"
                 logger.exception("maintenance failed with an unknown error")

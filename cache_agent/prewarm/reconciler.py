@@ -310,7 +310,7 @@ class Reconciler:
             self._pulls[target] = pull = self.pull(request)
             await follow(pull, self.executor, partial(self._settled, target))
             result = pull.result(0)
-        # The plan stopped it: that is no failure, so it causes no backoff.
+        # The plan stopped it: that isn't a failure, so it causes no backoff.
         except Cancelled:
             self._attempts.stopped(target)
         except WeightyardError as error:

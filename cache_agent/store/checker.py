@@ -291,7 +291,7 @@ class Checker:
                     yield from self._bitmap(path, file)
 
     def _bitmap(self, path: Path, file: RecordFile) -> Iterator[Violation]:
-        """Check a bitmap's chunks. A damaged bitmap is no finding, since it is
+        """Check a bitmap's chunks. A damaged bitmap isn't a finding, since it is
         ignored; one that marks a wrong chunk is."""
         with reading(path):
             decoded = Bitmap.decode(path.read_bytes(), file.chunk_count())

@@ -277,7 +277,7 @@ def is_real_directory(path: Path) -> bool:
 def same_file(one: Path, other: Path) -> bool:
     """Whether two names are one inode; False when either is missing."""
     try:
-        # lstat: a symbolic link to the file is no hard link.
+        # lstat: a symbolic link to the file isn't a hard link.
         first, second = one.lstat(), other.lstat()
     except OSError:
         return False

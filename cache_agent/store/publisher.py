@@ -26,7 +26,7 @@ from modelimage.errors import DigestMismatch, WeightyardError
 if TYPE_CHECKING:
     from modelimage.foreign import AnyRecord
 
-# From so many files on, one flush of the whole filesystem costs less than one for each.
+# From this many files on, one flush of the whole filesystem costs less than one for each.
 _TOGETHER: Final = 16
 _HINT = "The image's record doesn't describe its files: build and push the image again."
 

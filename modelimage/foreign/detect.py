@@ -46,7 +46,7 @@ class ForeignManifest:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> ForeignManifest:
-        """Parse a manifest. Raises InvalidImage if it is no image or artifact manifest."""
+        """Parse a manifest. Raises InvalidImage if it isn't an image or artifact manifest."""
         # Schema 1 lists no sizes and its layers carry no types, so its files could not be planned.
         if str(document.get("mediaType", "")).startswith(_SIGNED_V1) or "fsLayers" in document:
             raise InvalidImage(

@@ -34,7 +34,7 @@ class Mapped(NamedTuple):
 
 
 def tar_packing(media_type: str) -> Packing | None:
-    """The packing of a tar layer; None if its media type is no tar."""
+    """The packing of a tar layer; None if its media type isn't a tar."""
     for suffixes, packing in _SUFFIXES:
         if media_type.endswith(suffixes):
             return packing

@@ -117,7 +117,7 @@ def with_listed_record(reader: ImageReader, model: ForeignModel) -> ForeignModel
 
 
 def readable_record(data: bytes) -> Record | None:
-    """The record in these bytes; None if they are none, which makes the image just another one."""
+    """The record in these bytes; None if they aren't one: the image is then one like any other."""
     try:
         return parse_record(data)
     except InvalidImage:

@@ -26,7 +26,7 @@ class WebOrigin:
         """The origin of an absolute http or https URL. Raises InvalidInput."""
         try:
             parts = urlsplit(url)
-            # `port` is parsed only when it is read, and raises for one that is no number or too large.
+            # `port` is parsed only when it is read, and raises for one that isn't a number or too large.
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise InvalidInput(f"not a URL: {url[:200]!r}") from error

@@ -115,7 +115,7 @@ def _check_digest(gguf_path: Path) -> None:
 
 def _converter() -> Callable[[Path, Path], None]:
     try:
-        from weightyard.demo.llama_gguf import convert  # noqa: PLC0415 (gguf is no dependency of the package)
+        from weightyard.demo.llama_gguf import convert  # noqa: PLC0415 (gguf isn't a dependency of the package)
     except ImportError as error:
         raise NotFound(f"the checkpoint can't be converted: {error}", hint=_SET_UP) from error
     return convert

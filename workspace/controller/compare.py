@@ -65,6 +65,6 @@ def _holds_list(actual: list[Any], wanted: list[Any], field: str) -> bool:
         return len(actual) == len(wanted) and all(
             holds(a, w) for a, w in zip(actual, wanted, strict=True)
         )
-    # Items that others added, such as a sidecar's container, are no difference: the server merges these lists by key.
+    # Items that others added, such as a sidecar's container, aren't a difference: the server merges these lists by key.
     by_key = {tuple(each.get(key) for key in keys): each for each in actual}
     return all(holds(by_key.get(tuple(each.get(key) for key in keys)), each) for each in wanted)

@@ -366,7 +366,7 @@ def _running(report_input: ReportInput) -> StatusCondition:
     total, ready_count = server_count(report_input.observed, revision)
     everything, _ = server_count(report_input.observed)
     rolling = everything > total
-    # Only while something is missing: an old crash of a server that is ready by now is no problem.
+    # Only while something is missing: an old crash of a server that is ready by now isn't a problem.
     problem = _server_problem(report_input) if rolling or ready_count < report_input.goal else None
     if problem is not None:
         still = (

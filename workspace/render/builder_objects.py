@@ -50,7 +50,7 @@ def build_job(workspace: Workspace, environment: SystemSettings, *, uid: str | N
 
 
 def _failure_rules() -> list[Json]:
-    """What a failed pod means: an eviction is no failure, and an error that lasts ends the Job at once."""
+    """What a failed pod means: an eviction isn't a failure, and an error that lasts ends the Job at once."""
     evicted = [{"type": "DisruptionTarget", "status": "True"}]
     lasting = {"containerName": names.BUILD, "operator": "In", "values": list(LASTING_ERRORS)}
     return [

@@ -218,7 +218,7 @@ def build_policy(workspace: Workspace, environment: SystemSettings, uid: str | N
         "spec": {
             "podSelector": {"matchLabels": names.selector(workspace.name, names.BUILD, uid)},
             "policyTypes": ["Ingress", "Egress"],
-            # Pods of the cluster, such as a registry's, are no addresses for some network plugins.
+            # Pods of the cluster, such as a registry's, aren't addresses for some network plugins.
             "egress": [{"to": [*outside, {"namespaceSelector": {}}]}],
         },
     }

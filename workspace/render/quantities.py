@@ -1,7 +1,7 @@
 """Normalizes Kubernetes quantities to the API server's form, so that applied and stored objects compare equal.
 
 The server parses `1024Mi`, `0.5` and `2000m` and stores `1Gi`, `500m` and `2` (k8s.io/apimachinery/pkg/api/resource:
-Quantity.CanonicalizeBytes). Text that is no quantity is left unchanged: the server refuses it with a better message.
+Quantity.CanonicalizeBytes). Text that isn't a quantity is left unchanged: the server refuses it with a better message.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _card(data: bytes) -> dict[str, Any]:
 def _config(data: bytes) -> dict[str, Any]:
     document: dict[str, Any] = {}
     with suppress(InvalidImage):
-        # Cut behind the bound, a longer document is no JSON and counts as none.
+        # A longer document, cut behind the bound, isn't JSON and so states nothing.
         document = canonical.parse(data[: MAX_DOCUMENT + 1], what=CONFIG)
     kept: dict[str, Any] = {}
     architectures = document.get("architectures")

@@ -165,7 +165,7 @@ def _finite(text: str) -> float:
 
 def answer_of(error: WeightyardError | None) -> UpstreamAnswer:
     """The authorizer's form of the Hub's response. Re-raises errors that say nothing about access."""
-    # A 5xx or a rate limit is no refusal: it leaves a lapsed permission in force, like an outage.
+    # A 5xx or a rate limit isn't a refusal: it leaves a lapsed permission in force, like an outage.
     match error:
         case None:
             return UpstreamAnswer.ALLOWED

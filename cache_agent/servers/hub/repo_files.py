@@ -75,7 +75,7 @@ class HubFile:
 class RepoFiles:
     """All files of a repository at a commit, by path. Law: `RepoFiles.parse(x.to_bytes()) == x`.
 
-    `description` is what the model's info has beside them. It changes while the commit doesn't, so it is no part of the
+    `description` is what the model's info has beside them. It changes while the commit doesn't, so it isn't part of the
     listing's identity and bytes.
     """
 

@@ -324,7 +324,7 @@ def _bytes_scope(listing: RepoFiles, file: HubFile) -> str:
 
 
 def read_exactly(stream: BlobStream, count: int) -> bytes:
-    """So many bytes of a stream; fewer if it ends."""
+    """`count` bytes of a stream; fewer if it ends."""
     buffer = bytearray(count)
     view, got = memoryview(buffer), 0
     while got < count and (more := stream.readinto(view[got:])):

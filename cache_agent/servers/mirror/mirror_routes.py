@@ -103,7 +103,7 @@ def _split(name: str) -> tuple[str, str]:
     first, _, rest = name.partition("/")
     if match := _HOST_WITH_PORT.fullmatch(first):
         return f"{match['host']}:{match['port']}", rest
-    # The rule of image references: without a dot, a colon or `localhost`, the first part is no host.
+    # The rule of image references: without a dot, a colon or `localhost`, the first part isn't a host.
     if rest and ("." in first or ":" in first or first == "localhost"):
         return first, rest
     raise BadAddress(404, "NAME_UNKNOWN", "name the registry: /v2/<registry>/<repository>, or ?ns=")
