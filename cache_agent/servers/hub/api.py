@@ -16,7 +16,12 @@ from cache_agent.access.callers import NOBODY, Caller, caller_of_header
 from cache_agent.api.errors import status_of
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.servers.hub.hub_client import Declined
-from cache_agent.servers.hub.routes import HubAddress, NoModel, RepoRequest, parse_hub_address
+from cache_agent.servers.hub.routes import (
+    HubAddress,
+    NoName,
+    RepoRequest,
+    parse_hub_address,
+)
 from cache_agent.servers.hub.service import Fill, HubContent, HubService
 from cache_agent.servers.sender import (
     FilePiece,
@@ -58,15 +63,24 @@ class HubApi:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
             address = parse_hub_address(request.rel_url.raw_path)
-            caller = caller_of_header(request.headers.get("Authorization"))
-        except NoModel as error:
-            # With this code huggingface_hub shows the message, also where it hides other failures of a HEAD.
-            return _error(404, "RepoNotFound", f"{error.message}. {error.hint}")
         except InvalidInput as error:
-            return _error(404, "", error.message)
+            # With a code huggingface_hub shows the message, also where it hides other failures of a HEAD.
+            code = error.code if isinstance(error, NoName) else ""
+            return _error(404, code, ". ".join(filter(None, (error.message, error.hint))))
         asks = ("POST",) if address.view is RepoRequest.PATHS else ("GET", "HEAD")
         if request.method not in asks:
-            return _error(405, "", "this endpoint is read-only")
+            refused = _error(405, "", "this endpoint is read-only")
+            refused.headers["Allow"] = ", ".join(asks)
+            return refused
+        try:
+            caller = caller_of_header(request.headers.get("Authorization"))
+        except InvalidInput as error:
+            return _error(401, "", error.message)
+        return await self._answer(request, address, caller)
+
+    async def _answer(
+        self, request: web.Request, address: HubAddress, caller: Caller
+    ) -> web.StreamResponse:
         try:
             if address.view in (RepoRequest.FILE, RepoRequest.RAW):
                 content = await self._executor.call(lambda: self._service.file(address, caller))

@@ -27,7 +27,15 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
 DEFAULT_REVISION = "main"
 
 
-class NoModel(InvalidInput):
+class NoName(InvalidInput):
+    """What nothing here can be called. `code`: the Hub's, by which clients tell what is missing."""
+
+    def __init__(self, message: str, code: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class NoModel(NoName):
     """The address is one of a repository that isn't a model, such as a dataset."""
 
 
@@ -52,10 +60,11 @@ class HubAddress:
 
 
 def parse_hub_address(raw_path: str) -> HubAddress:
-    """Parse a request's path, still percent-encoded. Raises InvalidInput; NoModel for other kinds of repositories."""
+    """Parse a request's path, still percent-encoded. Raises InvalidInput: NoModel, NoName."""
     if match := _OTHER_KINDS.fullmatch(raw_path):
         raise NoModel(
             f"this Hub endpoint serves models only, no {match['kind']}",
+            "RepoNotFound",
             hint="Set HF_ENDPOINT only for programs that download models.",
         )
     if match := _FILE.fullmatch(raw_path):
@@ -74,7 +83,7 @@ def parse_hub_address(raw_path: str) -> HubAddress:
 def _revision(text: str | None) -> str:
     revision = unquote(text) if text else DEFAULT_REVISION
     if not _REVISION.fullmatch(revision) or ".." in revision:
-        raise InvalidInput(f"not a revision: {revision[:200]!r}")
+        raise NoName(f"not a revision: {revision[:200]!r}", "RevisionNotFound")
     return revision
 
 
@@ -82,4 +91,4 @@ def _path(text: str) -> str:
     try:
         return check_path(unquote(text).strip("/"))
     except InvalidImage as error:
-        raise InvalidInput(error.message) from error
+        raise NoName(error.message, "EntryNotFound") from error

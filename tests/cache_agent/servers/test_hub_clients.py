@@ -313,3 +313,37 @@ def test_a_trusted_image_says_what_its_files_say(
         with pytest.raises(HfHubHTTPError, match="502"):
             api.model_info("org/never")
     assert findings(tmp_root / "store") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        (f"/{REPO}/resolve/main/./config.json", "EntryNotFound"),
+        (f"/{REPO}/resolve/main/a%2F..%2Fconfig.json", "EntryNotFound"),
+        (f"/{REPO}/raw/main/a%5Cb", "EntryNotFound"),
+        (f"/api/models/{REPO}/tree/main/a//b", "EntryNotFound"),
+        (f"/{REPO}/resolve/-x/config.json", "RevisionNotFound"),
+        (f"/api/models/{REPO}/revision/a%20b", "RevisionNotFound"),
+    ],
+)
+def test_what_can_be_no_name_is_missing_like_any_other(node: Node, path: str, code: str) -> None:
+    answer = node.fetch(path)
+    assert (answer.status, answer.headers["x-error-code"]) == (404, code)
+    assert answer.headers["x-error-message"]
+
+
+def test_a_refused_method_says_which_are_allowed(node: Node) -> None:
+    for path, allowed in (
+        (f"/api/models/{REPO}", "GET, HEAD"),
+        (f"/{REPO}/resolve/main/config.json", "GET, HEAD"),
+        (f"/api/models/{REPO}/paths-info/main", "POST"),
+    ):
+        answer = node.fetch(path, "DELETE")
+        assert (answer.status, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("stated", ["garbage", "Bearer", "Basic !", "Digest a=b"])
+def test_credentials_that_are_none_are_refused_as_such(node: Node, stated: str) -> None:
+    answer = node.fetch(f"/{REPO}/resolve/main/config.json", Authorization=stated)
+    assert answer.status == 401
+    assert "Authorization" in answer.headers["x-error-message"]
