@@ -108,13 +108,13 @@ MEANINGS: Final[Mapping[int, Meaning]] = {
 
 
 class RelayedError(errors.WeightyardError):
-    """The error of another weightyard process: its message, and its exit code as `code`."""
+    """The error of another weightyard process: its message and `kind`, and its exit code as `code`."""
 
     fault = errors.Fault.NODE
 
-    def __init__(self, message: str, *, hint: str | None, code: int) -> None:
+    def __init__(self, message: str, *, hint: str | None, code: int, kind: str) -> None:
         super().__init__(message, hint=hint)
-        self.code = code
+        self.code, self.kind = code, kind
 
 
 def exit_code(error: errors.WeightyardError) -> int:

@@ -19,8 +19,10 @@ from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.daemon.cache_api import open_cache
 from cache_agent.prewarm.documents import explain
+from cache_agent.store.paths import StorePaths
 from modelimage import errors
 from modelimage.access import Access
+from modelimage.digest import Digest
 from modelimage.errors import (
     Busy,
     EngineFailed,
@@ -29,11 +31,12 @@ from modelimage.errors import (
     NotWritable,
     TimedOut,
 )
+from modelimage.reference import parse_image
+from modelimage.yaml_text import parse_yaml
 from weightyard.kubectl import Kubectl, kubectl
 
 Json = dict[str, Any]
 
-FOLDER: Final = "prewarm"
 _MODELS: Final = f"/apis/{API_VERSION}/{cached_model.PLURAL}"
 _NODES: Final = f"/apis/{API_VERSION}/{node_cache.PLURAL}"
 # Waiting doesn't help with these errors: someone has to change something.
@@ -49,6 +52,9 @@ class PrewarmTarget(Protocol):
 
     def put(self, document: Json) -> None:
         """Creates or updates a desired model. Raises the target's access errors."""
+
+    def spec(self, name: str) -> Json | None:
+        """The spec of a desired model; None when there is none of this name."""
 
     def remove(self, name: str) -> None:
         """Removes a desired model. Raises NotFound."""
@@ -119,6 +125,17 @@ class LocalTarget:
         except OSError as error:
             raise NotWritable(f"can't write {path}: {error.strerror}") from error
 
+    def spec(self, name: str) -> Json | None:
+        path = self._path(name)
+        try:
+            documents = parse_yaml(path.read_text(), what=str(path))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise NotWritable(f"can't read {path}: {error.strerror}") from error
+        found = documents[0].get("spec") if documents and isinstance(documents[0], dict) else None
+        return found if isinstance(found, dict) else {}
+
     def remove(self, name: str) -> None:
         path = self._path(name)
         try:
@@ -149,7 +166,7 @@ class LocalTarget:
             return [cache.status()]
 
     def _path(self, name: str) -> Path:
-        return self.root / FOLDER / f"{name}.yaml"
+        return StorePaths(self.root).prewarm / f"{name}.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +187,12 @@ class ClusterTarget:
         # conflict.
         if found.get("spec") != document["spec"]:
             self.kubectl.replace(f"{_MODELS}/{name}", {**found, "spec": document["spec"]})
+
+    def spec(self, name: str) -> Json | None:
+        try:
+            return dict(self.kubectl.get(f"{_MODELS}/{name}").get("spec") or {})
+        except NotFound:
+            return None
 
     def remove(self, name: str) -> None:
         # Read first: deleting a missing object is no error for Kubectl, but a mistyped name is one for the user.
@@ -232,6 +255,35 @@ def name_of(image: str, variant: str | None) -> str:
     last = image.removeprefix("oci:").rstrip("/").rpartition("/")[2].partition("@")[0]
     text = re.sub(r"[^a-z0-9]+", "-", f"{last}-{variant}" if variant else last, flags=re.I)
     return text.lower().strip("-")[:63].rstrip("-") or "model"
+
+
+def free_name(target: PrewarmTarget, image: str, variant: str | None) -> str:
+    """The default name of the CachedModel of an image: `name_of`, unless that is another image's here.
+
+    Then the beginning of the reference's digest makes it unique, so that no image takes the place of another.
+    """
+    plain = name_of(image, variant)
+    whole = f"{canonical_image(image)} {variant or ''}".encode()
+    unique = f"{plain[:54].rstrip('-')}-{Digest.of(whole).hex[:8]}"
+    if target.spec(unique) is not None:
+        return unique
+    found = target.spec(plain)
+    taken = found is not None and not is_of(found, image, variant)
+    return unique if taken else plain
+
+
+def is_of(spec: Json, image: str, variant: str | None) -> bool:
+    """Whether a desired model is this variant of this image."""
+    known = str(spec.get("image") or "")
+    return (canonical_image(known), spec.get("variant")) == (canonical_image(image), variant)
+
+
+def canonical_image(text: str) -> str:
+    """An image's name in full; as it is, where it is none."""
+    try:
+        return str(parse_image(text))
+    except InvalidInput:
+        return text
 
 
 def node_selector(nodes: tuple[str, ...]) -> dict[str, str]:

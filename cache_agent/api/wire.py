@@ -229,10 +229,11 @@ class WarmView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedView:
-    """A removed model and the bytes freed."""
+    """A removed model and the bytes freed. `desired_by`: the CachedModels that bring it back."""
 
     key: str
     freed: int
+    desired_by: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ def parse_config(
         told = error.errors(include_url=False, include_context=True)
         places = [_place(each["loc"], node, name, given) for each in told]
         lines = [
-            f"{place}: {sentence(each, AgentConfig)}"
+            f"{place}: {_unrepeated(sentence(each, AgentConfig), place, given)}"
             for place, each in zip(places, told, strict=True)
         ]
         raise InvalidInput("\n".join(lines), hint=_HINT) from error
@@ -66,6 +66,14 @@ def _place(
         if f"{dotted}.".startswith(f"{setting}.") or f"{setting}.".startswith(f"{dotted}."):
             return place
     return name if node is None else f"{name}:{line_of(node, path)}"
+
+
+def _unrepeated(text: str, place: str, given: Mapping[str, str]) -> str:
+    """The sentence without the setting's name where its place, an option or a variable, says it already."""
+    named = next((setting for setting, at in given.items() if at == place), None)
+    rest = text.removeprefix(named or text)
+    # What is left names a part of its value: `[0]`, `.docker.io`.
+    return rest.lstrip(":. ") if rest.startswith((": ", ".", "[")) else text
 
 
 def _document(text: str, name: str) -> tuple[dict[str, Any], yaml.Node | None]:

@@ -100,6 +100,15 @@ class StoreCache(StoreService):
     def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
         return self._service().pull(body)
 
+    def remove(self, model: str, *, unpin: bool = False) -> RemovedView:
+        # Most machines without an agent have no desired models, and read none.
+        if not StorePaths(self._root).prewarm.exists():
+            return super().remove(model, unpin=unpin)
+        from cache_agent.node.control_service import with_desired  # noqa: PLC0415
+
+        before = self._service().report()
+        return with_desired(super().remove(model, unpin=unpin), before)
+
     def explain(self, text: str) -> list[ExplainView]:
         return self._service().explain(text)
 

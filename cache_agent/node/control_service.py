@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Protocol
 
 from cache_agent.api.control_client import absolute_image
@@ -13,6 +14,7 @@ from cache_agent.api.wire import (
     PullBody,
     PullDone,
     PullProgress,
+    RemovedView,
     WarmBody,
     WarmView,
 )
@@ -111,6 +113,12 @@ class Service(StoreService):
 
     def check(self, *, repair: bool = False, quick: bool = False) -> CheckView:
         return self._check(repair=repair, quick=quick)
+
+
+def with_desired(removed: RemovedView, before: NodeCache) -> RemovedView:
+    """A removed model with the CachedModels that bring it back, from the report before it was removed."""
+    names = [each.name for each in before.status.desired if each.model_key == removed.key]
+    return replace(removed, desired_by=names)
 
 
 def progress_view(snapshot: PullSnapshot) -> PullProgress:

@@ -15,10 +15,10 @@ from cache_agent.prewarm.directory_source import DirectorySource
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.report import NodeReportInput, status
 from cache_agent.prewarm.values import DesiredModel, ModelOutcome
+from cache_agent.store.paths import StorePaths
 from cache_agent.store.roots import Roots
 from modelimage.installation import installed_version
 
-FOLDER: Final = "prewarm"
 _MEBI: Final = 1 << 20
 
 
@@ -35,7 +35,7 @@ def node_cache(name: str, status: NodeCacheStatus) -> NodeCache:
 
 def folder_of(path: Path | None, root: Path) -> DirectorySource:
     """The source of the desired state without a cluster: `path`, else a directory below the store's root."""
-    return DirectorySource(path or root / FOLDER)
+    return DirectorySource(path or StorePaths(root).prewarm)
 
 
 def node_facts() -> NodeFacts:

@@ -25,7 +25,7 @@ from cache_agent.api.errors import status_of, to_view
 from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody, to_document
 from cache_agent.api.wire_parsers import parse_json
 from cache_agent.errors import AgentBug
-from cache_agent.node.control_service import Service, done_view, progress_view
+from cache_agent.node.control_service import Service, done_view, progress_view, with_desired
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.servers.observe import ObserveApi
@@ -90,7 +90,10 @@ class ControlApi:
 
     async def _remove(self, request: web.Request) -> web.Response:
         name, unpin = _name(request), _flag(request, "unpin")
-        return _one(await self._executor.call(lambda: self._service.remove(name, unpin=unpin)))
+        # Not in a thread: the desired state belongs to the event loop.
+        before = self._service.report()
+        removed = await self._executor.call(lambda: self._service.remove(name, unpin=unpin))
+        return _one(with_desired(removed, before))
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request, PullBody)
@@ -154,7 +157,7 @@ class ControlApi:
         return _many(self._recent.after(int(text)))
 
     async def _status(self, request: web.Request) -> web.Response:
-        # Not in a thread: the desired state belongs to the event loop.
+        # As in `_remove`.
         report = self._service.report()
         found = await self._executor.call(lambda: self._service.with_current_pins(report))
         return web.json_response(found.to_document())

@@ -81,6 +81,11 @@ class StorePaths:
         return self.root / "lock"
 
     @property
+    def prewarm(self) -> Path:
+        """The desired models of a machine without a cluster, one document each."""
+        return self.root / "prewarm"
+
+    @property
     def socket(self) -> Path:
         return self.root / "agent.sock"
 

@@ -146,13 +146,26 @@ def _explained(
     for candidate in chosen:
         freed = _release(candidate, references)
         worth = value(candidate, freed or candidate.size, now)
-        days = max(0.0, now - candidate.last_used) / 86400
-        why = (
-            f"used {candidate.uses:.1f} times (decayed), last {days:.1f} days ago; "
-            f"{candidate.fetch_seconds:.0f} s to fetch again; frees {freed} bytes"
-        )
+        why = _why(candidate, now)
         victims.append(Victim(candidate.key, candidate.image, freed, worth, why))
     return Eviction(tuple(victims), sum(victim.freed for victim in victims), held)
+
+
+def _why(candidate: Candidate, now: float) -> str:
+    """`used 2 times, last 3 days ago; took 40 s to fetch`."""
+    uses = round(candidate.uses)
+    times = f"used {uses} {'time' if uses == 1 else 'times'}, last" if uses else "last used"
+    said = f"{times} {_span(max(0.0, now - candidate.last_used))} ago"
+    took = candidate.fetch_seconds
+    return f"{said}; took {_span(took)} to fetch" if took else said
+
+
+def _span(seconds: float) -> str:
+    """`40 s`, `5 min`, `3 h`, `12 days`: the largest unit of which there are two."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _references(candidates: Iterable[Candidate]) -> Counter[Digest]:

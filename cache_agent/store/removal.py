@@ -155,10 +155,10 @@ def refuse_if_held(model: StoredModel, *, unpin: bool = False) -> None:
     if holders:
         raise InUse(
             f"model {model.key.short} ({model.image}) is leased by {', '.join(holders[:5])}",
-            hint="Stop what uses it first, or release the lease with `weightyard lease release`.",
+            hint=f"Stop what uses it first, or release the lease: `weightyard lease release {model.leases[0].id}`.",
         )
     if model.pinned and not unpin:
         raise InUse(
             f"model {model.key.short} ({model.image}) is pinned",
-            hint="Unpin it first: `weightyard pin --remove`.",
+            hint=f"Unpin it first: `weightyard pin --remove {model.key.short}`.",
         )

@@ -80,3 +80,22 @@ def test_what_is_no_yaml_is_named() -> None:
     assert isinstance(shared, Setting)
     with pytest.raises(InvalidInput, match=r"tiers\.shared"):
         shared.value(("{a",))
+
+
+@pytest.mark.parametrize("setting", list(settings()), ids=lambda each: each.name)
+def test_an_option_or_variable_is_named_once(setting: Setting) -> None:
+    """By the way that it was given, without the name that it has in the file."""
+    variable = f"WEIGHTYARD_{setting.name.upper().replace('.', '__')}"
+    wrong = {"no": {"such": [1]}}
+    given: list[tuple[dict[str, str], dict[str, Any], str]] = [
+        ({variable: str(wrong)}, {}, variable),
+        ({}, {setting.name: wrong}, "--" + setting.name.replace(".", "-").replace("_", "-")),
+    ]
+    for environ, overrides, place in given:
+        with pytest.raises(InvalidInput) as refused:
+            parse_config("", environ, overrides)
+        # Other lines say what its section lacks.
+        lines = refused.value.message.splitlines()
+        about = [line for line in lines if line.startswith(f"{place}: ")]
+        assert about, lines
+        assert not any(line.startswith(f"{place}: {setting.name}") for line in about)

@@ -175,7 +175,7 @@ def test_error_in_json() -> None:
         (RateLimited("x", retry_after=3), 11),
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
-        (exits.RelayedError("x", hint=None, code=13), 13),
+        (exits.RelayedError("x", hint=None, code=13, kind="EngineFailed"), 13),
         (ZeroDivisionError("x"), 1),
     ],
 )

@@ -36,6 +36,8 @@ def test_server_that_dies_early(terminal: Terminal, file: Path, mode: list[str])
     assert "| Traceback (most recent call last):" in done.stderr
     assert "server.log" in done.stderr
     assert terminal.state("tiny") == "failed"
+    again = terminal.run("--json", "up", *mode, str(file), "--port", "0")
+    assert json.loads(again.stderr.splitlines()[-1])["kind"] == "EngineFailed"
     assert "No available memory" in terminal.ps("--all")[0]["error"]
 
 

@@ -13,6 +13,7 @@ from modelimage.errors import NoSpace
 from weightyard.console import Console, pass_console
 from weightyard.options import root_option
 from weightyard.text import format_bytes
+from weightyard.up.holders import HolderNames
 
 
 @click.command()
@@ -36,12 +37,12 @@ def gc(console: Console, *, free: str, dry_run: bool, root: Path) -> None:
     verb = "would evict" if dry_run else "evicted"
     lines = [f"{verb} {v.image} ({format_bytes(v.freed)}): {v.why}" for v in view.victims]
     lines.append(f"{'would free' if dry_run else 'freed'} {format_bytes(view.freed)}")
-    if view.freed < need:
-        holders = f"; the rest is in use by {', '.join(view.held_by[:5])}" if view.held_by else ""
-        lines[-1] += f" of the requested {format_bytes(need)}{holders}"
     console.result(to_document(view), "\n".join(lines))
     if view.freed < need:
+        names = HolderNames(root)
+        holders = list(dict.fromkeys(names.named(each) for each in view.held_by))
+        held = f"; the rest is in use by {', '.join(holders[:5])}" if holders else ""
         raise NoSpace(
-            f"{'would free' if dry_run else 'freed'} {format_bytes(view.freed)}, not {format_bytes(need)}",
+            f"that is {format_bytes(need - view.freed)} less than was asked for{held}",
             hint="`weightyard ls` shows what is leased and pinned; `weightyard df` what the rest of the disk holds.",
         )

@@ -44,13 +44,15 @@ def list_leases(console: Console, *, root: Path) -> None:
 
 @lease.command()
 @click.argument("model", type=ModelName())
-@click.option("--holder", required=True, metavar="KIND:NAME", help="pod:UID, or manual:NAME.")
+@click.option("--holder", required=True, metavar="NAME", help="Your name for it, or pod:UID.")
 @root_option
 @pass_console
 def take(console: Console, *, model: str, holder: str, root: Path) -> None:
     """Take a lease on MODEL and print its id."""
     with open_cache(root) as cache:
-        view = cache.lease(LeaseBody(model=model, holder=holder))
+        # Plain names are those of people; what a program writes says its kind.
+        named = holder if ":" in holder else f"manual:{holder}"
+        view = cache.lease(LeaseBody(model=model, holder=named))
     console.result(to_document(view), view.id)
 
 

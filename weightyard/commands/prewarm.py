@@ -19,6 +19,8 @@ from weightyard.prewarm_client import (
     PrewarmStatus,
     PrewarmTarget,
     checked,
+    free_name,
+    is_of,
     name_of,
     node_selector,
     prewarm_target,
@@ -124,7 +126,12 @@ def prewarm(
     Writes a CachedModel: into the cluster with --cluster, --nodes, --context or --kubeconfig, else into the directory
     that the agent of --root reads. Running it again updates that CachedModel.
     """
-    name = name or name_of(image, variant)
+    # Nodes are chosen in a cluster only.
+    target = prewarm_target(
+        root, access, cluster=cluster or bool(nodes), context=context, kubeconfig=kubeconfig
+    )
+    # Printing a document asks nobody.
+    name = name or (name_of(image, variant) if dry_run else free_name(target, image, variant))
     spec = {
         "image": image, "variant": variant, "nodeSelector": node_selector(nodes) or None,
         "tier": tier if tier != "disk" else None, "pin": pin or None,
@@ -135,15 +142,14 @@ def prewarm(
     if dry_run:
         console.result(document, yaml.safe_dump(document, sort_keys=False).rstrip())
         return
-    # Nodes are chosen in a cluster only.
-    target = prewarm_target(
-        root, access, cluster=cluster or bool(nodes), context=context, kubeconfig=kubeconfig
-    )
     if remove:
         target.remove(name)
         console.result({"name": name, "desired": False}, f"{name} is no longer desired")
         return
+    before = target.spec(name)
     target.put(document)
+    if before and not is_of(before, image, variant):
+        console.say(f"{name} was {before.get('image')} before")
     if wait:
         _wait(console, target, name, timeout_seconds)
     said = "is ready" if wait else "is desired now; see `weightyard status`"

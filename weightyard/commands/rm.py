@@ -28,6 +28,12 @@ def rm(console: Console, *, models: tuple[str, ...], unpin: bool, root: Path) ->
         [to_document(each) for each in removed],
         "\n".join(f"removed {each.key}, {format_bytes(each.freed)} freed" for each in removed),
     )
+    for each in removed:
+        for name in each.desired_by:
+            console.say(
+                f"note: it comes back, since the CachedModel {name} desires it; "
+                f"`weightyard prewarm IMAGE --name {name} --remove` ends that"
+            )
 
 
 def _remove(cache: Cache, model: str, *, unpin: bool, root: Path) -> RemovedView:

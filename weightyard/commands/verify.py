@@ -17,6 +17,7 @@ from builder.verifier import (
     verify_image,
 )
 from modelimage.access import Access, open_reader
+from modelimage.checkpoint_files import CONFIG
 from modelimage.errors import InvalidInput
 from modelimage.foreign import describe_foreign, resolve_ours
 from modelimage.path_rules import RECORD_NAME
@@ -151,6 +152,19 @@ def _directory(console: Console, directory: Path) -> Verification:
             f"{directory} is an OCI layout, not a model directory",
             hint=f"Write oci:{directory}[:TAG].",
         )
+    if not (directory / RECORD_NAME).exists():
+        raise InvalidInput(
+            f"{directory} is {_what(directory)}: it has no {RECORD_NAME} to compare its files with",
+            hint=f"Pack it with `weightyard build {directory} --to IMAGE`, and verify the image."
+            if (directory / CONFIG).exists()
+            else "Give an image, or the directory of a pulled model: `weightyard pull` prints it.",
+        )
     record = read_record(directory)
     with console.progress("verifying", record.size) as progress:
         return verify_directory(directory, record, progress.advance)
+
+
+def _what(directory: Path) -> str:
+    if (directory / CONFIG).exists():
+        return "a plain checkpoint"
+    return "an empty directory" if not any(directory.iterdir()) else "no model directory"

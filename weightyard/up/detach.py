@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from builder.reporter import Progress
 from modelimage.child import python_module
+from modelimage.errors import EngineFailed
 from weightyard.console import Console, debugging
 from weightyard.exits import RelayedError
 from weightyard.up.inference_server import POLL
@@ -132,6 +133,7 @@ class _EventDisplay:
             str(message or f"the background process ended with code {code}"),
             hint=self._error.get("hint"),
             code=code,
+            kind=str(self._error.get("kind") or EngineFailed.__name__),
         )
 
     def _progressed(self, event: dict[str, Any]) -> None:

@@ -27,14 +27,19 @@ class HolderNames:
 
     def shown(self, lease: LeaseView) -> str:
         """`workspace two`, `pod team/chat-0`, `process 7`; a manual holder as its owner wrote it."""
-        name = self.workspace(lease)
-        if name is not None:
+        return self.named(lease.holder, lease.pod)
+
+    def named(self, holder: str, pod: str = "") -> str:
+        """As `shown`, of a holder alone; what is none, such as a pin, as it is."""
+        if name := self._workspaces.get(holder):
             return f"workspace {name}"
-        kind, _, rest = lease.holder.partition(":")
+        kind, colon, rest = holder.partition(":")
         if kind == "pod":
             # Leases from before a loss or an upgrade have its UID alone.
-            return f"pod {lease.pod or rest}"
-        return f"process {rest.partition('/')[0]}" if kind == "process" else rest
+            return f"pod {pod or rest}"
+        if kind == "process":
+            return f"process {rest.partition('/')[0]}"
+        return rest if colon else holder
 
 
 def in_use(error: InUse, leases: Sequence[LeaseView], names: HolderNames) -> InUse:
