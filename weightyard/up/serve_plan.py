@@ -45,11 +45,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class ServePlan:
-    """The plan of one start. `missing`: bytes of the model's files that aren't in the cache, at most."""
+    """The plan of one start. `missing`: bytes of the model's files that aren't in the cache, at most.
+
+    `available`: bytes that the cache can take, with what eviction can free.
+    """
 
     image: str
     size: int
     missing: int
+    available: int
     program: EngineProgram
     launch: LaunchPlan
     hardware: Hardware
@@ -143,7 +147,7 @@ def plan_serving(
     size = sum(file.size for file in record.files)
     held = cache.holds(record)
     return ServePlan(
-        image, size, 0 if held else size, program, launch, target.hardware,
+        image, size, 0 if held else size, cache.available(), program, launch, target.hardware,
         f"http://{servers.reachable(target.host)}:{port or '(a free port)'}",
     )  # fmt: skip
 
@@ -157,7 +161,7 @@ def _document(plan: ServePlan) -> dict[str, Any]:
     launch = plan.launch
     return {
         "name": launch.name, "image": plan.image, "variant": launch.variant, "key": str(launch.key),
-        "size": plan.size, "toFetch": plan.missing,
+        "size": plan.size, "toFetch": plan.missing, "spaceAvailable": plan.available,
         "engine": {"name": launch.engine.value, "distribution": plan.program.distribution,
                    "version": plan.program.version},
         "gpus": launch.gpus, "gpu": plan.hardware.gpu.name if plan.hardware.gpu else None,
@@ -176,6 +180,7 @@ def _text(plan: ServePlan) -> str:
         ("workspace", launch.name),
         ("image", plan.image),
         ("variant", f"{launch.variant}, {format_bytes(plan.size)}, {fetched}"),
+        *((("disk", _disk(plan)),) if plan.missing else ()),
         *(("not chosen", reason) for reason in launch.reasons),
         ("engine", f"{engine or launch.engine.value}, {plan.program.command[0]}"),
         ("hardware", f"{launch.gpus} x {gpu.name}" if gpu and launch.gpus else "CPU"),
@@ -186,3 +191,14 @@ def _text(plan: ServePlan) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def _disk(plan: ServePlan) -> str:
+    room = f"{format_bytes(plan.available)} available, with what eviction frees"
+    # Files that another model has too are not fetched, so that it may fit all the same.
+    short = plan.missing > plan.available
+    return (
+        f"{room}: too little, unless other models share its files; see `weightyard df`"
+        if short
+        else room
+    )
