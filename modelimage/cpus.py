@@ -4,11 +4,10 @@ The table for GPUs is in `workspace.hardware`; this one is here because the quan
 lists sets of CPU flags, named as in Linux's /proc/cpuinfo; one complete set is enough. Sources: vLLM 0.32.0's CPU
 wheels (only the AVX-512 libraries for x86-64 have the 4-bit operator `cpu_gemm_wna16`; `vllm/platforms/cpu.py` picks
 the library; none has the scan of Mamba 1), the lists of kernels by platform in its `model_executor/kernels/linear`
-(NVFP4 has none for a CPU; bitsandbytes are CUDA's; FP8 with scales for blocks wants AMX, which isn't told apart here),
-its `layers/fused_moe/experts` (experts of 8 and 4 bits want AMX, of INT8 on Arm nothing more), its layers (lightning
-and Kimi attention are written in Triton; the platform refuses sparse attention), and its build, which requires AVX2,
-ASIMD or IBM's vector facility. A test compares the table with the installed wheel. Engines missing from the table and
-unknown CPU flags are never refused.
+(NVFP4 and MXFP8 have none for a CPU; FP8 with scales for blocks wants AMX), its `layers/fused_moe/experts` (experts of
+8 and 4 bits want AMX, of INT8 on Arm nothing more), its layers (lightning and Kimi attention are written in Triton; the
+platform refuses sparse attention), and its build, which requires AVX2, ASIMD or IBM's vector facility. A test compares
+the table with the installed wheel. Engines missing from the table and unknown CPU flags are never refused.
 """
 
 from __future__ import annotations
@@ -48,8 +47,9 @@ KERNELS: Final[Mapping[str, Mapping[str, Kernels]]] = {
         "fp8": Kernels(_VECTORS, _VECTORS_NAMED, _AMX, "AMX"),
         "int8-w8a16": Kernels(),
         "mxfp4": Kernels(_AMX, "AMX", _AMX, "AMX"),
+        "fp8-block": Kernels(_AMX, "AMX", _AMX, "AMX"),
         "nvfp4": Kernels(),
-        "bitsandbytes": Kernels(),
+        "mxfp8": Kernels(),
     }
 }
 # Model types with layers that have no kernels for CPUs, and the name of these layers.

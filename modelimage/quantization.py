@@ -1,7 +1,8 @@
 """The names of variants, and how a published checkpoint was quantized, from its `config.json`.
 
 The names are those of the variants where Weightyard makes the same kind (`int8`, `int8-w8a16`, `int4`), else vLLM's
-(`awq`, `gptq`, `fp8`, `nvfp4`, `mxfp4`, `bitsandbytes`). The tables of kernels by GPU and CPU use them. Pure.
+(`awq`, `gptq`, `fp8`, `nvfp4`, `mxfp4`, `bitsandbytes`). `fp8-block` is FP8 with a scale for each block of weights,
+which has kernels of its own. The tables of kernels by GPU and CPU use them. Pure.
 """
 
 from __future__ import annotations
@@ -26,12 +27,24 @@ _SIDE_SUFFIXES: Final = (
 _SIDE_PARTS: Final = (".quant_state.",)
 _PACKED_SUFFIXES: Final = (".weight_packed", ".qweight", "_blocks", "_packed")
 _INTEGERS: Final[Mapping[str, int]] = {"I32": 32, "U32": 32, "I8": 8, "U8": 8}
+_BLOCK_FP8: Final = "fp8-block"
 # Methods with one spelling of their own; others are named as they are.
 _NAMES: Final[Mapping[str, str]] = {
-    "awq": "awq", "auto-awq": "awq", "awq_marlin": "awq", "gptq": "gptq", "gptq_marlin": "gptq", "auto-round": "gptq",
-    "fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp4": "mxfp4", "gpt_oss_mxfp4": "mxfp4", "bitsandbytes": "bitsandbytes",
-    "modelopt": "fp8", "modelopt_fp4": "nvfp4",
+    "awq": "awq", "auto-awq": "awq", "auto_awq": "awq", "awq_marlin": "awq", "gptq": "gptq", "auto_gptq": "gptq",
+    "gptq_marlin": "gptq", "auto-round": "gptq", "inc": "gptq", "fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp4": "mxfp4",
+    "gpt_oss_mxfp4": "mxfp4", "bitsandbytes": "bitsandbytes", "modelopt_fp4": "nvfp4", "modelopt_mxfp8": "mxfp8",
 }  # fmt: skip
+_BITS: Final[Mapping[str, int]] = {"fp8": 8, "mxfp8": 8, "nvfp4": 4, "mxfp4": 4}
+# ModelOpt's algorithms, as vLLM knows them, by our names; a mixture of several is named by its layers.
+_ALGORITHMS: Final[Mapping[str, str]] = {
+    "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": _BLOCK_FP8, "MXFP8": "mxfp8", "NVFP4": "nvfp4",
+}  # fmt: skip
+_MIXED: Final = "MIXED_PRECISION"
+# Methods of vLLM's list (`QUANTIZATION_METHODS`) by our names. It refuses checkpoints of any other.
+LOADED_BY_VLLM: Final = frozenset({
+    "int8", "int8-w8a16", "int4", "awq", "gptq", "fp8", _BLOCK_FP8, "mxfp8", "nvfp4", "mxfp4", "compressed-tensors",
+    "quark", "torchao", "fp_quant", "experts_int8", "moe_wna16", "humming",
+})  # fmt: skip
 # Methods whose checkpoints exist in several widths, and how these are written.
 _WIDTHS: Final[Mapping[str, str]] = {"gptq": "-int{}", "bitsandbytes": "-{}bit"}
 _UNNAMED: Final = re.compile(r"[^a-z0-9.]+")
@@ -70,7 +83,8 @@ class Quantization:
         name = (
             f"{self.name}{_WIDTHS[self.name].format(self.bits)}" if self._has_widths else self.name
         )
-        name = name.replace("bitsandbytes", "bnb")
+        # Only kernels tell the two apart.
+        name = name.replace("bitsandbytes", "bnb").replace(_BLOCK_FP8, "fp8")
         # A config may state any method.
         return _UNNAMED.sub("-", name.lower()).strip("-.")[:_MAX_VARIANT].rstrip("-.")
 
@@ -97,18 +111,21 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
     stated = quantization_config(config)
     if not stated:
         return Quantization()
-    method = _method(stated)
-    groups = _weights(stated)
+    groups = [_compressed(*each, packing=_packing(stated, each)) for each in _weights(stated)]
     if groups:
-        return _compressed(*groups, packing=str(stated.get("format", "")))
+        # Of several, the one with the fewest bits has the fewest kernels.
+        return min(groups, key=lambda each: each.bits or _EIGHT)
+    method = _method(stated)
     name = _NAMES.get(method, method)
+    if name == "gptq" and "awq" in str(stated.get("packing_format") or stated.get("backend") or ""):
+        name = "awq"
+    if name == "fp8" and stated.get("weight_block_size"):
+        name = _BLOCK_FP8
     if name == "bitsandbytes":
         return Quantization(
             name, _FOUR if stated.get("load_in_4bit") or stated.get("_load_in_4bit") else _EIGHT
         )
-    bits = {"fp8": _EIGHT, "nvfp4": _FOUR, "mxfp4": _FOUR}.get(name) or _count(
-        stated, "bits", "w_bit"
-    )
+    bits = _BITS.get(name.removesuffix("-block")) or _count(stated, "bits", "w_bit")
     return Quantization(name, bits)
 
 
@@ -117,7 +134,7 @@ def quantization_block(config: Mapping[str, Any]) -> int:
     found = quantization_config(config)
     groups = _weights(found)
     if groups:
-        found, _ = groups
+        found, _ = groups[0]
     sizes = found.get("weight_block_size") or found.get("block_structure")
     if isinstance(sizes, list) and sizes:
         return positive(sizes[-1])
@@ -136,28 +153,46 @@ def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _method(stated: Mapping[str, Any]) -> str:
     """The method, as vLLM normalizes it: ModelOpt states an algorithm beside, or instead of, a method."""
-    method = (
-        str(stated.get("quant_method") or "")
-        .lower()
-        .replace("compressed_tensors", "compressed-tensors")
-    )
+    method = str(stated.get("quant_method") or "").lower()
     nested = stated.get("quantization")
     inner = nested if isinstance(nested, Mapping) else {}
     algorithm = str(stated.get("quant_algo") or inner.get("quant_algo") or "").upper()
-    if "FP4" in algorithm:
-        return "modelopt_fp4"
-    return "modelopt" if "FP8" in algorithm else method
+    if algorithm == _MIXED:
+        layers = stated.get("quantized_layers") or inner.get("quantized_layers")
+        parts = layers.values() if isinstance(layers, Mapping) else ()
+        each = {str(part.get("quant_algo")).upper() for part in parts if isinstance(part, Mapping)}
+        algorithm = next((known for known in ("NVFP4", "MXFP8") if known in each), "FP8")
+    if algorithm and (not method or method.startswith("modelopt")):
+        # vLLM takes any of FP4 for NVFP4, and refuses what it doesn't know.
+        found = "nvfp4" if "FP4" in algorithm else _ALGORITHMS.get(algorithm)
+        return found or f"modelopt-{algorithm.lower()}"
+    if method == "modelopt":
+        return ""  # for the KV cache alone
+    if not method and _count(stated, "bits") and _count(stated, "group_size"):
+        return "mlx"  # its configs name no method
+    return method.replace("compressed_tensors", "compressed-tensors")
 
 
-def _weights(stated: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """The weights and input activations of the first group of compressed-tensors; None if there is none."""
-    groups = stated.get("config_groups")
+def _weights(stated: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The weights and input activations of each group of compressed-tensors."""
+    groups, found = stated.get("config_groups"), []
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if isinstance(weights, Mapping):
             inputs = group.get("input_activations")
-            return weights, inputs if isinstance(inputs, Mapping) else {}
-    return None
+            found.append((weights, inputs if isinstance(inputs, Mapping) else {}))
+    return found
+
+
+def _packing(stated: Mapping[str, Any], group: tuple[Mapping[str, Any], Any]) -> str:
+    """How a group is stored; mixtures state it for each group."""
+    own = stated["config_groups"].values()
+    named = [
+        each.get("format")
+        for each in own
+        if isinstance(each, Mapping) and each.get("weights") is group[0]
+    ]
+    return str(next(filter(None, named), stated.get("format", "")))
 
 
 def _compressed(
@@ -167,8 +202,10 @@ def _compressed(
     if bits == _FOUR:
         floats = "mxfp4" if "mxfp4" in packing or weights.get("group_size") == 32 else "nvfp4"
         return Quantization(floats if is_float else "int4", bits)
+    if is_float and "mxfp8" in packing:
+        return Quantization("mxfp8", bits)
     if is_float:
-        return Quantization("fp8", bits)
+        return Quantization(_BLOCK_FP8 if weights.get("strategy") == "block" else "fp8", bits)
     if bits == _EIGHT:
         return Quantization("int8" if inputs else "int8-w8a16", bits)
     return Quantization("compressed-tensors", bits)

@@ -24,7 +24,7 @@ from typing import Final
 from modelimage.cpus import cpu_model_refusal
 from modelimage.errors import NoSpace, UnknownVariant
 from modelimage.gpu_memory import DEFAULT_CONTEXT
-from modelimage.quantization import DEFAULT_VARIANT, Variant
+from modelimage.quantization import DEFAULT_VARIANT, LOADED_BY_VLLM, Variant
 from modelimage.record import ModelFacts
 from workspace.hardware import (
     DEFAULT_UTILIZATION,
@@ -205,6 +205,8 @@ def _refused(variant: str, facts: ModelFacts, hardware: Hardware, engine: Engine
     """Why the hardware doesn't run a variant. A checkpoint that came quantized needs kernels for its own format."""
     if hardware.gpu is None and (unserved := cpu_model_refusal(engine.value, facts.model_type)):
         return unserved
+    if engine is Engine.VLLM and facts.quantization and facts.quantization not in LOADED_BY_VLLM:
+        return f"vLLM doesn't load {facts.quantization} checkpoints"
     kernels = kernels_of(variant, facts)
     refused = refusal(hardware, kernels, engine, experts=facts.quantized_experts)
     if refused is None and _in_float32(facts, hardware) and kernels != DEFAULT_VARIANT:

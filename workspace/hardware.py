@@ -56,7 +56,8 @@ FLOAT32: Final = "float32"
 BFLOAT16_CAPABILITY: Final = 80
 # From `get_min_capability` of vLLM's quantization methods; 7.0 is the least of any model.
 _LEAST_CAPABILITY: Final[Mapping[str, int]] = {
-    Variant.INT4.value: 75, Variant.INT8_W8A16.value: 75, "awq": 75, "fp8": 75, "nvfp4": 75, "mxfp4": 80,
+    Variant.INT4.value: 75, Variant.INT8_W8A16.value: 75, "awq": 75, "fp8": 75, "fp8-block": 75, "nvfp4": 75,
+    "mxfp4": 80, "mxfp8": 80, "torchao": 75, "fp_quant": 100, "experts_int8": 80,
 }  # fmt: skip
 # On CPUs vLLM's operator for packed integers serves these too.
 _SAME_CPU_KERNELS: Final[Mapping[str, str]] = {
@@ -65,7 +66,9 @@ _SAME_CPU_KERNELS: Final[Mapping[str, str]] = {
     "gptq-int8": Variant.INT8_W8A16.value,
 }
 # Published quantizations that vLLM runs on AMD's and Intel's GPUs too.
-_ON_OTHER_MAKERS: Final = frozenset({"awq", "gptq", "gptq-int8", "fp8", "mxfp4", "bitsandbytes"})
+_ON_OTHER_MAKERS: Final = frozenset(
+    {"awq", "gptq", "gptq-int8", "fp8", "fp8-block", "mxfp4", "mxfp8", "quark"}
+)
 
 
 def _nvidia(name: str, gib: float, capability: int) -> Gpu:

@@ -47,7 +47,7 @@ def test_layers_without_kernels_are_refused_by_name() -> None:
     assert cpu_model_refusal("llama.cpp", "jamba") is None
 
 
-@pytest.mark.parametrize("variant", ["int8-w8a16", "nvfp4", "bitsandbytes"])
+@pytest.mark.parametrize("variant", ["int8-w8a16", "nvfp4", "mxfp8"])
 def test_what_no_cpu_runs_is_refused_whatever_its_flags(variant: str) -> None:
     for flags in (None, AVX512, ARM):
         assert cpu_refusal("vllm", variant, flags) == f"vLLM serves {variant} on GPUs only"
@@ -87,6 +87,7 @@ def test_only_a_condition_that_common_cpus_miss_is_named() -> None:
     assert {variant: each for variant, each in named.items() if each} == {
         "int4": "AVX-512",
         "mxfp4": "AMX",
+        "fp8-block": "AMX",
     }
 
 

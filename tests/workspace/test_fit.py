@@ -357,6 +357,15 @@ def test_published_quantization_needs_its_own_kernels() -> None:
     assert choose({"bf16": facts(quantization="fp8")}, on("L4"), Demand()).gpus == 1
 
 
+@pytest.mark.parametrize("method", ["bitsandbytes", "hqq", "exl2", "mlx", "modelopt-int4_awq"])
+def test_a_checkpoint_that_vllm_cant_load_is_refused_on_any_hardware(method: str) -> None:
+    only = {method: facts(quantization=method)}
+    for hardware in (on("H100"), on("MI300X"), Hardware(cpus=(AVX512,)), Hardware()):
+        with pytest.raises(DoesNotFit, match=f"vLLM doesn't load {method} checkpoints"):
+            choose(only, hardware, Demand())
+    assert choose(only, on("H100"), Demand(engine=Engine.SGLANG)).gpus == 1
+
+
 def test_models_that_arent_stable_in_float16_take_twice_the_memory_before_ampere() -> None:
     gemma = {"bf16": facts(weight_bytes=5 * GB, model_type="gemma3")}
     assert compute_dtype(GPUS["T4"], "gemma3") == "float32"
@@ -372,6 +381,7 @@ def test_models_that_arent_stable_in_float16_take_twice_the_memory_before_ampere
         ({"model_type": "deepseek_v32"}, "sparse attention"),
         ({"quantization": "gptq", "dtype": "int8"}, "on GPUs only"),
         ({"quantization": "mxfp4"}, "only on CPUs with AMX"),
+        ({"quantization": "fp8-block"}, "fp8-block only on CPUs with AMX"),
         ({"quantization": "fp8", "quantized_experts": True}, "fp8 experts only on CPUs with AMX"),
         ({"quantization": "awq", "quantized_experts": True}, "int4 experts only on CPUs with AMX"),
     ],
