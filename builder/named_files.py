@@ -108,7 +108,7 @@ def _class_names(values: Iterable[Any]) -> Iterator[str]:
 def tokenizer_warning(roles: Mapping[str, Role], ignored: Mapping[str, str]) -> str | None:
     """A sentence if a model with a configuration has no tokenizer; it names what was left out."""
     # Adapters are served with their base model's tokenizer.
-    if "config.json" not in roles or "adapter_config.json" in roles:
+    if not {"config.json", "params.json"} & roles.keys() or "adapter_config.json" in roles:
         return None
     held = [path.rpartition("/")[2] for path, role in roles.items() if role is Role.TOKENIZER]
     if any(not name.startswith(_BESIDE) and not name.endswith(".jinja") for name in held):

@@ -36,6 +36,7 @@ from modelimage.checkpoint_files import (
 from modelimage.durable import reading
 from modelimage.errors import InvalidCheckpoint, UnsafePickle
 from modelimage.lfs_pointers import check_no_pointer
+from modelimage.mistral_config import PARAMETERS, is_native, native_config
 from modelimage.model_facts import MODULES, TOKENIZER_CONFIG
 from modelimage.path_rules import parents
 from modelimage.record import Role
@@ -108,6 +109,8 @@ def survey(
 def _config(documents: _Documents, selection: Classification) -> dict[str, Any]:
     """The configuration as vLLM reads it: ModelOpt once stated the quantization in a file of its own."""
     config = documents.read(CONFIG) if CONFIG in selection.roles else {}
+    if is_native(selection.roles):
+        config = native_config(documents.read(PARAMETERS), config)
     if MODELOPT_CONFIG in selection.roles and not config.get("quantization_config"):
         return {**config, "quantization_config": documents.read(MODELOPT_CONFIG)}
     return config

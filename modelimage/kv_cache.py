@@ -12,6 +12,7 @@ A size that can't be derived is None, never 0: 0 means that the model keeps no K
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from modelimage.bounds import positive
@@ -48,12 +49,19 @@ WITHOUT_CACHE: Final = frozenset({
     "mamba", "mamba2", "falcon_mamba", "rwkv", "medusa", "timm_wrapper", "bert", "roberta", "xlm-roberta",
     "xlm-roberta-xl", "camembert", "distilbert", "albert", "electra", "mpnet", "deberta", "deberta-v2", "modernbert",
     "nomic_bert", "ernie", "esm", "new", "gte", "clip", "siglip", "siglip2", "vit", "dinov2", "neobert", "eurobert",
-    "xmod", "data2vec-text", "jina_bert", "modernvbert",
+    "xmod", "data2vec-text", "jina_bert", "modernvbert", "embedding_gemma2_text", "openai_privacy_filter",
 })  # fmt: skip
-_ATTENTION: Final = frozenset({
-    "full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid", "global", "local",
-    "sliding_window", "softmax_attention", "minimax_m3_sparse", "deepseek_sparse_attention", "*",
+# Kinds of layers without a KV cache. One that isn't known counts as attention: too much is reserved, never too little.
+_NO_ATTENTION: Final = frozenset({
+    "mamba", "mamba1", "mamba2", "linear_attention", "linear", "conv", "short_conv", "recurrent", "rglru", "kda",
+    "gated_deltanet", "gated_delta_net", "lightning_attention", "rwkv", "mlp", "moe", "dense", "sparse", "identity",
+    "no_op",
 })  # fmt: skip
+# Decoders that vLLM runs as encoders, which keep nothing, where the config says that attention sees what follows.
+_BIDIRECTIONAL: Final = frozenset(
+    {"llama", "qwen2", "qwen3", "apertus", "gemma3", "gemma3_text", "llama_bidirec"}
+)
+_SLIDING: Final = "sliding_attention"
 # Hybrid models that state how often full attention comes, and after how many layers it does by default.
 _INTERVALS: Final[Mapping[str, int]] = {
     "qwen3_next": 4, "qwen3_5_text": 4, "qwen3_5_moe_text": 4, "qwen4_exp_text": 4, "olmo_hybrid": 4, "minimax": 0,
@@ -63,12 +71,24 @@ _INTERVALS: Final[Mapping[str, int]] = {
 def kv_cache_bytes_per_token(config: Mapping[str, Any]) -> int | None:
     """Bytes of KV cache per token over all layers; 0 if the model keeps none, None if it can't be derived."""
     text = language_model(config)
-    if text.model_type in WITHOUT_CACHE and not text.is_set("is_decoder"):
+    if _keeps_none(config, text):
         return 0
     if text.stated.get("compress_ratios"):
         return None
     # 0 stands for keys that aren't stated.
     return _bytes(text) or None
+
+
+def _keeps_none(config: Mapping[str, Any], text: ModelConfig) -> bool:
+    """Whether all tokens are computed at once, or the state has a constant size."""
+    if text.model_type in WITHOUT_CACHE:
+        return not text.is_set("is_decoder")
+    named = config.get("architectures")
+    if isinstance(named, list) and any("Bidirectional" in str(each) for each in named):
+        return True
+    stated = text.stated.get("is_causal", config.get("is_causal"))
+    both_ways = stated is False or text.is_set("use_bidirectional_attention")
+    return both_ways and text.model_type in _BIDIRECTIONAL
 
 
 def _bytes(text: ModelConfig) -> int:
@@ -78,6 +98,10 @@ def _bytes(text: ModelConfig) -> int:
         return layers * (each * _HALF + _index_bytes(text))
     if text.model_type.startswith("gemma4"):
         return _gemma4_bytes(text)
+    sliding = _sliding_model(text)
+    if sliding is not None:
+        short = min(_sliding_layers(text), layers)
+        return _HALF * ((layers - short) * _own_pair(text) + short * _own_pair(sliding))
     if several:
         return 2 * sum(several) * _key_size(text) * _HALF
     every = layers * 2 * kv_heads(text) * _key_size(text) * _HALF
@@ -87,7 +111,7 @@ def _bytes(text: ModelConfig) -> int:
 def split_kv_heads(config: Mapping[str, Any]) -> int:
     """KV heads that tensor parallelism divides among GPUs; 1 if each GPU keeps all; 0 if unknown."""
     text = language_model(config)
-    return 1 if is_latent(text) else min(_several_kv_heads(text), default=kv_heads(text))
+    return 1 if is_latent(text) else min(_several_kv_heads(text), default=_fewest_kv_heads(text))
 
 
 def tensor_parallel_sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -97,12 +121,12 @@ def tensor_parallel_sizes(config: Mapping[str, Any]) -> tuple[int, ...]:
     state, groups = _state_parts(text)
     if not heads and not state:
         return ()
+    sliding = _sliding_model(text)
     whole = [*(kept or filter(None, [heads])), *_whole_parts(text), *state]
-    grouped = (
-        []
-        if is_latent(text)
-        else [each for each in (_several_kv_heads(text) or [kv_heads(text)]) if each]
-    )
+    grouped = [] if is_latent(text) else _several_kv_heads(text) or [kv_heads(text)]
+    if sliding is not None:
+        whole, grouped = [*whole, attention_heads(sliding)], [*grouped, kv_heads(sliding)]
+    grouped = [each for each in grouped if each]
     blocks = _block_parts(config, text)
     return tuple(
         size
@@ -137,6 +161,9 @@ def attention_layers(text: ModelConfig) -> int:
 def _all_layers(text: ModelConfig) -> int:
     if text.model_type == "longcat_flash":
         return 2 * text.count("num_layers")  # two attentions in each layer
+    if text.model_type == "iquestloopcoder":
+        # The layers are passed several times, with a cache of each pass.
+        return (text.count("loop_num") or 2) * text.count("num_hidden_layers")
     if text.is_set("is_encoder_decoder"):
         layers = text.count("decoder_layers", "num_decoder_layers", "num_hidden_layers")
     else:
@@ -149,10 +176,17 @@ def _listed(text: ModelConfig) -> int | None:
     for key in ("layers_block_type", "layer_types"):
         kinds = text.list(key)
         if kinds:
+            # Some lists go on with the layers that predict further tokens, which aren't loaded.
+            kinds = kinds[: _all_layers(text) or len(kinds)]
             # Gemma 3n's last layers read the cache of earlier ones and have none of their own.
             shared = min(text.count("num_kv_shared_layers"), len(kinds))
             own = kinds[: len(kinds) - shared]
-            return sum(isinstance(kind, str) and kind in _ATTENTION for kind in own)
+            return sum(kind not in _NO_ATTENTION for kind in map(str, own))
+    blocks = [
+        each.get("block_type") for each in text.list("block_configs") if isinstance(each, Mapping)
+    ]
+    if any(blocks):
+        return blocks.count("attention")
     pattern = text.value("hybrid_override_pattern")
     # Nemotron-H writes a letter for each layer: M is Mamba, - an MLP, * attention.
     if isinstance(pattern, str) and pattern:
@@ -192,14 +226,48 @@ def _counted(text: ModelConfig, layers: int) -> int | None:
 def _several_kv_heads(text: ModelConfig) -> list[int]:
     """KV heads of each attention layer, for models in which layers differ; empty for others."""
     blocks = text.list("block_configs")
-    if blocks:
+    if any(_group(block) for block in blocks):
         groups = [_group(block) for block in blocks]
         return [attention_heads(text) // group for group in groups if group]
-    for key in ("num_kv_heads", "num_key_value_heads"):
+    for key in ("num_kv_heads", "num_key_value_heads", "num_key_value_heads_per_layer"):
         listed = each_layer(text, key)
         if listed:
             return listed
     return []
+
+
+def _sliding_model(text: ModelConfig) -> ModelConfig | None:
+    """The model as its layers with a sliding window are, where these have other heads; else None."""
+    # Step 3.5 states the keys that differ, MiMo 2 and Inkling all with a prefix.
+    other = text.part("attention_other_setting")
+    if not other:
+        other = {
+            key.removeprefix("swa_"): value
+            for key, value in text.stated.items()
+            if key.startswith("swa_") and "head" in key
+        }
+    return replace(text, stated={**text.stated, **other}) if other else None
+
+
+def _sliding_layers(text: ModelConfig) -> int:
+    """Layers that have the heads of `_sliding_model`."""
+    kinds = text.list("layer_types")[: _all_layers(text)]
+    return (
+        kinds.count(_SLIDING)
+        or text.list("hybrid_layer_pattern").count(1)
+        or len(text.list("local_layer_ids"))
+    )
+
+
+def _own_pair(text: ModelConfig) -> int:
+    """Values of one token's keys and values in a layer: these models keep each in its own size."""
+    key = head_size(text)
+    return kv_heads(text) * (key + (text.count("v_head_dim") or key))
+
+
+def _fewest_kv_heads(text: ModelConfig) -> int:
+    sliding = _sliding_model(text)
+    return min(kv_heads(text), kv_heads(sliding)) if sliding else kv_heads(text)
 
 
 def _group(block: object) -> int:

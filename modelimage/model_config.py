@@ -40,7 +40,9 @@ _ALREADY_SCALED: Final = frozenset(
 _PADDED_POSITIONS: Final = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "data2vec-text"}
 )
-_NESTED: Final = ("text_config", "llm_config", "language_config", "decoder_config")
+_NESTED: Final = ("text_config", "llm_config", "language_config", "decoder_config", "vlm_config")
+# Repositories whose configuration and weights a model uses as its language model's (Ultravox).
+_ELSEWHERE: Final = "text_model_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,9 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def language_model(config: Mapping[str, Any]) -> ModelConfig:
     """The language model's part of a config, with its type: its own, else the one that the whole's class assumes."""
     kind = _type_of(config)
+    # Nothing of it is known, and its class's defaults aren't its own.
+    if config.get(_ELSEWHERE):
+        return ModelConfig("", {})
     key, assumed = _classes().get(kind, {}).get("text", ("", ""))
     for name in dict.fromkeys((key, *_NESTED)):
         nested = config.get(name)

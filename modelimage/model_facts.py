@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from modelimage import gpu_memory, safetensors
+from modelimage.architectures import pools
 from modelimage.checkpoint_files import CONFIG
 from modelimage.errors import InvalidImage
 from modelimage.gguf import METADATA_BYTES, GgufFiles, gguf_facts, gguf_files
 from modelimage.kv_cache import split_kv_heads, tensor_parallel_sizes
+from modelimage.mistral_config import PARAMETERS, is_native, native_config
 from modelimage.model_config import context_length, whole_config
 from modelimage.quantization import quantization_of
 from modelimage.ranges import ByteRange
@@ -47,23 +49,6 @@ SENTENCE_CONFIGS: Final = tuple(
 )
 # Documents beside `config.json` from which facts are derived.
 DOCUMENTS: Final = (MODULES, TOKENIZER_CONFIG, *SENTENCE_CONFIGS)
-
-# Endings of architectures' names, in vLLM's order (`_SUFFIX_TO_DEFAULTS`), and whether these models pool.
-_ENDINGS: Final[Mapping[str, bool]] = {
-    "ForCausalLM": False, "ForConditionalGeneration": False, "ChatModel": False, "LMHeadModel": False,
-    "ForTextEncoding": True, "EmbeddingModel": True, "ForSequenceClassification": True,
-    "ForTokenClassification": True, "ForAudioClassification": True, "ForImageClassification": True,
-    "ForVideoClassification": True, "ClassificationModel": True, "ForRewardModeling": True, "RewardModel": True,
-    "Model": True,
-}  # fmt: skip
-# Architectures of vLLM's registry whose names end otherwise.
-_POOLING: Final = frozenset({
-    "BertForMaskedLM", "RobertaForMaskedLM", "ColPaliForRetrieval", "Terratorch", "HF_ColBERT", "JinaForRanking",
-    "ColModernVBertForRetrieval", "ColQwen3", "ColQwen3_5", "ClefOmniForJointSchema", "JinaVLForRanking",
-})  # fmt: skip
-_GENERATING: Final = frozenset(
-    {"ChatGLMModel", "MiDashengLMModel", "MossAudioModel", "Qwen2_5OmniModel", "UltravoxModel"}
-)
 
 # The data types of weights that aren't quantized.
 _WIDE: Final = frozenset({"BF16", "F16", "F32", "F64"})
@@ -120,18 +105,6 @@ def _length(document: object, key: str) -> int:
     return int(value) if isinstance(value, int | float) and 0 < value < 1 << 40 else 0
 
 
-def pools(architecture: str, modules: object = None) -> bool:
-    """Whether vLLM's runner is `pooling`: sentence-transformers with a pooling module, or by the architecture."""
-    listed = modules if isinstance(modules, list) else []
-    kinds = [each.get("type") for each in listed if isinstance(each, Mapping)]
-    # The modules win: a pooling head on a decoder's architecture makes it an embedding model.
-    if any(isinstance(kind, str) and kind.endswith(".Pooling") for kind in kinds):
-        return True
-    if architecture in _POOLING or architecture in _GENERATING:
-        return architecture in _POOLING
-    return next((pools for end, pools in _ENDINGS.items() if architecture.endswith(end)), False)
-
-
 def _is_quantized_expert(tensor: TensorInfo) -> bool:
     """Whether a tensor belongs to a mixture's expert and is stored in fewer bits, or as packed integers."""
     return ".experts." in tensor.name and tensor.dtype not in _WIDE
@@ -155,8 +128,7 @@ def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
     if weights:
         headers = [_header(path, sizes[path], read) for path in sorted(weights)]
         documents = {name: _beside(name, sizes, read) for name in DOCUMENTS if name in sizes}
-        config = _document(CONFIG, sizes, read)
-        return model_facts(config if isinstance(config, dict) else {}, headers, documents)
+        return model_facts(_config(sizes, read), headers, documents)
     files = gguf_files(sizes)
     if files is None:
         raise InvalidImage(
@@ -164,6 +136,14 @@ def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
             hint="Choose a model image.",
         )
     return _gguf_facts(files, sizes, read)
+
+
+def _config(sizes: Mapping[str, int], read: ReadRange) -> Mapping[str, Any]:
+    """The configuration that vLLM takes; empty if there is none."""
+    config = _document(CONFIG, sizes, read)
+    config = config if isinstance(config, dict) else {}
+    parameters = _document(PARAMETERS, sizes, read) if is_native(sizes) else None
+    return native_config(parameters, config) if isinstance(parameters, dict) else config
 
 
 def _gguf_facts(files: GgufFiles, sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:

@@ -129,7 +129,7 @@ def _of_directory(path: Path, given: str, name: str | None) -> GivenWorkspace:
         tag = f":{tags[0]}" if tags else ""
         chosen = name or workspace_name(path.absolute().name)
         return GivenWorkspace(_of_model(f"oci:{path.absolute()}{tag}", chosen))
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", "params.json")):
         raise NotFound(
             f"{given} is a directory, but neither a checkpoint (it has no config.json) nor an OCI layout",
             hint=_FORMS,

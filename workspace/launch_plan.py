@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
+from modelimage.architectures import is_draft
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.gguf import gguf_files
@@ -175,6 +176,7 @@ def plan_launch(
     record = of_file(record, spec.model.file)
     template = TEMPLATES[spec.runtime.engine]
     _check_format(spec.runtime.engine, template, record)
+    _check_complete(record)
     _check_fixed(template, spec.runtime.args)
     _check_code(spec)
     if spec.runtime.engine is Engine.VLLM:
@@ -258,6 +260,15 @@ def _check_format(engine: Engine, template: Template, record: Servable) -> None:
         raise InvalidInput(
             f"{engine.value} serves {' or '.join(sorted(template.formats))}, the model is {record.facts.format}",
             hint="Choose another spec.runtime.engine, or an image built from a checkpoint in that format.",
+        )
+
+
+def _check_complete(record: Servable) -> None:
+    """Refuses a model that answers nothing alone."""
+    if is_draft(record.facts.architecture):
+        raise InvalidInput(
+            f"{record.facts.architecture} is a draft for speculative decoding, which proposes tokens for another model",
+            hint="Serve the model that it was made for.",
         )
 
 

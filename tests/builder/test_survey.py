@@ -362,6 +362,30 @@ def test_a_published_variant_is_named_by_what_it_is(
     assert set(built.publication.tags) == {"v1", "v1-modelpack"}
 
 
+def test_mistrals_own_format_is_read_from_its_parameters(tmp_path: Path) -> None:
+    parameters = {
+        "dim": 8,
+        "n_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 1,
+        "hidden_dim": 16,
+        "vocab_size": 16,
+    }
+    files = {
+        "params.json": json.dumps(
+            {**parameters, "quantization": {"qformat_weight": "fp8_e4m3"}}
+        ).encode(),
+        "consolidated.safetensors": weights(TENSORS),
+        "tekken.json": b"{}",
+    }
+    built = build_here(write(tmp_path / "m", files), f"oci:{tmp_path}/out:v1", tmp_path)
+    (record,) = built.records
+    assert record.variant == "fp8"
+    assert record.facts.architecture == "MistralForCausalLM"
+    assert record.facts.kv_cache_bytes_per_token == 2 * 1 * 4 * 2
+    assert set(files) == {file.path for file in record.files}
+
+
 def test_a_quantization_in_a_file_of_its_own_counts(tmp_path: Path) -> None:
     stated = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}
     source = write(single(tmp_path / "m"), {"hf_quant_config.json": json.dumps(stated).encode()})

@@ -13,15 +13,31 @@ from typing import Any, Final
 
 import pytest
 
-from modelimage import model_facts
+from modelimage import architectures, model_facts
 from modelimage.kv_cache import kv_cache_bytes_per_token, split_kv_heads, tensor_parallel_sizes
 from modelimage.model_config import attention_heads, context_length, language_model
+from modelimage.quantization import LOADED_BY_VLLM, quantization_of
 from modelimage.safetensors import Header, TensorInfo
 from workspace import engine_arguments, hardware
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
 CONFIGS: Final[Mapping[str, Any]] = json.loads((HERE / "published_configs.json").read_text())
+
+# Methods of checkpoints that others load.
+OTHERS: Final = (
+    "bitsandbytes",
+    "hqq",
+    "aqlm",
+    "exl2",
+    "exl3",
+    "quanto",
+    "eetq",
+    "higgs",
+    "vptq",
+    "bitnet",
+    "spqr",
+)
 
 # What differs from a plain reading of vLLM's answers, and why.
 EXPLAINED: Final[Mapping[str, str]] = {
@@ -39,8 +55,21 @@ EXPLAINED: Final[Mapping[str, str]] = {
     "gemma-4-e4b": "layers have different head sizes, and the last 18 share the cache of earlier ones",
     "minicpm3-4b": "keys are computed from a latent, but cached whole",
     "longcat-flash": "each layer has two attentions",
+    "mimo-v2-flash": "layers with a sliding window have other heads, and values are smaller than keys",
+    **dict.fromkeys(
+        ("gte-qwen2-7b", "embeddinggemma-300m", "gte-reranker-modernbert"), "an encoder keeps no KV cache"
+    ),
+    "jina-reranker-v2": "an encoder keeps no KV cache; positions start behind the padding token's",
+    "t5-base": "the encoder's cache is added, shared by the tokens of an answer",
+    "bart-large-cnn": "the encoder's cache is added, shared by the tokens of an answer",
+    "ultravox-v0.5-llama-8b": "its language model is in another repository",
     **dict.fromkeys(
         (
+            "mimo-7b", "ring-2.5-1t", "ernie-4.5-vl-28b-a3b", "molmo-7b-d", "molmo2-8b", "minicpm-v-4.5", "ovis2.5-9b",
+            "internvl2.5-8b", "internvl3.5-8b", "llama-nemotron-nano-vl-8b", "nemotron-nano-12b-v2-vl",
+            "phi-4-multimodal", "phi-3.5-vision", "dots.ocr", "telechat2-35b", "orion-14b", "solar-pro", "plamo3-8b",
+            "iquest-loopcoder-40b", "sarvam-105b", "internlm2-reward-7b", "nv-embed-v2", "llama-embed-nemotron-8b",
+            "openelm-3b", "decilm-7b", "nemotron-3-puzzle",
             "nemotron-51b-nas", "minimax-text-01", "gte-multilingual-base", "internlm2-7b", "internlm3-8b",
             "baichuan2-7b", "qwen-7b", "exaone-3.5-7.8b", "minicpm-2b", "ling-mini-2", "plamo2-8b",
         ),
@@ -65,8 +94,8 @@ def answers() -> Mapping[str, Any]:
 
 @pytest.mark.torch
 def test_heads_cache_and_context_are_vllms(answers: Mapping[str, Any]) -> None:
-    assert len(CONFIGS) >= 125
-    assert len({config["architectures"][0] for config in CONFIGS.values()}) >= 100
+    assert len(CONFIGS) >= 190
+    assert len({config["architectures"][0] for config in CONFIGS.values()}) >= 150
     different = {}
     for name, config in CONFIGS.items():
         theirs = answers["configs"][name]
@@ -100,8 +129,18 @@ def test_our_tables_are_vllms(answers: Mapping[str, Any]) -> None:
     theirs = answers["tables"]
     assert sorted(hardware.NOT_IN_FLOAT16) == theirs["not_in_float16"]
     assert list(engine_arguments.LORA_RANKS) == theirs["lora_ranks"]
-    assert [name for name in theirs["pooling"] if not model_facts.pools(name)] == []
-    assert [name for name in theirs["generating"] if model_facts.pools(name)] == []
+    assert [name for name in theirs["pooling"] if not architectures.pools(name)] == []
+    assert [name for name in theirs["generating"] if architectures.pools(name)] == []
+    assert [name for name in theirs["drafts"] if not architectures.is_draft(name)] == []
+    served = {*theirs["generating"], *theirs["pooling"]} - {*theirs["drafts"]}
+    assert [name for name in served if architectures.is_draft(name)] == []
+    ours = {"int8", "int8-w8a16", "int4", "fp8-block", "nvfp4"}
+    assert sorted(LOADED_BY_VLLM - ours - {*theirs["quantizations"]}) == []
+    named = (
+        quantization_of({"quantization_config": {"quant_method": each}}).name for each in OTHERS
+    )
+    assert not LOADED_BY_VLLM.intersection(named)
+    assert not {*OTHERS}.intersection(theirs["quantizations"])
 
 
 @pytest.mark.torch
@@ -136,11 +175,32 @@ def test_the_table_of_classes_is_current() -> None:
         ("internlm2-7b", 2 * 32 * 8 * 128 * 2),
         ("exaone-3.5-7.8b", 2 * 32 * 8 * 128 * 2),
         ("ling-mini-2", 2 * 20 * 4 * 128 * 2),
+        (
+            "step-3.5-flash",
+            2 * 45 * 8 * 128 * 2,
+        ),  # 48 kinds are listed: 3 layers predict further tokens
+        ("mimo-v2-flash", 2 * (9 * 4 + 39 * 8) * (192 + 128)),
+        ("iquest-loopcoder-40b", 2 * 2 * 80 * 8 * 128 * 2),  # its layers are passed twice
+        ("nemotron-3-puzzle", 2 * 2 * 2 * 128 * 2),
+        ("nemotron-nano-12b-v2-vl", 2 * 6 * 8 * 128 * 2),
+        ("ring-2.5-1t", 10 * 576 * 2),
+        ("decilm-7b", 2 * 88 * 128 * 2),  # KV heads of each layer
+        ("openelm-3b", 2 * 162 * 128 * 2),
+        ("sarvam-105b", 32 * 576 * 2),
+        ("deepseek-vl2-tiny", 2 * 12 * 10 * 128 * 2),
+        ("internvl2.5-8b", 2 * 32 * 8 * 128 * 2),
+        ("ovis2.5-9b", 2 * 36 * 8 * 128 * 2),
+        ("telechat2-35b", 2 * 64 * 8 * 128 * 2),
+        ("colqwen2-v1", 2 * 28 * 2 * 128 * 2),
+        ("gte-qwen2-7b", 0),  # attention sees what follows
+        ("embeddinggemma-300m", 0),
+        ("llama-embed-nemotron-8b", 0),
+        ("ultravox-v0.5-llama-8b", None),  # its language model is in another repository
         ("falcon-mamba-7b", 0),
         ("bert-base", 0),
     ],
 )
-def test_kv_cache_of_published_configs(name: str, expected: int) -> None:
+def test_kv_cache_of_published_configs(name: str, expected: int | None) -> None:
     assert kv_cache_bytes_per_token(CONFIGS[name]) == expected
 
 
@@ -156,15 +216,26 @@ def test_kv_cache_of_published_configs(name: str, expected: int) -> None:
         ("nemotron-h-8b", (1, 2, 4, 8)),  # 8 groups of its state's inputs, which aren't copied
         ("falcon-h1-1.5b", (1, 2, 4, 8)),
         ("deepseek-v3", (1, 2, 4, 8, 16)),  # FP8 blocks of 128 in experts of 2,048
+        (
+            "step-3.5-flash",
+            (1, 2, 4, 8, 16, 32),
+        ),  # 64 heads, and 96 in layers with a sliding window
+        ("ultravox-v0.5-llama-8b", ()),
     ],
 )
 def test_tensor_parallel_sizes(name: str, expected: tuple[int, ...]) -> None:
     assert tensor_parallel_sizes(CONFIGS[name]) == expected
 
 
+def test_layers_of_unknown_kinds_count_as_attention() -> None:
+    config = CONFIGS["llama31-8b"] | {"layer_types": ["some_new_attention"] * 16 + ["mamba"] * 16}
+    assert kv_cache_bytes_per_token(config) == 2 * 16 * 8 * 128 * 2
+
+
 def test_latent_attention_is_kept_by_each_gpu() -> None:
     assert split_kv_heads(CONFIGS["deepseek-v3"]) == 1
     assert split_kv_heads(CONFIGS["nemotron-51b-nas"]) == 8
+    assert split_kv_heads(CONFIGS["mimo-v2-flash"]) == 4
 
 
 def test_context_is_the_shortest_limit() -> None:
@@ -182,7 +253,9 @@ def test_context_is_the_shortest_limit() -> None:
 @pytest.mark.parametrize(
     "key",
     ["num_hidden_layers", "num_key_value_heads", "layer_types", "block_configs", "text_config",
-     "rope_scaling", "attn_config", "model_type", "hybrid_override_pattern", "quantization_config"],
+     "rope_scaling", "attn_config", "model_type", "hybrid_override_pattern", "quantization_config",
+     "attention_other_setting", "swa_num_key_value_heads", "hybrid_layer_pattern", "text_model_id", "architectures",
+     "is_causal"],
 )  # fmt: skip
 def test_any_type_of_value_is_read(key: str, value: object) -> None:
     config = {**CONFIGS["llama31-8b"], key: value}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from modelimage.model_facts import model_facts, pools
+from modelimage.architectures import pools
+from modelimage.model_facts import model_facts
 from modelimage.quantization import Quantization, quantization_block, quantization_of
 from modelimage.record import Record
 from modelimage.safetensors import Header, TensorInfo
@@ -32,6 +33,7 @@ def _compressed(weights: dict[str, Any], **more: Any) -> dict[str, Any]:
         (Quantization("bitsandbytes", 4), "bnb-4bit"),
         (Quantization("bitsandbytes", 8), "bnb-8bit"),
         (Quantization("nvfp4", 4), "nvfp4"),
+        (Quantization("fp8-block", 8), "fp8"),
         (Quantization("int8-w8a16", 8), "int8-w8a16"),
         (Quantization("../My Method!", 0), "my-method"),
         (Quantization("x" * 300, 0), "x" * 40),
@@ -46,7 +48,25 @@ def test_a_variant_is_named_by_its_quantization(quantization: Quantization, vari
     [
         ({"quant_method": "awq", "bits": 4}, Quantization("awq", 4)),
         ({"quant_method": "gptq", "bits": 8}, Quantization("gptq", 8)),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, Quantization("fp8", 8)),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, Quantization("fp8", 8)),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, Quantization("fp8-block", 8)),
+        (_compressed({"num_bits": 8, "type": "float", "strategy": "block"}), Quantization("fp8-block", 8)),
+        ({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, Quantization("fp8-block", 8)),
+        ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "MXFP8"}}, Quantization("mxfp8", 8)),
+        ({"quant_method": "mxfp8"}, Quantization("mxfp8", 8)),
+        ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION",
+          "quantized_layers": {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4"}}}, Quantization("nvfp4", 4)),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}, Quantization()),
+        ({"quantization": {"quant_algo": "INT4_AWQ"}}, Quantization("modelopt-int4_awq", 0)),
+        ({"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_gptq"}, Quantization("gptq", 4)),
+        ({"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_awq"}, Quantization("awq", 4)),
+        ({"quant_method": "compressed-tensors", "config_groups": {
+            "a": {"weights": {"num_bits": 8, "type": "float"}, "format": "float-quantized"},
+            "b": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}, "format": "nvfp4-pack-quantized"}}},
+         Quantization("nvfp4", 4)),
+        ({"bits": 4, "group_size": 64}, Quantization("mlx", 4)),
+        ({"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}, Quantization("hqq", 0)),
+        ({"quant_method": "exl2", "bits": 4.0}, Quantization("exl2", 0)),
         ({"quant_method": "mxfp4"}, Quantization("mxfp4", 4)),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, Quantization("bitsandbytes", 4)),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, Quantization("bitsandbytes", 8)),

@@ -183,6 +183,15 @@ def test_engines_take_their_format() -> None:
         plan(CPU, facts=gguf)
 
 
+@pytest.mark.parametrize(
+    "draft", ["LlamaForCausalLMEagle3", "Eagle3Speculator", "MedusaModel", "DeepSeekMTPModel"]
+)
+def test_a_draft_is_not_served_alone(draft: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{draft} is a draft"):
+        plan(CPU, facts=SMALL | {"architecture": draft})
+    assert plan(CPU, facts=SMALL | {"architecture": "Eagle2_5_VLForConditionalGeneration"})
+
+
 def test_llama_cpp_gets_one_quantization_and_its_projector() -> None:
     paths = (
         "m-Q8_0.gguf",

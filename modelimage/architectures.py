@@ -1,0 +1,46 @@
+"""What vLLM runs an architecture as, by its name: a model that generates, one that pools, or a draft. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+# Endings of architectures' names, in vLLM's order (`_SUFFIX_TO_DEFAULTS`), and whether these models pool.
+_ENDINGS: Final[Mapping[str, bool]] = {
+    "ForCausalLM": False, "ForConditionalGeneration": False, "ChatModel": False, "LMHeadModel": False,
+    "ForTextEncoding": True, "EmbeddingModel": True, "ForSequenceClassification": True,
+    "ForTokenClassification": True, "ForAudioClassification": True, "ForImageClassification": True,
+    "ForVideoClassification": True, "ClassificationModel": True, "ForRewardModeling": True, "RewardModel": True,
+    "Model": True,
+}  # fmt: skip
+# Architectures of vLLM's registry whose names end otherwise.
+_POOLING: Final = frozenset({
+    "BertForMaskedLM", "RobertaForMaskedLM", "ColPaliForRetrieval", "Terratorch", "HF_ColBERT", "JinaForRanking",
+    "ColModernVBertForRetrieval", "ColQwen3", "ColQwen3_5", "ClefOmniForJointSchema", "JinaVLForRanking",
+})  # fmt: skip
+_GENERATING: Final = frozenset(
+    {"ChatGLMModel", "MiDashengLMModel", "MossAudioModel", "Qwen2_5OmniModel", "UltravoxModel"}
+)
+
+# Drafts of speculative decoding, by the words that vLLM's registry names them with. Eagle 2.5 is a model.
+_DRAFT: Final = re.compile(
+    r"Eagle(?!2)|eagle|MTP(Model)?$|Draft|DSpark|DFlash|Medusa|Speculator|AssistantModel$|ExtractHiddenStates"
+)
+
+
+def pools(architecture: str, modules: object = None) -> bool:
+    """Whether vLLM's runner is `pooling`: sentence-transformers with a pooling module, or by the architecture."""
+    listed = modules if isinstance(modules, list) else []
+    kinds = [each.get("type") for each in listed if isinstance(each, Mapping)]
+    # The modules win: a pooling head on a decoder's architecture makes it an embedding model.
+    if any(isinstance(kind, str) and kind.endswith(".Pooling") for kind in kinds):
+        return True
+    if architecture in _POOLING or architecture in _GENERATING or is_draft(architecture):
+        return architecture in _POOLING
+    return next((pools for end, pools in _ENDINGS.items() if architecture.endswith(end)), False)
+
+
+def is_draft(architecture: str) -> bool:
+    """Whether a model only proposes tokens for another one (speculative decoding), and answers nothing alone."""
+    return _DRAFT.search(architecture) is not None
