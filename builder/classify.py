@@ -73,6 +73,7 @@ _FOLDERS: Final = {
     "onnx": "weights of another framework",
     "openvino": "weights of another framework",
     "coreml": "weights of another framework",
+    "metal": "weights of another framework",
     "gguf": "weights of another framework",
     "runs": "training state",
     "__pycache__": "compiled Python",

@@ -17,6 +17,7 @@ from typing import Any, Final
 from builder.classify import PICKLE_INDEX, UNKNOWN, Classification, check_paths, select
 from builder.layer_plan import PlannedFile
 from builder.model_folders import check_is_model, choose, model_folders
+from builder.model_warnings import adapter_warnings, other_repositories
 from builder.named_files import (
     MAX_DOCUMENT_BYTES,
     may_name_files,
@@ -45,6 +46,7 @@ from modelimage.weight_names import missing_shards, set_pattern
 # BGE-M3's heads, in FlagEmbedding and vLLM.
 _READ_AS_PICKLES: Final = ("colbert_linear.pt", "sparse_linear.pt")
 PIPELINE: Final = "model_index.json"
+ADAPTER: Final = "adapter_config.json"
 MODELOPT_CONFIG: Final = "hf_quant_config.json"
 _WEIGHT_SUFFIXES: Final = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".onnx", ".h5", ".msgpack", ".npz", ".nemo",
@@ -129,7 +131,10 @@ def _warnings(
     packed = (*selection.roles, *selection.pickles)
     parts = missing_parts(pipeline if isinstance(pipeline, dict) else {}, modules, packed)
     tokenizer = tokenizer_warning(selection.roles, selection.ignored)
-    return (*missing_code(parsed, selection.roles), *parts, *([tokenizer] if tokenizer else []))
+    adapter = documents.json(ADAPTER) if ADAPTER in selection.roles else None
+    refused = adapter_warnings(adapter) if isinstance(adapter, dict) else []
+    lacks = [*other_repositories(config), *parts, *([tokenizer] if tokenizer else []), *refused]
+    return (*missing_code(parsed, selection.roles), *lacks)
 
 
 @dataclass(frozen=True, slots=True)

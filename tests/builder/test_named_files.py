@@ -118,3 +118,24 @@ def test_a_part_that_a_document_names_in_vain_is_told(
     warnings = surveyed(tmp_path, files).warnings
     assert [says in each for each in warnings if says] == [True] * bool(says)
     assert len(warnings) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("document", "stated", "says"),
+    [
+        ("config.json", CONFIG | {"text_model_id": "meta-llama/Llama-3.1-8B"}, "text_model_id from meta-llama/Llama"),
+        ("config.json", CONFIG | {"audio_model_id": None, "text_model_id": ""}, None),
+        ("adapter_config.json", {"r": 8, "use_dora": True}, "because of DoRA; merge it"),
+        ("adapter_config.json", {"r": 8, "modules_to_save": ["embed_tokens", "lm_head"]}, "(embed_tokens, lm_head)"),
+        ("adapter_config.json", {"r": 8, "init_lora_weights": "pissa_niter_4"}, "start with pissa_niter_4"),
+        ("adapter_config.json", {"r": 8, "use_rslora": True, "modules_to_save": ["score"]}, None),
+        ("adapter_config.json", {"r": 8, "init_lora_weights": "gaussian", "use_dora": False}, None),
+        ("adapter_config.json", [], None),
+    ],
+)  # fmt: skip
+def test_what_serving_a_model_will_lack_is_told(
+    tmp_path: Path, document: str, stated: object, says: str | None
+) -> None:
+    warnings = surveyed(tmp_path, {document: json.dumps(stated).encode()}).warnings
+    assert [says in each for each in warnings if says] == [True] * bool(says)
+    assert len(warnings) == bool(says)

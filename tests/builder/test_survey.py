@@ -103,7 +103,7 @@ def test_a_pickle_is_included_by_its_exact_name_only(tmp_path: Path) -> None:
     "path",
     [
         "openvino/openvino_model.bin", "openvino_model_qint8_quantized.bin", "onnx/model.onnx", "model.onnx_data_1",
-        "ggml-model-q4_0.bin", "coreml/x.mlpackage/Data/weight.bin", "x.mlpackage/Data/weight.bin",
+        "ggml-model-q4_0.bin", "coreml/x.mlpackage/Data/weight.bin", "x.mlpackage/Data/weight.bin", "metal/model.bin",
         "global_step10/mp_rank_00_model_states.pt", "optimizer.safetensors", "scheduler.pt", "random_states_0.pkl",
         "checkpoint-500/model.safetensors", "checkpoint-500/pytorch_model.bin", "checkpoint_best/model.safetensors",
         "epoch-3/model.safetensors", "step_1000/pytorch_model.bin",
