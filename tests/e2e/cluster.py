@@ -151,12 +151,13 @@ class Workspace:
     def deployment(self) -> Json:
         return self.cluster.get(self.cluster.path("deployments", self.name, api="/apis/apps/v1"))
 
-    def pods(self, role: str) -> list[Json]:
+    def pods(self, role: str, *, ending: bool = False) -> list[Json]:
+        """Its pods of a role. Those that are being deleted, which may still answer, only with `ending`."""
         selector = (
             f"labelSelector=weightyard.dev/workspace%3D{self.name},weightyard.dev/role%3D{role}"
         )
         found = self.cluster.get(self.cluster.path("pods", api="/api/v1") + f"?{selector}")["items"]
-        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        return [pod for pod in found if ending or "deletionTimestamp" not in pod["metadata"]]
 
     def wait_answers(self) -> None:
         """Until the server answers to the Workspace's name through its Service, whose endpoints follow the pods."""

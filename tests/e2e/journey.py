@@ -89,7 +89,8 @@ def sleeps_and_wakes(workspace: Workspace) -> None:
     cluster = workspace.cluster
     scale = {"min": 0, "max": 1, "downWindowSeconds": IDLE_SECONDS}
     cluster.change(workspace.name, replicas=None, scale=scale)
-    cluster.wait(lambda: workspace.pods("server") == [], what="end of the idle server")
+    # Until it is gone: one that ends still answers what reaches it.
+    cluster.wait(lambda: workspace.pods("server", ending=True) == [], what="end of the idle server")
     workspace.wait_ready()
     workspace.wait_answers()
     assert workspace.pods("server")
