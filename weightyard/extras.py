@@ -18,7 +18,6 @@ MODULE_EXTRAS: Final[Mapping[str, str]] = {
     "google": "agent",
     "grpc": "agent",
     "prometheus_client": "agent",
-    "structlog": "agent",
     "tzdata": "agent",
     # Imported before `google.cloud`, because others bring a package `google` too.
     "google_crc32c": "gs",

@@ -1,4 +1,4 @@
-"""`python -m weightyard.probe URL`: exits with 0 when URL returns 200, or `unix:PATH` accepts a connection.
+"""`python -m weightyard.probe URL`: exits with 0 when URL returns 200.
 
 Used by container health checks. Few imports, from the standard library only: it runs every few seconds, in images
 without curl.
@@ -7,7 +7,6 @@ without curl.
 from __future__ import annotations
 
 import http.client
-import socket
 import sys
 from urllib.parse import urlsplit
 
@@ -18,8 +17,6 @@ def answers(url: str) -> bool:
     """Whether `url` responds with success in time."""
     parts = urlsplit(url)
     try:
-        if parts.scheme == "unix":
-            return _listens(parts.path)
         return _status(parts.netloc, parts.path or "/") == 200
     except (OSError, http.client.HTTPException):
         return False
@@ -32,13 +29,6 @@ def _status(host: str, path: str) -> int:
         return connection.getresponse().status
     finally:
         connection.close()
-
-
-def _listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(SECONDS)
-        client.connect(path)
-    return True
 
 
 if __name__ == "__main__":

@@ -181,10 +181,12 @@ async def _serve(
 def settle_memory() -> None:
     """Exempt the objects made at the start, which live as long as the process, from garbage collection.
 
-    Scanning them would block the event loop for 30 ms in each full collection.
+    Scanning them would block the event loop for 30 ms in each full collection. What comes later is collected, also when
+    the start itself was without collection.
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _listen_loopback(port: int) -> socket.socket:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cache_agent.mounter import isolation
 from cache_agent.mounter.binder import Binder
+from cache_agent.mounter.liveness import LivenessFile
 from cache_agent.mounter.server import Mounter
 from cache_agent.net.sockets import listen
 from modelimage.errors import WeightyardError
@@ -27,12 +28,12 @@ def main() -> int:
     try:
         isolation.leave_network()
         server = listen(options.socket)
-        server.setblocking(True)
+        alive = LivenessFile(options.socket.with_suffix(".alive"))
         os.chown(options.socket, options.user, -1)
         # Before the first order is accepted, and after chown, which needs a capability dropped here.
         isolation.keep_only(isolation.CAP_SYS_ADMIN, isolation.CAP_DAC_READ_SEARCH)
     except (OSError, WeightyardError) as error:
         print(f"error: the mounter can't start: {error}", file=sys.stderr)
         return 1
-    mounter.serve(server, lambda: print("ready", flush=True))
+    mounter.serve(server, lambda: print("ready", flush=True), alive.beat)
     return 0

@@ -32,6 +32,7 @@ _PEER_SECONDS: Final = 5.0
 _THREADS: Final = 32
 _LOCKS: Final = 64
 _PAUSE_SECONDS: Final = 0.2
+_BEAT_SECONDS: Final = 10.0
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -49,18 +50,28 @@ class Mounter:
     # Connections beyond the threads wait in the kernel, where they take no descriptor of this process.
     _free: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_THREADS))
 
-    def serve(self, server: socket.socket, ready: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then finish running orders."""
+    def serve(
+        self, server: socket.socket, ready: Callable[[], None], beat: Callable[[], None]
+    ) -> None:
+        """Serve until SIGTERM or SIGINT, then finish running orders.
+
+        `beat` is called after each connection and each 10 s without one, unless all threads are busy.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             # Raised in `accept`; leaving the executor then waits for running orders.
             signal.signal(number, lambda *_: sys.exit(0))
+        server.settimeout(_BEAT_SECONDS)
         with server, ThreadPoolExecutor(_THREADS, thread_name_prefix="mounter") as pool:
             ready()
             while True:
                 self._accept(server, pool)
+                beat()
 
     def _accept(self, server: socket.socket, pool: ThreadPoolExecutor) -> None:
-        """Hand one connection to a thread, once there is one. Whatever fails, the next one is accepted."""
+        """Hand one connection to a thread, once one is free. Whatever fails, the next one is accepted.
+
+        Without a connection, returns after the timeout of `server`.
+        """
         self._free.acquire()
         try:
             peer = server.accept()[0]
@@ -69,6 +80,8 @@ class Mounter:
             except RuntimeError:  # no thread can be made
                 peer.close()
                 raise
+        except TimeoutError:
+            self._free.release()
         except (OSError, RuntimeError):
             # No descriptor, no memory, or a peer that is gone already.
             self._free.release()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
-
-import structlog
 
 from cache_agent.observability.events import (
     Event,
@@ -86,59 +87,55 @@ _DERIVED: Final[Mapping[str, Callable[[Any, str], object]]] = {
 
 
 class JsonLog(Events):
-    """Writes an event of `LINES` as a line. `clock` returns ISO 8601 times."""
+    """Writes an event of `LINES` as a line. `clock` returns ISO 8601 times. Thread-safe."""
 
     def __init__(
         self, stream: TextIO | None = None, clock: Callable[[], str] | None = None
     ) -> None:
-        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        self._log = structlog.wrap_logger(
-            structlog.PrintLogger(stream or sys.stderr),
-            processors=[
-                structlog.processors.add_log_level,
-                _fixed_time(clock) if clock else stamp,
-                structlog.processors.JSONRenderer(),
-            ],
-        )
+        self._stream = stream or sys.stderr
+        self._clock = clock or _now
+        self._lock = threading.Lock()
 
     def note(self, event: str, **fields: object) -> None:
         """Write a line about something that isn't a node event, such as start, stop or recovery."""
-        self._log.info(event, **fields)
+        self.write("info", event, fields)
 
     def adopt_libraries(self) -> logging.Handler:
         """Write warnings and errors that libraries send to `logging` into this log; return the handler, to remove."""
-        handler = _Adopting(self._log)
+        handler = _Adopting(self)
         logging.getLogger().addHandler(handler)
         return handler
 
     def emit(self, event: Event) -> None:
         line = LINES.get(type(event))
         if line is not None:
-            getattr(self._log, line.level_of(event))(line.text, **line.fields(event))
+            self.write(line.level_of(event), line.text, line.fields(event))
+
+    def write(self, level: Level, event: str, fields: Mapping[str, object]) -> None:
+        """Write one line. Values that JSON doesn't have are written as Python shows them."""
+        line = {**fields, "event": event, "level": level, "timestamp": self._clock()}
+        text = json.dumps(line, default=repr)
+        with self._lock:
+            print(text, file=self._stream, flush=True)
 
 
 class _Adopting(logging.Handler):
     """Passes on `logging` records of level WARNING and above."""
 
-    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
+    def __init__(self, log: JsonLog) -> None:
         super().__init__(logging.WARNING)
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
         fields = {"message": record.getMessage(), "logger": record.name}
+        failed = record.levelno >= logging.ERROR
         if record.exc_info and record.exc_info[1] is not None:
             fields["error"] = repr(record.exc_info[1])
             # An error that nobody expected is found by where it came from.
-            if record.levelno >= logging.ERROR:
+            if failed:
                 fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
-        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
-        write("library", **fields)
+        self._log.write("error" if failed else "warning", "library", fields)
 
 
-def _fixed_time(
-    clock: Callable[[], str],
-) -> Callable[[object, str, structlog.typing.EventDict], structlog.typing.EventDict]:
-    def stamp(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return {**event, "timestamp": clock()}
-
-    return stamp
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
