@@ -155,7 +155,7 @@ def test_a_controller_with_this_role_alone_is_refused_nothing() -> None:
         cluster.create_workspace(scale={"min": 0, "max": 2})
         cluster.api.create(caches.cached_model("m", nodeSelector={}))
         async with HttpApi(cluster.api) as http, http.client() as client:
-            http.allows = rights
+            http.callers.allows = rights
             working = asyncio.create_task(control(client))
             try:
                 await until(lambda: _served(cluster), what="a served Workspace")

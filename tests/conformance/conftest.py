@@ -2,7 +2,8 @@
 
     pytest tests/conformance --against ~/.kube/config
 
-They make a namespace there, and install Weightyard's CRDs where they are missing; both go at the end.
+They make namespaces there, and install Weightyard's CRDs where they are missing; all of it goes at the end. Cases that
+restart the server run where `--restart-api` names a command that does, such as `docker exec NODE pkill kube-apiserver`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from cache_agent.api import definitions
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.kube.kubeconfig import from_kubeconfig
 from modelimage.errors import NotFound
+from tests.conformance.cases import RESTARTING, Opening
+from tests.conformance.means import FakeMeans, RealMeans
 from tests.conformance.subject import Subject
 from tests.servers import process
 from tests.workspace.controller.fakeapi import FakeApi
@@ -28,7 +30,6 @@ from tests.workspace.controller.httpapi import HttpApi
 from workspace import crd
 
 Json = dict[str, Any]
-Opening = Callable[[], AbstractAsyncContextManager[Subject]]
 SECONDS = 120
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -37,23 +38,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("conformance").addoption(
         "--against", metavar="KUBECONFIG", help="Run the conformance cases against this cluster's API server."
     )  # fmt: skip
+    parser.getgroup("conformance").addoption(
+        "--restart-api", metavar="COMMAND", help="Restarts that server, for the cases that need it."
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each case of a module is a test, where it can be run."""
+    option = metafunc.config.getoption
+    stays = option("--against", default=None) and not option("--restart-api", default=None)
+    if "case" in metafunc.fixturenames:
+        cases = metafunc.module.CASES
+        found = [each for each in cases if not (stays and each.__name__ in RESTARTING)]
+        metafunc.parametrize("case", found, ids=[each.__name__ for each in found])
 
 
 @pytest.fixture
 def opening(pytestconfig: pytest.Config) -> Opening:
     """Opens the server that is asked for, in a namespace of its own."""
     kubeconfig = pytestconfig.getoption("--against", default=None)
-    return (lambda: real(Path(kubeconfig))) if kubeconfig else fake
+    restart = pytestconfig.getoption("--restart-api", default=None)
+    return (lambda: real(Path(kubeconfig), restart)) if kubeconfig else fake
 
 
 @contextlib.asynccontextmanager
 async def fake() -> AsyncIterator[Subject]:
-    async with HttpApi(FakeApi()) as http, http.client() as client:
-        yield Subject(client, "conformance")
+    http = HttpApi(FakeApi())
+    http.watches.second = 0.01
+    async with http, http.client() as client:
+        yield Subject(client, "conformance", FakeMeans(http))
 
 
 @contextlib.asynccontextmanager
-async def real(kubeconfig: Path) -> AsyncIterator[Subject]:
+async def real(kubeconfig: Path, restart: str | None) -> AsyncIterator[Subject]:
     connection = from_kubeconfig([kubeconfig], programs=True)
     namespace = f"conformance-{uuid.uuid4().hex[:8]}"
     async with KubeClient(connection, role="tests") as client:
@@ -61,7 +78,7 @@ async def real(kubeconfig: Path) -> AsyncIterator[Subject]:
         named = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
         await client.create("/api/v1/namespaces", named)
         try:
-            yield Subject(client, namespace)
+            yield Subject(client, namespace, RealMeans(kubeconfig, client, restart))
         finally:
             await client.call("DELETE", f"/api/v1/namespaces/{namespace}")
             await gone(client, f"/api/v1/namespaces/{namespace}")

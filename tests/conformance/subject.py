@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from cache_agent.api.kube.connection import Connection
 from cache_agent.api.kube.kube_client import APPLY_PATCH, KubeClient
 from workspace.controller.kube_api import RESOURCES
 
@@ -14,12 +16,26 @@ NUMBERS = itertools.count()
 MERGE = "application/merge-patch+json"
 
 
+class Means(Protocol):
+    """What only the server's own side can do."""
+
+    def connection(self, token: str | None) -> Connection:
+        """A connection of a caller that has this token and nothing else."""
+
+    def throttled(self, namespace: str, account: str) -> AbstractAsyncContextManager[None]:
+        """In this context a service account asks too often when it asks several things at a time."""
+
+    async def restart(self) -> None:
+        """End the server, and return when another answers in its place."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """The server under test, reached by the product's own client."""
 
     client: KubeClient
     namespace: str
+    means: Means
 
     def path(self, kind: str, name: str | None = None) -> str:
         return RESOURCES[kind].path(self.namespace, name)
@@ -50,6 +66,17 @@ class Subject:
     async def replace(self, document: Json) -> Json:
         path = self.path(document["kind"], document["metadata"]["name"])
         return await self.client.call("PUT", path, document)
+
+    async def token(self, account: str) -> str:
+        """A new token of a service account."""
+        asked = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": 600},
+        }
+        path = f"{self.path('ServiceAccount', account)}/token"
+        token: str = (await self.client.create(path, asked))["status"]["token"]
+        return token
 
     async def delete(self, kind: str, name: str, *, uid: str | None = None) -> None:
         body = {"preconditions": {"uid": uid}} if uid else {}

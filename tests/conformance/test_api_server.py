@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from cache_agent.api.kube.refusals import Conflict
 from modelimage.errors import InvalidInput, NotFound
-from tests.conformance.conftest import Opening
+from tests.conformance.cases import Case, Opening, collecting, run
 from tests.conformance.subject import Subject, account, deployment, new_name, workspace
 
 Json = dict[str, Any]
-Case = Callable[[Subject], Awaitable[None]]
 CASES: list[Case] = []
-SECONDS = 60
+case = collecting(CASES)
 
 
-def case(function: Case) -> Case:
-    CASES.append(function)
-    return function
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_the_server_behaves(opening: Opening, case: Case) -> None:
-    async def run() -> None:
-        async with opening() as subject, asyncio.timeout(SECONDS):
-            await case(subject)
-
-    asyncio.run(run())
+    run(opening, case)
 
 
 # Objects

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 import aiohttp
 
 from cache_agent.api.kube.connection import Connection, probed_socket
-from cache_agent.api.kube.refusals import refuse
+from cache_agent.api.kube.refusals import Gone, refuse
+from modelimage.bounds import parse_count
 from modelimage.errors import Unreachable, first_line
 
 Json = dict[str, Any]
@@ -29,17 +30,24 @@ APPLY_PATCH: Final = "application/apply-patch+yaml"
 _MERGE_PATCH: Final = "application/merge-patch+json"
 # Room for an object of etcd's largest size in a watch event.
 _LINE_BYTES: Final = 8 << 20
+# How often a request is repeated that the server put off, and the longest pause in seconds that it may ask for.
+_PUT_OFF_TIMES: Final = 5
+_LONGEST_PAUSE: Final = 10
 
 
 class KubeClient:
     """A client of one API server. A context manager that owns one connection pool.
 
-    `role` owns the ClusterRole that errors name.
+    `role` owns the ClusterRole that errors name. `sleep` is injected for tests.
     """
 
-    def __init__(self, connection: Connection, *, role: str) -> None:
+    def __init__(
+        self, connection: Connection, *, role: str,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:  # fmt: skip
         self._connection = connection
         self._role = role
+        self._sleep = sleep
         self.namespace = connection.namespace
 
     async def __aenter__(self) -> KubeClient:
@@ -65,10 +73,13 @@ class KubeClient:
         return await self.call("PATCH", path, document, content_type=_MERGE_PATCH)
 
     async def list_all(self, path: str, query: Mapping[str, str]) -> tuple[list[Json], str]:
-        """List all objects, in pages; return them and the resourceVersion to watch from. Raises Gone."""
+        """List all objects, in pages; return them and the resourceVersion to watch from.
+
+        They are those of one moment: raises Gone when the server forgot it before the last page.
+        """
         found: list[Json] = []
         version = ""
-        async for items, page_version in self.pages(path, query):
+        async for items, page_version in self._pages(path, query):
             found += items
             version = page_version
         return found, version
@@ -76,8 +87,25 @@ class KubeClient:
     async def pages(
         self, path: str, query: Mapping[str, str]
     ) -> AsyncIterator[tuple[list[Json], str]]:
-        """List all objects page by page, each with the list's resourceVersion. Raises Gone."""
+        """List all objects page by page, each with the list's resourceVersion.
+
+        When the server has forgotten that version, the other pages show a later moment.
+        """
         page = ""
+        while True:
+            try:
+                async for items, version in self._pages(path, query, page):
+                    yield items, version
+            except Gone as error:
+                if not error.rest or error.rest == page:
+                    raise
+                page = error.rest
+            else:
+                return
+
+    async def _pages(
+        self, path: str, query: Mapping[str, str], page: str = ""
+    ) -> AsyncIterator[tuple[list[Json], str]]:
         while True:
             asked = {**query, "limit": str(_LIST_LIMIT), **({"continue": page} if page else {})}
             answer = await self.call("GET", path, query=asked)
@@ -96,8 +124,8 @@ class KubeClient:
         `opened` is called when the server accepts the watch; the first change may come much later.
         """
         asked = {
-            **query, "watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(WATCH_SECONDS),
+            "timeoutSeconds": str(WATCH_SECONDS), **query, "watch": "true", "resourceVersion": version,
+            "allowWatchBookmarks": "true",
         }  # fmt: skip
         call = f"watch {path}"
         try:
@@ -130,7 +158,10 @@ class KubeClient:
         self, method: str, path: str, body: Json | str | None = None, *,
         content_type: str = "application/json", query: Mapping[str, str] | None = None,
     ) -> Json:  # fmt: skip
-        """One request; returns the response's object. A str is sent as it is. Raises what `refuse` raises."""
+        """One request; returns the response's object. A str is sent as it is. Raises what `refuse` raises.
+
+        What the server puts off for some seconds (429 or 503 with Retry-After) is repeated a few times.
+        """
         data = json.dumps(body) if isinstance(body, dict) else body
         text = await self._answer(method, path, data, content_type, query)
         try:
@@ -153,6 +184,12 @@ class KubeClient:
         if status == HTTPStatus.UNAUTHORIZED:
             # A token may have been rotated or revoked since it was read; a second refusal is final.
             self._connection.credentials.refused()
+            status, text, headers = await self._send(method, path, data, content_type, query)
+        for _ in range(_PUT_OFF_TIMES):
+            pause = _pause(status, headers)
+            if pause is None:
+                break
+            await self._sleep(pause)
             status, text, headers = await self._send(method, path, data, content_type, query)
         if status >= HTTPStatus.BAD_REQUEST:
             self._refuse(status, text, f"{method} {path}", headers)
@@ -205,6 +242,13 @@ class KubeClient:
 
     def _refuse(self, status: int, text: str, call: str, headers: Mapping[str, str]) -> NoReturn:
         refuse(status, text, call, role=self._role, retry_after=headers.get("Retry-After"))
+
+
+def _pause(status: int, headers: Mapping[str, str]) -> int | None:
+    """Seconds until the server accepts the request that it didn't carry out; None for every other answer."""
+    if status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return None
+    return parse_count(headers.get("Retry-After"), most=_LONGEST_PAUSE)
 
 
 def _reason(error: Exception) -> str:

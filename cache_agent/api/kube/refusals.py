@@ -29,7 +29,14 @@ class Conflict(Busy):
 
 
 class Gone(Unreachable):
-    """410: the resourceVersion has expired. List again."""
+    """410: the resourceVersion has expired. List again.
+
+    `rest` is the token of a list's remaining pages as they are now, empty for a watch.
+    """
+
+    def __init__(self, message: str, *, rest: str = "") -> None:
+        super().__init__(message)
+        self.rest = rest
 
 
 class ServerFailed(Unreachable):
@@ -47,12 +54,17 @@ def refuse(status: int, text: str, call: str, *, role: str, retry_after: str | N
     match status:
         case 404:
             raise NotFound(message)
-        case 401 | 403:
+        case 401:
+            raise AccessDenied(
+                message,
+                hint=f"The {role}'s token or certificate has expired, was revoked, or is another cluster's.",
+            )
+        case 403:
             raise AccessDenied(message, hint=f"Check the {role}'s ClusterRole.")
         case 409:
             raise Conflict(message)
         case 410:
-            raise Gone(message)
+            raise Gone(message, rest=_rest(text))
         case 429:
             seconds = parse_count(retry_after, most=_MOST_WAIT)
             raise RateLimited(message, retry_after=seconds)
@@ -61,6 +73,13 @@ def refuse(status: int, text: str, call: str, *, role: str, retry_after: str | N
         case _ if status >= 500:
             raise ServerFailed(message)
     raise RemoteRefused(message)
+
+
+def _rest(text: str) -> str:
+    try:
+        return str((json.loads(text).get("metadata") or {}).get("continue") or "")
+    except (ValueError, AttributeError):
+        return ""
 
 
 def _said(text: str) -> str:

@@ -156,9 +156,9 @@ def test_throttling_conflicts_and_lost_watches_delay_and_lose_nothing(
             "list": ("CachedModel", 429), "watch": ("Node", 503), "patch": ("NodeCache", 409, 500),
         }  # fmt: skip
         async with a_cluster(open_node, server, **faults) as cluster:
-            cluster.http.expire_watches()
+            cluster.http.watches.expire()
             await cluster.reported(("a", "Ready"))
-            cluster.http.expire_watches()
+            cluster.http.watches.expire()
             await until(lambda: reason(cluster) == "Synced", what="a watch that works")
             assert (await cluster.report()).status.desired[0].state == "Ready"
             assert [event for event, _ in cluster.at.log].count("report not written") == 1

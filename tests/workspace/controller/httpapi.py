@@ -5,15 +5,11 @@ Only callers with its token get an answer, and only clients that trust its autho
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import copy
-import json
-import secrets
 import ssl
 import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,19 +27,18 @@ from tests.workspace.controller.admitting import (
     of_part,
     placed,
 )
+from tests.workspace.controller.callers import Callers
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from tests.workspace.controller.keda import KEDA_DEFINITION, install_keda
-from tests.workspace.controller.selection import Change, Filter, version_of
+from tests.workspace.controller.paging import BadToken, Pages, TooOld
+from tests.workspace.controller.selection import Filter
+from tests.workspace.controller.statuses import failure
+from tests.workspace.controller.watch_log import WatchLog
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.objects import is_ready
 from workspace.controller.observed import KEDA_GROUP
 
 Json = dict[str, Any]
-_EXPIRED = {
-    "kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version",
-}  # fmt: skip
-# kubectl shows these words, not the number.
-_REASONS = {404: "NotFound", 409: "Conflict", 429: "TooManyRequests"}
 
 
 class HttpApi:
@@ -51,7 +46,8 @@ class HttpApi:
 
     `answers` are the statuses of the next requests of a verb for a kind: ("list", "Node"), ("watch", …), ("patch", …).
     `refused` are kinds whose writes are refused, as by a quota or a webhook, with a status and a message.
-    `allows` says what its one user may do; see `rbac.Rights`.
+    `callers` says who may do what, and issues tokens of service accounts.
+    `watches` and `pages` have the faults that watches and lists have.
     `page_size` bounds a list's page further than its `limit` does.
     `logs` are those of pods, by namespace and name; a pod without one has no container that runs.
     KEDA's kind is served while its CustomResourceDefinition is there, which `keda` installs.
@@ -63,25 +59,30 @@ class HttpApi:
         if keda and not self._has_keda():
             install_keda(api)
         self._plain = plain
-        self.token = secrets.token_hex(16)
+        self.callers = Callers(api)
         self.faults: deque[int] = deque()
         self.answers: dict[tuple[str, str], deque[int]] = {}
         self.refused: dict[str, tuple[int, str]] = {}
         self.logs: dict[tuple[str, str], str] = {}
         self.requests: dict[str, int] = {}
-        self.allows: Callable[[web.Request], bool] = lambda _: True
         self.page_size = 500
-        self._deaf = False
-        self._log: list[Change] = []
-        self._oldest = 0  # a watch from before is told 410
-        self._known = {api.key(each): copy.deepcopy(each) for each in api.objects.values()}
-        self._latest = max(map(version_of, self._known.values()), default=1)
-        # A watch is told what comes after the version that it asks for, also when that is far ahead.
-        self._streams: set[tuple[Filter, int, asyncio.Queue[Json | None]]] = set()
+        self.watches = WatchLog(api)
+        self.pages = Pages()
         self._restored: set[str] | None = None
-        api.watchers.append(self._tell)
 
     async def __aenter__(self) -> Self:
+        self.authority, self._context = (None, None) if self._plain else _certificates()
+        self._port = 0
+        await self._start()
+        self.url = f"http{'' if self._plain else 's'}://localhost:{self._port}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:  # fmt: skip
+        await self._stop()
+
+    async def _start(self) -> None:
         app = web.Application(middlewares=[] if self._plain else [self._authenticate])
         app.router.add_get("/api", self._core)
         app.router.add_get("/apis", self._apis)
@@ -89,26 +90,25 @@ class HttpApi:
         app.router.add_route("*", "/{tail:.*}", self._any)
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
-        context: ssl.SSLContext | None = None
-        self.authority: bytes | None = None
-        if not self._plain:
-            self.authority, context = _certificates()
-        site = web.TCPSite(self._runner, "localhost", 0, ssl_context=context)
-        await site.start()
-        port = self._runner.addresses[0][1]
-        self.url = f"http{'' if self._plain else 's'}://localhost:{port}"
-        return self
+        await web.TCPSite(self._runner, "localhost", self._port, ssl_context=self._context).start()
+        self._port = self._runner.addresses[0][1]
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:  # fmt: skip
-        self.break_watches()
+    async def _stop(self) -> None:
+        self.watches.close()
         await self._runner.cleanup()
+
+    @contextlib.asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """In this context no server is there. Afterwards one that knows nothing of the watches before."""
+        await self._stop()
+        yield
+        self.watches.forget(starting=True)
+        await self._start()
 
     def connection(self) -> Connection:
         """How a client with the right token connects."""
         trusted = make_context(self.authority) if self.authority else None
-        return Connection(self.url, TokenCredentials(trusted, self.token))
+        return Connection(self.url, TokenCredentials(trusted, self.callers.token))
 
     def client(self) -> KubeClient:
         """A client of this server."""
@@ -118,29 +118,14 @@ class HttpApi:
     async def _authenticate(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        if request.headers.get("Authorization") != f"Bearer {self.token}":
-            return _failure(401, "Unauthorized")
+        refusal = self.callers.refusal(request)
+        if refusal is not None and refusal.status == 401:
+            return refusal
         if self._restored is not None:
             if request.query.get("watch") == "true":
                 self._restored.add(request.path)
-            return _failure(503, "etcd is being restored")
-        if not self.allows(request):
-            return _failure(403, f"forbidden: {request.method} {request.path}")
-        return await handler(request)
-
-    def break_watches(self) -> None:
-        """Every watch ends, as when a server restarts."""
-        for *_, queue in self._streams:
-            queue.put_nowait(None)
-
-    @contextlib.contextmanager
-    def deaf_watches(self) -> Iterator[None]:
-        """What happens in this context no watch tells."""
-        self._deaf = True
-        try:
-            yield
-        finally:
-            self._deaf = False
+            return failure(503, "etcd is being restored")
+        return refusal or await handler(request)
 
     @contextlib.contextmanager
     def restored(self, backup: FakeApi) -> Iterator[set[str]]:
@@ -149,43 +134,14 @@ class HttpApi:
         Gives the paths of the watches that were asked for meanwhile.
         """
         self._restored = set()
-        self.break_watches()
+        self.watches.close()
         yield self._restored
         self.api.go_back(backup)
-        self._known = {
-            self.api.key(each): copy.deepcopy(each) for each in self.api.objects.values()
-        }
-        self._latest = max(map(version_of, self._known.values()), default=1)
-        self._log.clear()
+        self.watches.forget()
         self._restored = None
-
-    def expire_watches(self) -> None:
-        """Every watch is told that what it asks for is too old (410), as after a compaction: it must list again."""
-        self._oldest = self._latest + 1
-        for *_, queue in self._streams:
-            queue.put_nowait({"type": "ERROR", "object": _EXPIRED})
-            queue.put_nowait(None)
 
     def writes(self) -> int:
         return sum(count for verb, count in self.requests.items() if verb != "GET")
-
-    def _tell(self, kind: str, document: Json) -> None:
-        key = self.api.key(document)
-        before = self._known.pop(key, None)
-        if kind != "DELETED":
-            self._known[key] = document
-        self._latest = max(self._latest, version_of(document))
-        if self._deaf:
-            return
-        change = Change(
-            None if kind == "DELETED" else document,
-            document if kind == "DELETED" else before or document,
-        )
-        self._log.append(change)
-        for wanted, since, queue in self._streams:
-            event = change.event(wanted)
-            if event is not None and change.version > since:
-                queue.put_nowait(event)
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"major": "1", "minor": "25"})
@@ -226,14 +182,14 @@ class HttpApi:
             namespace, rest = rest[1], rest[2:]
         kind = next((k for k, r in RESOURCES.items() if (r.api, r.plural) == (api, rest[0])), None)
         if kind is None or (kind == "ScaledObject" and not self._has_keda()):
-            return _failure(404, f"no {rest[0]}")
+            return failure(404, f"no {rest[0]}")
         fault = self._fault(_verb(request, rest), kind)
         if fault is not None:
-            return _failure(*fault)
+            return failure(*fault)
         try:
             return await self._object(request, kind, namespace, rest[1:])
         except (Missing, Conflict, Invalid) as error:
-            return _failure(error.status, str(error))
+            return failure(error.status, str(error))
 
     def _has_keda(self) -> bool:
         return ("CustomResourceDefinition", "", KEDA_DEFINITION) in self.api.objects
@@ -275,9 +231,9 @@ class HttpApi:
         if request.method == "PATCH":
             return web.json_response(self._patch(request, kind, rest, namespace=space, body=body))
         if request.method == "POST":
-            document = of_part(placed(body, kind, space), kind, status=False)
-            check(document)
-            return web.json_response(self.api.create(document), status=201)
+            return web.json_response(
+                self._create(kind, rest, namespace=space, body=body), status=201
+            )
         if request.method == "PUT":
             return web.json_response(self._replace(kind, space, rest[0], body))
         uid = body.get("preconditions", {}).get("uid")
@@ -291,6 +247,13 @@ class HttpApi:
             case ["log"]:
                 return self._log_of(request, space, rest[0])
         return web.json_response(self.api.get(kind, space, rest[0]))
+
+    def _create(self, kind: str, rest: list[str], *, namespace: str, body: Json) -> Json:
+        if rest[1:] == ["token"]:
+            return self.callers.issue(namespace, rest[0])
+        document = of_part(placed(body, kind, namespace), kind, status=False)
+        check(document)
+        return self.api.create(document)
 
     def _patch(
         self, request: web.Request, kind: str, rest: list[str], *, namespace: str, body: Json
@@ -325,7 +288,7 @@ class HttpApi:
                 return web.json_response(
                     {"data": [{"id": args[args.index("--served-model-name") + 1]}]}
                 )
-        return _failure(503, "no endpoints available for service")
+        return failure(503, "no endpoints available for service")
 
     def _replace(self, kind: str, namespace: str, name: str, body: Json) -> Json:
         found = self.api.get(kind, namespace, name)
@@ -343,46 +306,29 @@ class HttpApi:
         self, request: web.Request, kind: str, namespace: str | None
     ) -> web.StreamResponse:
         if request.query.get("watch") == "true":
-            return await self._watch(request, kind)
-        wanted = Filter.of(request, kind)
-        items = [each for each in self.api.list(kind, namespace) if wanted.matches(each)]
-        for each in items:
-            del each["kind"], each["apiVersion"]
-        start = int(request.query.get("continue", 0))
-        end = start + min(self.page_size, int(request.query.get("limit", len(items))))
-        metadata = {"resourceVersion": str(self._latest)}
-        if end < len(items):
-            metadata["continue"] = str(end)
-        api, page = RESOURCES[kind].api, items[start:end]
-        return web.json_response(
-            {"kind": f"{kind}List", "apiVersion": api, "metadata": metadata, "items": page}
-        )
+            return await self.watches.serve(request, kind)
+        wanted, query = Filter.of(request, kind), request.query
 
-    async def _watch(self, request: web.Request, kind: str) -> web.StreamResponse:
-        """Replays what happened since the resourceVersion that is asked for, then goes on."""
-        since = int(request.query["resourceVersion"])
-        if since < self._oldest:
-            return web.json_response(_EXPIRED, status=410)
-        stream = web.StreamResponse()
-        await stream.prepare(request)
-        queue: asyncio.Queue[Json | None] = asyncio.Queue()
-        wanted = Filter.of(request, kind)
-        entry = (wanted, since, queue)
-        self._streams.add(entry)
-        for change in self._log:
-            event = change.event(wanted) if change.version > since else None
-            if event is not None:
-                queue.put_nowait(event)
+        def current() -> list[Json]:
+            found = [each for each in self.api.list(kind, namespace) if wanted.matches(each)]
+            for each in found:
+                del each["kind"], each["apiVersion"]
+            return found
+
+        limit = min(self.page_size, int(query.get("limit") or self.page_size))
         try:
-            while (event := await queue.get()) is not None:
-                await stream.write(json.dumps(event).encode() + b"\n")
-        except (ConnectionResetError, asyncio.CancelledError):
-            pass
-        finally:
-            self._streams.discard(entry)
-        with contextlib.suppress(ConnectionResetError):
-            await stream.write_eof()
-        return stream
+            items, metadata = self.pages.page(
+                f"{request.path} {wanted}", query.get("continue", ""), limit,
+                version=self.watches.latest, current=current,
+            )  # fmt: skip
+        except BadToken as error:
+            return failure(400, str(error))
+        except TooOld as error:
+            return failure(410, str(error), **{"continue": error.token})
+        api = RESOURCES[kind].api
+        return web.json_response(
+            {"kind": f"{kind}List", "apiVersion": api, "metadata": metadata, "items": items}
+        )
 
 
 def _certificates() -> tuple[bytes, ssl.SSLContext]:
@@ -402,13 +348,3 @@ def _verb(request: web.Request, rest: list[str]) -> str:
     if request.query.get("watch") == "true":
         return "watch"
     return "get" if len(rest) > 1 else "list"
-
-
-def _failure(status: int, message: str) -> web.Response:
-    headers = {"Retry-After": "0"} if status == 429 else {}
-    failure = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status}
-    return web.json_response(
-        {**failure, "reason": _REASONS.get(status, ""), "message": message},
-        status=status,
-        headers=headers,
-    )

@@ -161,7 +161,7 @@ def test_keda_comes_and_goes_while_the_controller_runs() -> None:
             await until(made, lambda: bool(made.api.list("ScaledObject")))
             await until(made, lambda: reason("Available") == "ScaledToZero")
             remove_keda(made.api)
-            http.break_watches()
+            http.watches.close()
             await until(made, lambda: reason("Available") == "KedaMissing")
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)

@@ -273,7 +273,7 @@ def test_a_new_node_warms_is_labelled_loses_its_taint_and_gives_the_label_back_b
                 lambda: condition(api, "chat", "Ready").get("reason") == "Fetching", what="Fetching"
             )
             assert node(api) == NodeLabels(starting=True)
-            http.break_watches()
+            http.watches.close()
             tell(api, "n1", desired=(caches.report("chat"),), models=(caches.held(image),))
             await until(
                 lambda: condition(api, "chat", "Ready").get("status") == "True", what="Ready"

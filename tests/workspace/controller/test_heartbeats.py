@@ -220,7 +220,7 @@ def test_the_loop_goes_on_after_a_list_that_was_refused() -> None:
         async with HttpApi(store) as http, http.client() as client:
             site = Site(KubernetesApi(client), store)
             asked: list[str] = []
-            http.allows = lambda request: asked.append(request.path) is not None  # type: ignore[func-returns-value]
+            http.callers.allows = lambda request: asked.append(request.path) is not None  # type: ignore[func-returns-value]
             working = asyncio.create_task(site.loop.run())
             await until(lambda: asked, what="a list")
             assert not working.done()

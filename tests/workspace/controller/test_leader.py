@@ -165,7 +165,7 @@ def test_a_server_that_restarts_costs_neither_the_process_nor_the_watches() -> N
             leader = Running(http, "a")
             await leader.led.wait()
             http.faults.extend([500, 503])
-            http.break_watches()
+            http.watches.close()
             await until(lambda: not http.faults, what="renewals that fail")
             await until(lambda: leader.options.liveness.problem() is None, what="readiness")
             assert not leader.task.done()

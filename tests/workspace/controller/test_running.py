@@ -95,9 +95,9 @@ def test_conflicts_throttling_and_lost_watches_only_delay_it() -> None:
         async with running(cluster) as (http, _):
             http.faults.extend([409, 429, 500])
             await until(cluster, lambda: not http.faults)
-            http.break_watches()
+            http.watches.close()
             await until(cluster, lambda: is_ready(cluster))
-            http.break_watches()
+            http.watches.close()
             cluster.change_spec(replicas=2)
             await until(cluster, lambda: len(cluster.ready_servers()) == 2)
 
@@ -111,11 +111,11 @@ def test_what_is_deleted_while_a_watch_is_too_old_is_noticed() -> None:
         cluster = prepared(replicas=1)
         async with running(cluster) as (http, runner):
             await until(cluster, lambda: is_ready(cluster) and not len(runner.queue))
-            with http.deaf_watches():
+            with http.watches.deaf():
                 cluster.api.delete("NetworkPolicy", NAMESPACE, NAME)
                 cluster.add_node("n3")
             http.page_size = 2
-            http.expire_watches()
+            http.watches.expire()
             await until(cluster, lambda: len(runner.cache.nodes()) == 3)
             await until(cluster, lambda: bool(cluster.api.list("NetworkPolicy", NAMESPACE)))
 
