@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCache
+from cache_agent.api.node_reasons import NodeReason
 from cache_agent.api.wire import ExplainView, SpaceReport, to_document
 from weightyard.console import format_table
 from weightyard.text import format_bytes, format_duration, one_line
@@ -19,6 +20,7 @@ Json = dict[str, Any]
 Row = tuple[object, ...]
 
 _MOVING: Final = ("Fetching", "Warming", "Waiting", "Failed")
+_COMPLAINING: Final = ("Ready", "Synced", "SpaceSufficient")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +155,13 @@ def cluster_frame(nodes: Sequence[NodeCache], workspaces: Sequence[Json]) -> Fra
 
 def problems(node: NodeCache) -> list[str]:
     """What a node's conditions complain of, in their words."""
-    found = []
-    for each in node.status.conditions:
+    return [
+        each.message
+        for each in node.status.conditions
         # `Synced` is true with refused documents as well: the other documents are followed.
-        if each.type == "Synced" and (each.status != "True" or each.reason == "WithProblems"):
-            found.append(each.message)
-        elif each.type == "SpaceSufficient" and each.status == "False":
-            found.append(f"not enough space for {each.message}")
-        elif each.type == "Ready" and each.status != "True":
-            found.append(each.message)
-    return found
+        if each.reason == NodeReason.WITH_PROBLEMS
+        or (each.type in _COMPLAINING and each.status != "True")
+    ]
 
 
 def _waiting(look: NodeLook) -> Iterator[DesiredModelStatus]:

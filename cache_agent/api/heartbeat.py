@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cache_agent.api.node_cache import NodeCache
+from cache_agent.api.node_reasons import NodeReason
 
 LEASES_API: Final = "coordination.k8s.io/v1"
 # Set on every heartbeat Lease, so that they can be listed without the leader's.
@@ -20,7 +21,7 @@ _PREFIX: Final = "agent-"
 RENEW_SECONDS: Final = 20.0
 SILENT_SECONDS: Final = 60.0
 # The reason of a silent node's conditions, which are Unknown then.
-NO_HEARTBEAT: Final = "NoHeartbeat"
+NO_HEARTBEAT: Final = NodeReason.NO_HEARTBEAT.value
 
 
 def lease_name(node: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from cache_agent.api.cached_model import Tier
 from cache_agent.api.kube_objects import Condition, shown_bytes, timestamp
 from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCacheStatus, NodeFacts, Space
+from cache_agent.api.node_reasons import NodeReason
 from cache_agent.prewarm.values import (
     DesiredModel,
     FetchTarget,
@@ -173,7 +174,9 @@ def _tier(view: NodeReportInput, model: StoredModel | None) -> Tier | None:
     return "memory" if model.key in view.warm else "disk"
 
 
-_Fact = tuple[str, bool | None, str, str]
+_Fact = tuple[str, bool | None, NodeReason, str]
+_UNKNOWN: Final = "The desired models aren't known yet."
+_MOST_PROBLEMS: Final = 4000
 
 
 def _conditions(view: NodeReportInput, desired: Sequence[DesiredModelStatus]) -> list[_Fact]:
@@ -183,28 +186,41 @@ def _conditions(view: NodeReportInput, desired: Sequence[DesiredModelStatus]) ->
     # An unknown desired state is never ready, or the controller would remove the startup taint too early.
     known = view.synced
     return [
-        ("Ready", True, "Running", "the agent runs and its store is sound"),
+        ("Ready", True, NodeReason.RUNNING, "The agent runs and its store is sound."),
         _synced(view),
-        ("PinnedReady", not late, "Held" if not late else "Missing", _names(each.name for each in late))
-        if known
-        else ("PinnedReady", False, "NotSynced", "the desired models aren't known yet"),
-        ("SpaceSufficient", not cramped, "Fits" if not cramped else "NoSpace", _names(cramped)),
-    ]  # fmt: skip
+        _pinned_ready(late) if known else ("PinnedReady", False, NodeReason.NOT_SYNCED, _UNKNOWN),
+        _space_sufficient(cramped),
+    ]
+
+
+def _pinned_ready(late: Sequence[DesiredModelStatus]) -> _Fact:
+    if not late:
+        text = "The node holds every pinned model that selects it."
+        return ("PinnedReady", True, NodeReason.HELD, text)
+    text = f"Pinned models that the node doesn't hold yet: {_names(each.name for each in late)}."
+    return ("PinnedReady", False, NodeReason.MISSING, f"{text} See status.desired.")
+
+
+def _space_sufficient(cramped: Sequence[str]) -> _Fact:
+    if not cramped:
+        return ("SpaceSufficient", True, NodeReason.FITS, "All desired models fit.")
+    text = f"There is no space for {_names(cramped)}. See status.desired for how much is missing."
+    return ("SpaceSufficient", False, NodeReason.NO_SPACE, text)
 
 
 def _synced(view: NodeReportInput) -> _Fact:
+    trouble = view.trouble.rstrip(".")
     if not view.synced:
-        return ("Synced", False, "NotSynced", view.trouble or "the desired models aren't known yet")
-    if view.trouble:
-        return (
-            "Synced",
-            False,
-            "Disconnected",
-            f"using the last known desired models: {view.trouble}",
-        )
+        text = f"{_UNKNOWN} Reading them is tried again: {trouble}." if trouble else _UNKNOWN
+        return ("Synced", False, NodeReason.NOT_SYNCED, text)
+    if trouble:
+        text = f"The last known desired models stay in force until this works again: {trouble}."
+        return ("Synced", False, NodeReason.DISCONNECTED, text)
     if view.problems:
-        return ("Synced", True, "WithProblems", "; ".join(view.problems)[:4000])
-    return ("Synced", True, "Synced", "")
+        problems = "; ".join(view.problems)[:_MOST_PROBLEMS].rstrip(".")
+        text = f"Documents that can't be used, and must be corrected: {problems}."
+        return ("Synced", True, NodeReason.WITH_PROBLEMS, text)
+    return ("Synced", True, NodeReason.SYNCED, "The agent follows its desired models.")
 
 
 def _names(names: Iterable[str]) -> str:
@@ -229,7 +245,7 @@ def _condition(fact: _Fact, before: Condition | None, now: float) -> Condition:
     return Condition(
         type=kind,
         status=status_text,
-        reason=reason,
+        reason=reason.value,
         message=message,
         observed_generation=1,
         last_transition_time=since,

@@ -118,13 +118,13 @@ def test_a_cluster_shows_what_moves_where_and_why_a_workspace_is_not_ready() -> 
 
 def test_problems_of_nodes_come_first() -> None:
     condition = {
-        "type": "SpaceSufficient", "status": "False", "reason": "Short", "message": "llama: 10 GB",
+        "type": "SpaceSufficient", "status": "False", "reason": "NoSpace", "message": "There is no space for llama.",
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }  # fmt: skip
 
     text = cluster_frame([node("gpu-1", conditions=[condition])], []).text(80)
 
-    assert text.splitlines()[1] == "! gpu-1: not enough space for llama: 10 GB"
+    assert text.splitlines()[1] == "! gpu-1: There is no space for llama."
 
 
 @given(

@@ -159,7 +159,8 @@ def _conditions(
 ) -> list[StatusCondition]:
     busy = [node for node, p in phases.items() if p in (ModelPhase.WORKING, ModelPhase.WAITING)]
     if busy:
-        text = f"{len(busy)} nodes don't hold it yet: {_some(busy)}."
+        verb = "node doesn't" if len(busy) == 1 else "nodes don't"
+        text = f"{len(busy)} {verb} hold it yet: {_some(busy)}."
         progressing = StatusCondition(PROGRESSING, True, Reason.FETCHING, text)
     else:
         progressing = StatusCondition(PROGRESSING, False, Reason.AT_REST, "No node is fetching it.")
@@ -176,17 +177,21 @@ def _ready(phases: Mapping[str, ModelPhase], failures: Sequence[NodeFailure]) ->
     if held == len(phases):
         whole = "The one node holds" if held == 1 else f"All {held} nodes hold"
         return StatusCondition(READY, True, Reason.CACHED, f"{whole} it, verified.")
+    share = "The one node doesn't hold it."
+    if len(phases) > 1:
+        share = f"{held} of {len(phases)} nodes {'holds' if held == 1 else 'hold'} it."
     if failures:
         first = failures[0]
-        return StatusCondition(
-            READY,
-            False,
-            reported_reason(first.reason),
-            f"{held} of {len(phases)} nodes hold it. {_told(first)}",
-        )
+        reason, text = reported_reason(first.reason), f"{share} {_told(first)}"
+        return StatusCondition(READY, False, reason, text)
     working = any(phase is ModelPhase.WORKING for phase in phases.values())
     reason = Reason.FETCHING if working else Reason.WAITING
-    return StatusCondition(READY, False, reason, f"{held} of {len(phases)} nodes hold it.")
+    doing = (
+        "It is being fetched."
+        if working
+        else "None has begun: `kubectl describe nodecaches` says why."
+    )
+    return StatusCondition(READY, False, reason, f"{share} {doing}")
 
 
 def _degraded(failures: Sequence[NodeFailure]) -> StatusCondition:

@@ -274,7 +274,7 @@ class HttpApi:
         text = self.logs.get((namespace, name))
         if text is None:
             container = request.query["container"]
-            return _failure(400, f"container {container!r} in pod {name!r} is waiting to start")
+            return failure(400, f"container {container!r} in pod {name!r} is waiting to start")
         assert request.query["timestamps"] == "true", "the logs here have times"
         return web.Response(text=text[: int(request.query["limitBytes"])])
 

@@ -137,7 +137,7 @@ def test_bytes_rates_and_the_time_left_are_those_of_all_nodes() -> None:
     [
         ({}, "NoNode", "nodeSelector"),
         ({"a": entry(), "b": entry("Fetching")}, "Fetching", "1 of 2"),
-        ({"a": entry("Waiting", reason="Window")}, "Waiting", "0 of 1"),
+        ({"a": entry("Waiting", reason="Window")}, "Waiting", "The one node doesn't hold it"),
         ({"a": entry(), "b": entry("Failed", reason="AccessDenied", message="no pull secret. Add one")},
          "AccessDenied", "b: no pull secret. Add one."),
         ({"a": entry()}, "Cached", "The one node"),

@@ -222,7 +222,7 @@ def test_without_the_right_to_read_logs_the_rest_is_shown(caplog: pytest.LogCapt
             await until(cluster, lambda: bool(cluster.ready_servers()))
             name = cluster.ready_servers()[0]["metadata"]["name"]
             cluster.api.update("Pod", NAMESPACE, name, start)
-            http.allows = Everything("pods/log")
+            http.callers.allows = refusing = Everything("pods/log")
             async with aiohttp.ClientSession() as session:
                 watch = StartWatch(runner, KubernetesApi(client), session, lambda: BEGAN + 200)
                 watching = asyncio.create_task(watch.run())
@@ -230,7 +230,7 @@ def test_without_the_right_to_read_logs_the_rest_is_shown(caplog: pytest.LogCapt
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
             assert [each["name"] for each in entry(cluster)["stages"]][-1] == "health"
-            assert http.allows.refused == {("get", "", "pods/log")}
+            assert refusing.refused == {("get", "", "pods/log")}
         assert "without the server's own stages" in caplog.text
 
     asyncio.run(scenario())
