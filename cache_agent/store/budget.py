@@ -48,6 +48,14 @@ class Reservations:
             self._open[self._next] = need
             return Reservation(self, self._next)
 
+    def left(self, number: int) -> int:
+        with self._lock:
+            return self._open.get(number, 0)
+
+    def merge(self, number: int, other: int) -> None:
+        with self._lock:
+            self._open[number] += self._open.pop(other, 0)
+
     def spend(self, number: int, size: int) -> None:
         with self._lock:
             if number in self._open:
@@ -66,9 +74,18 @@ class Reservation:
     _book: Reservations
     number: int
 
+    @property
+    def left(self) -> int:
+        """Reserved bytes that aren't spent."""
+        return self._book.left(self.number)
+
     def spend(self, size: int) -> None:
         """Convert `size` reserved bytes into stored ones: they are on the disk now and counted there."""
         self._book.spend(self.number, size)
+
+    def absorb(self, other: Reservation) -> None:
+        """Add what another one has left, which ends with it."""
+        self._book.merge(self.number, other.number)
 
     def __enter__(self) -> Reservation:
         return self
@@ -120,12 +137,14 @@ class StoreSpace:
         evicting: bool = True,
         resumes: Collection[str] = (),
         beside: Reservation | None = None,
+        spare: int = 0,
     ) -> Reservation:
         """Reserve `need` bytes, evicting the least valuable models if that suffices.
 
         Raises NoSpace with the numbers, before any futile eviction. Without `evicting`, reserve free space only.
         `resumes`: names of partials that `need` counts as there. Those of pulls that ended early go before a refusal.
-        `beside`: what the same pull has reserved already.
+        `beside`: what the same pull has reserved already. `spare`: as much of this as is free is reserved too, since
+        measuring looks at every partial: who takes space in small pieces must not measure for each.
         """
         # First end the leases of dead holders, else a full store refuses for models that nobody uses any more.
         if need and self.view().shortfall(need):
@@ -134,10 +153,12 @@ class StoreSpace:
             # Bounded: leases taken between plan and eviction shrink what a plan
             # frees, and must not loop a pull forever.
             for _ in range(3):
+                if not need:
+                    return self.reservations.add(0)
                 view = self.view()
-                short = view.shortfall(need) if need else 0
+                short = view.shortfall(need)
                 if short == 0:
-                    return self.reservations.add(need)
+                    return self.reservations.add(min(need + spare, view.headroom))
                 plan = self.plan(short)
                 # A plan that frees too little isn't started: models would be lost and the pull refused all the same.
                 if evicting and plan.freed < short and self._drop_leftovers(resumes, beside):

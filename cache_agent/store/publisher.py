@@ -18,6 +18,7 @@ from cache_agent.store.ledger import Ledger
 from cache_agent.store.links import ModelLinks
 from cache_agent.store.partials import Partial
 from cache_agent.store.paths import StorePaths
+from cache_agent.store.removal import GROUP_FILES
 from cache_agent.store.values import ImageOrigin, StoredFile, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, WeightyardError
@@ -152,6 +153,10 @@ class Publisher:
                 self._stage(record)
             # Before the rename: without a ledger, recovery only accepts a model that has its origin.
             self._keep_origin(key, origin)
+            # In groups, and before: nothing else needs them in the model's own transaction.
+            for start in range(0, len(record.files), GROUP_FILES):
+                group = record.files[start : start + GROUP_FILES]
+                self.ledger.add_authorizations(origin.repository, group)
             with self.ledger.transaction():
                 model = self.ledger.model(key)
                 if model is None:
@@ -159,7 +164,6 @@ class Publisher:
                     model = self.model_row(record, origin.image, fetch_seconds)
                     self.ledger.put_model(model, record)
                 self.ledger.put_image(origin, key, self.clock())
-                self.ledger.add_authorizations(origin.repository, record.files)
             self.disk.sync_directory(self.paths.models)
         return model
 

@@ -2,18 +2,21 @@
 
 The decision and the renames of every name into `trash/` happen inside the ledger's lock, while no lease can be taken
 and no file admitted; the slow unlinking follows outside, where nothing has these names any more. The ledger's rows go
-first: a crash in between leaves a complete model, found again at the next start, never a row without its model.
+first: a crash in between leaves a complete model, found again at the next start, never a row without its model. A
+model's files follow it in groups; those that a crash leaves are unreferenced, and the next start removes them.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Final, TypeVar
 
 from cache_agent.store.disk import Disk, status_of
 from cache_agent.store.ledger import Ledger
@@ -22,6 +25,10 @@ from cache_agent.store.reserve import LedgerReserve
 from cache_agent.store.values import StoredFile, StoredModel
 from modelimage.digest import Digest
 from modelimage.errors import InUse, NoSpace, NotFound
+
+T = TypeVar("T")
+# Removed under one lock of the ledger.
+GROUP_FILES: Final = 256
 
 
 @dataclass
@@ -64,13 +71,14 @@ class Remover:
 
     def remove_model(self, key: Digest, *, unpin: bool = False) -> int:
         """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""
-        return self._with_room(lambda: self._remove_model(key, unpin=unpin))
+        files = self._with_room(lambda: self._remove_model(key, unpin=unpin))
+        return self._remove_files(files, keep=())
 
     def remove_orphans(self, keep: Container[Digest]) -> int:
         """Remove files that no model, running pull or `keep` references; returns the bytes freed."""
-        return self._with_room(lambda: self._remove_orphans(keep))
+        return self._remove_files(self.ledger.unreferenced_files(), keep)
 
-    def _with_room(self, remove: Callable[[], int]) -> int:
+    def _with_room(self, remove: Callable[[], T]) -> T:
         try:
             return remove()
         except NoSpace:
@@ -82,7 +90,8 @@ class Remover:
         finally:
             self.reserve.restore()
 
-    def _remove_model(self, key: Digest, *, unpin: bool) -> int:
+    def _remove_model(self, key: Digest, *, unpin: bool) -> list[StoredFile]:
+        """Remove a model without its files, which are returned."""
         # `names`: a pull must not publish the model anew between its row and the last of its names.
         # Readers are excluded too: none may see a model's row without its directory.
         with self.names, self.ledger.exclusive():
@@ -93,29 +102,35 @@ class Remover:
                 refuse_if_held(model, unpin=unpin)
                 files = self.ledger.model_files(key)
                 self.ledger.drop_model(key)
-                orphans = [file for file in files if self._is_orphan(file.digest)]
-                for file in orphans:
-                    self.ledger.drop_file(file.digest)
             # The directory first: what describes a model must be there for as long as its directory is.
             trashed = self._to_trash(
                 [
                     self.paths.model(key),
-                    *map(self._path, orphans),
                     self.paths.origin(key),
                     self.paths.record(key),
                     self.paths.pin(key),
                 ]
             )
         self._empty(trashed, {self.paths.models, self.paths.pins})
-        return sum(file.size for file in orphans)
+        return files
 
-    def _remove_orphans(self, keep: Container[Digest]) -> int:
+    def _remove_files(self, files: Sequence[StoredFile], keep: Container[Digest]) -> int:
+        """Remove those files that nothing needs; returns the bytes freed."""
+        freed = 0
+        # In groups: of an image's tens of thousands of files, others wait for one group at most.
+        for start in range(0, len(files), GROUP_FILES):
+            group = files[start : start + GROUP_FILES]
+            freed += self._with_room(partial(self._remove_group, group, keep))
+        return freed
+
+    def _remove_group(self, files: Sequence[StoredFile], keep: Container[Digest]) -> int:
         with self.ledger.exclusive():
             with self.ledger.transaction():
+                # Decided here: since they were listed, a pull may have taken hold of some.
                 orphans = [
                     file
-                    for file in self.ledger.unreferenced_files()
-                    if file.digest not in self.holds and file.digest not in keep
+                    for file in files
+                    if self._is_orphan(file.digest) and file.digest not in keep
                 ]
                 for file in orphans:
                     self.ledger.drop_file(file.digest)

@@ -187,13 +187,25 @@ def make_root(root: Path) -> None:
 def make_directories(paths: StorePaths, disk: Disk) -> None:
     """Create a store's directories. A link or file in the place of one goes to quarantine: a link is never followed."""
     # First what everything else is moved to.
-    disk.mkdir(paths.quarantine)
+    _make_quarantine(paths, disk)
     for directory in paths.directories()[1:]:
         if not is_real_directory(directory) and status_of(directory) is not None:
             set_aside(directory, paths, disk)
         disk.mkdir(directory)
     if is_real_directory(paths.socket):
         set_aside(paths.socket, paths, disk)
+
+
+def _make_quarantine(paths: StorePaths, disk: Disk) -> None:
+    place = paths.quarantine
+    aside = place.with_name(f".{place.name}")
+    if status_of(place) is not None and not is_real_directory(place):
+        disk.remove_tree(aside)
+        disk.rename(place, aside)
+    disk.mkdir(place)
+    # Also what a start that was killed in between has left.
+    if status_of(aside) is not None:
+        set_aside(aside, paths, disk)
 
 
 def open_ledger(paths: StorePaths, disk: Disk) -> Ledger:

@@ -218,9 +218,7 @@ class ForeignFetch:
         reservation = self.store.space.reserve(
             need, evicting=evicting, resumes=self._partials(plans), beside=own
         )
-        return SpaceReservation(
-            self.store, need, stack.enter_context(reservation), evicting=evicting
-        )
+        return SpaceReservation(self.store, stack.enter_context(reservation), evicting=evicting)
 
     def _partials(self, plans: Sequence[LayerPlan]) -> set[str]:
         """Names of all that this pull has in `partial/`."""

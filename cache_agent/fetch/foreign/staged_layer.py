@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from cache_agent.store.budget import Reservation
 from cache_agent.store.partials import Partial
@@ -13,31 +14,38 @@ from modelimage.digest import Digest
 from modelimage.foreign import TarPiece
 from modelimage.hasher import EMPTY_FILE, FileDigests, FileHasher
 
+# Reserved beyond what is needed now, where it is free.
+_SPARE_BYTES: Final = 64 << 20
+
 
 class SpaceReservation:
-    """The space reserved for a pull before it starts. Compressed layers reserve more for each file as they need it.
+    """The space reserved for a pull before it starts. Compressed layers reserve more for their files as they need it.
 
     Thread-safe. Without `evicting` it uses only free space.
     """
 
-    def __init__(
-        self, store: Store, promised: int, reservation: Reservation, *, evicting: bool = True
-    ) -> None:
-        self._store, self._left, self._reservation = store, promised, reservation
-        self._evicting = evicting
+    def __init__(self, store: Store, reservation: Reservation, *, evicting: bool = True) -> None:
+        self._store, self._reservation, self._evicting = store, reservation, evicting
+        self._free = reservation.left
         self._lock = threading.Lock()
 
     @contextmanager
     def taking(self, size: int) -> Iterator[None]:
         """Cover `size` bytes that are allocated on disk inside the block. Raises NoSpace."""
+        size = max(size, 0)
         with self._lock:
-            # A compressed layer's files may be larger than the layer: what isn't covered is reserved now.
-            covered = min(max(size, 0), self._left)
-            self._left -= covered
-        with self._store.space.reserve(max(size, 0) - covered, evicting=self._evicting):
-            yield
+            if size > self._free:
+                self._grow(size - self._free)
+            self._free -= size
+        yield
         # After the allocation: the bytes count as promised or as used, never as neither.
-        self._reservation.spend(covered)
+        self._reservation.spend(size)
+
+    def _grow(self, lacking: int) -> None:
+        # A compressed layer's files may be larger than the layer, and many.
+        more = self._store.space.reserve(lacking, evicting=self._evicting, spare=_SPARE_BYTES)
+        self._free += more.left
+        self._reservation.absorb(more)
 
 
 class LayerStager:

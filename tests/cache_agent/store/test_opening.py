@@ -46,6 +46,24 @@ def test_an_error_after_recovery_leaves_neither_lock_nor_ledger_open(
     assert [model.key for model in open_node({}).store.models.all()] == [record.key]
 
 
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_in_the_place_of_the_quarantine_goes_there(
+    open_node: NodeFactory, root: Path, tmp_path: Path, kind: str
+) -> None:
+    open_node({}).close()
+    place = root / "quarantine"
+    place.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "file":
+        place.write_text("x")
+    else:
+        place.symlink_to(tmp_path / "elsewhere")
+    node = open_node({})
+    assert [each.name for each in place.iterdir()] == [".quarantine.0"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert node.check().findings == []
+
+
 def test_a_broken_model_that_is_leased_meanwhile_is_not_set_aside(
     open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
