@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from modelimage.errors import InvalidImage
 
-# The record of a model of 8 TB has a quarter of it.
-_MOST_MARKS: Final = 1_000_000
+# A manifest of ten thousand layers has half of it.
+_MOST: Final = 200_000
+# For documents that list a model's files or chunks: the record of a model of 8 TB has a quarter of it.
+MOST_OF_FILES: Final = 1_000_000
 _HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -34,13 +36,13 @@ def check_halves(document: object, data: bytes) -> None:
         json.dumps(document, ensure_ascii=False).encode()
 
 
-def parse(data: bytes, *, what: str) -> dict[str, Any]:
+def parse(data: bytes, *, what: str, most: int = _MOST) -> dict[str, Any]:
     """Parse bytes as a UTF-8 JSON object. `what` names the document in the error. Raises InvalidImage.
 
-    Also for a document of more than about a million values, whatever its size.
+    Also for a document of more than about `most` values, whatever its size.
     """
     # Counted before decoding: `[],[],...` takes 25 times its size in memory. Those in strings count too.
-    if sum(map(data.count, (b",", b"[", b"{", b":"))) > _MOST_MARKS:
+    if sum(map(data.count, (b",", b"[", b"{", b":"))) > most:
         raise InvalidImage(f"{what} has too many values")
     try:
         # Decoded explicitly: json.loads would also detect UTF-16 and UTF-32, which other image readers reject.

@@ -8,6 +8,7 @@ of them leaves a package.
 
 from __future__ import annotations
 
+import traceback
 from enum import Enum
 from typing import ClassVar
 
@@ -166,3 +167,18 @@ def public_name(error: WeightyardError) -> str:
 def first_line(error: Exception) -> str:
     """The first line of a dependency's error, at most 200 characters, for a message of ours; else its class."""
     return str(error).split("\n", 1)[0][:200] or type(error).__name__
+
+
+def release_locals(error: BaseException) -> None:
+    """Drop what the functions that an error came through still hold, such as the document that one of them refused.
+
+    For errors that are kept. Their tracebacks stay.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            left += [each.__cause__, each.__context__]

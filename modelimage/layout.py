@@ -105,7 +105,7 @@ class Layout:
         return without_tag(pick_entry(entries, name, self.path))
 
     def manifest(self, descriptor: Descriptor) -> bytes:
-        """A manifest's verified bytes. Raises NotFound, DigestMismatch, and InvalidImage above 16 MiB."""
+        """A manifest's verified bytes. Raises NotFound, DigestMismatch, and InvalidImage above 4 MiB."""
         if descriptor.size > MAX_MANIFEST_BYTES:
             raise InvalidImage(f"manifest {descriptor.digest} has {descriptor.size} bytes")
         data = self._read_blob(descriptor.digest)

@@ -23,7 +23,9 @@ SCHEMA_VERSION: Final = 1
 # The unit of fetching, verification and repair. A part of the schema: another size needs a new version.
 CHUNK_SIZE: Final = 32 << 20
 # Bounded before parsing: records come from untrusted images.
-MAX_RECORD_BYTES: Final = 16 << 20
+MAX_RECORD_BYTES: Final = 8 << 20
+# Of what it says beside its files and layers, which is kept as it was parsed.
+_MOST_SAID: Final = 256 << 10
 _BLAKE3 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -162,7 +164,7 @@ class Record:
     @classmethod
     def parse(cls, data: bytes) -> Record:
         """Parse and validate an untrusted record. Raises InvalidImage."""
-        document = canonical.parse(data, what="the record")
+        document = canonical.parse(data, what="the record", most=canonical.MOST_OF_FILES)
         # Checked first: another version may differ in every other member.
         if document.get("schemaVersion") != SCHEMA_VERSION:
             raise InvalidImage(
@@ -280,6 +282,8 @@ def _check(record: Record, data: bytes) -> None:
     # Otherwise the model key would not be the digest of the bytes in the image.
     if not _is_canonical(record, data):
         raise InvalidImage("it isn't in canonical form or has unknown members")
+    if len(canonical.to_bytes([record.quantization, record.extra])) > _MOST_SAID:
+        raise InvalidImage(f"it says more than {_MOST_SAID} bytes beside its files")
     check_files(record.files)
     layers = {layer.digest for layer in record.layers}
     if len(layers) != len(record.layers):

@@ -15,8 +15,9 @@ from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.ranges import ByteRange
 
-# Manifests are read into memory, so untrusted ones are bounded.
-MAX_MANIFEST_BYTES = 16 << 20
+# Manifests are read into memory, so untrusted ones are bounded: by what registries must take (distribution-spec,
+# "Pushing Manifests").
+MAX_MANIFEST_BYTES = 4 << 20
 
 
 class BlobStream(Protocol):
@@ -36,7 +37,7 @@ class ImageReader(Protocol):
         """The manifest with a tag or digest. Raises NotFound, AccessDenied, Unreachable."""
 
     def manifest(self, descriptor: Descriptor) -> bytes:
-        """A manifest's verified bytes. Raises DigestMismatch, and InvalidImage above 16 MiB."""
+        """A manifest's verified bytes. Raises DigestMismatch, and InvalidImage above 4 MiB."""
 
     def blob(
         self, descriptor: Descriptor, wanted: ByteRange | None = None

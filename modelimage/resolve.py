@@ -179,8 +179,10 @@ def _record(reader: ImageReader, layers: Sequence[Descriptor]) -> Record | None:
     place = record_place(layers)
     if place is None or layers[place].size > MAX_RECORD_BYTES:
         return None
-    data = record_bytes(read_blob(reader, layers[place], limit=MAX_RECORD_BYTES))
-    return None if data is None else parse_record(data)
+    layer = read_blob(reader, layers[place], limit=MAX_RECORD_BYTES)
+    with _one_record:
+        data = record_bytes(layer)
+        return None if data is None else Record.parse(data)
 
 
 def parse_record(data: bytes) -> Record:

@@ -319,9 +319,12 @@ class Job:
         now = self._monotonic()
         # Before Unreachable, its base class: an overloaded source answers, so it gets many more attempts.
         if isinstance(error, RateLimited):
-            pause = min(error.retry_after or _FIRST_REST * 2**count, _LONGEST_RETRY_AFTER)
+            asked = error.retry_after or 0.0
+            pause = min(asked or _FIRST_REST * 2**count, _LONGEST_RETRY_AFTER)
             self._rests[source] = max(self._rests[source], now + pause)
-            limit = self._policy.rate_limited_attempts
+            # Who asks for hours won't answer in minutes: another source may.
+            hopeless = asked > _LONGEST_RETRY_AFTER
+            limit = 1 if hopeless else self._policy.rate_limited_attempts
         elif isinstance(error, Unreachable):
             rest = min(_FIRST_REST * 2 ** (count - 1), _LONGEST_REST)
             self._rests[source] = max(self._rests[source], now + rest)

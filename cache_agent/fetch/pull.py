@@ -9,6 +9,7 @@ from cache_agent.errors import no_thread
 from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.values import PullRequest, PullResult, PullSnapshot
 from cache_agent.observability.events import PullEnded
+from modelimage.errors import release_locals
 
 
 class Pull:
@@ -98,6 +99,8 @@ class Pull:
         try:
             self._result = self._work(self._services)
         except BaseException as error:  # noqa: BLE001 - raised by `result`
+            # Many pulls that were refused one large document each would keep all of them.
+            release_locals(error)
             self._error = error
         self._end()
 

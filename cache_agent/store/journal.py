@@ -67,7 +67,7 @@ class ForeignPullState:
     @classmethod
     def parse(cls, data: bytes) -> ForeignPullState:
         """Raises InvalidImage."""
-        return cls.from_json(canonical.parse(data, what="a journal"))
+        return cls.from_json(canonical.parse(data, what="a journal", most=canonical.MOST_OF_FILES))
 
     def digests(self) -> set[Digest]:
         """Digests of its files that are known already."""
@@ -111,7 +111,7 @@ def read_journal(path: Path) -> AnyRecord | ForeignPullState:
     """Read a pull's journal. Raises InvalidImage, DiskFailed."""
     with reading(path):
         data = path.read_bytes()
-    document = canonical.parse(data, what="a journal")
+    document = canonical.parse(data, what="a journal", most=canonical.MOST_OF_FILES)
     if document.get("schema") == PULL_STATE_SCHEMA:
         return ForeignPullState.from_json(document)
     from modelimage.foreign import parse_record  # noqa: PLC0415

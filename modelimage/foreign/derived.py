@@ -111,7 +111,9 @@ class DerivedRecord:
     @classmethod
     def parse(cls, data: bytes) -> DerivedRecord:
         """Parse and validate a derived record. Raises InvalidImage."""
-        return cls.from_json(canonical.parse(data, what="a derived record"))
+        return cls.from_json(
+            canonical.parse(data, what="a derived record", most=canonical.MOST_OF_FILES)
+        )
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> DerivedRecord:
@@ -142,7 +144,7 @@ AnyRecord = Record | DerivedRecord
 
 def parse_record(data: bytes) -> AnyRecord:
     """Parse a record of either kind as stored by a node. Raises InvalidImage."""
-    document = canonical.parse(data, what="the record")
+    document = canonical.parse(data, what="the record", most=canonical.MOST_OF_FILES)
     # A weightyard record has `schemaVersion` instead.
     if "schema" in document:
         return DerivedRecord.from_json(document)

@@ -20,7 +20,7 @@ class Limits:
     stored in a form that can be rebuilt.
     """
 
-    members: int = 200_000
+    members: int = 100_000
     file_bytes: int = 4 << 40
     total_bytes: int = 16 << 40
     ratio: int = 200

@@ -114,7 +114,7 @@ class RegistryRepository:
         return described
 
     def manifest(self, descriptor: Descriptor) -> bytes:
-        """A manifest's verified bytes. Raises DigestMismatch, and InvalidImage above 16 MiB."""
+        """A manifest's verified bytes. Raises DigestMismatch, and InvalidImage above 4 MiB."""
         if descriptor.size > MAX_MANIFEST_BYTES:
             raise InvalidImage(f"manifest {descriptor.digest} has {descriptor.size} bytes")
         data, _ = self._get_manifest(str(descriptor.digest), limit=descriptor.size)

@@ -18,6 +18,8 @@ from modelimage.errors import RateLimited, Unreachable
 from modelimage.registry.exchange import Request, Response, Sender, WebOrigin
 
 _SLOW_DOWN = frozenset({429, 503})
+# Seconds. A longer wait is no other answer than this one: nobody waits for it.
+_MOST_RETRY_AFTER = 86_400.0
 # Statuses that may pass with time; all others are final answers to the request.
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -52,13 +54,16 @@ class RetryPolicy:
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds from a Retry-After header in either form (RFC 9110, section 10.2.3); None if absent or malformed."""
+    """Seconds from a Retry-After header in either form (RFC 9110, section 10.2.3); None if absent or malformed.
+
+    At most a day.
+    """
     if value is None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        # Cut to 9 digits: an absurd value only has to exceed `longest_wait`.
-        return float(text[:9])
+        # Cut to 9 digits: converting more than a few thousand is refused.
+        return min(_MOST_RETRY_AFTER, float(text[:9]))
     try:
         when = parsedate_to_datetime(text)
     except ValueError:
@@ -66,7 +71,7 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     # Dates without a zone are in GMT, as RFC 9110 requires.
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - now).total_seconds())
+    return min(_MOST_RETRY_AFTER, max(0.0, (when - now).total_seconds()))
 
 
 class HostPauses:
@@ -176,8 +181,9 @@ class Retrying:
         response.discard()
         host = WebOrigin.parse(response.url)
         if response.status in _SLOW_DOWN:
+            wait = f" and asks for a pause of {requested:.0f} s" if requested else ""
             raise RateLimited(
-                f"{host} limits the request rate ({response.status})",
+                f"{host} limits the request rate ({response.status}){wait}",
                 hint="Wait, or lower the number of parallel transfers.",
                 retry_after=requested,
                 outage=response.status == 503,

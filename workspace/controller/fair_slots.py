@@ -17,7 +17,7 @@ T = TypeVar("T")
 class FairSlots:
     """`total` slots with a thread each, of which no name (a namespace, a registry) holds more than `each`.
 
-    Each may hold a record of 16 MiB; the chart's memory limit of the controller allows the default for all.
+    Each may hold a record of 8 MiB; the chart's memory limit of the controller allows the default for all.
     """
 
     def __init__(self, total: int = 12, each: int = 3) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from modelimage.access import Access, open_reader
 from modelimage.allowed_registries import AllowedRegistries
-from modelimage.errors import AccessDenied, InvalidInput
+from modelimage.errors import AccessDenied, InvalidInput, release_locals
 from modelimage.reference import ImageReference
 from modelimage.registry.credentials import DockerConfig
 from modelimage.repository import ImageReader
@@ -58,7 +58,12 @@ class NamespacedResolver:
         def resolve() -> ResolvedImages:
             # From here on: a question that waited for others' has lost none of its own time.
             limited = access.within(_PATIENCE)
-            return resolve_workspace(workspace, lambda reference: _open(reference, limited))
+            try:
+                return resolve_workspace(workspace, lambda reference: _open(reference, limited))
+            except Exception as error:
+                # It is kept until the Workspace asks again, with the document that it refuses.
+                release_locals(error)
+                raise
 
         # Readers block: in the event loop, a slow registry would delay renewing the Lease.
         return await self._slots.run(names, resolve)

@@ -12,7 +12,7 @@ from workspace.controller.objects import container_ports
 Json = dict[str, Any]
 
 # vLLM's metrics take 100 kB; parsing a whole page takes the event loop's time.
-_PAGE_BYTES: Final = 1 << 20
+PAGE_BYTES: Final = 1 << 20
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
 
 
@@ -43,8 +43,8 @@ async def read_page(session: aiohttp.ClientSession, url: str) -> str:
             data = bytearray()
             async for chunk in answer.content.iter_any():
                 data += chunk
-                if len(data) > _PAGE_BYTES:
-                    raise RemoteRefused(f"the answer of {url} is longer than {_PAGE_BYTES} bytes")
+                if len(data) > PAGE_BYTES:
+                    raise RemoteRefused(f"the answer of {url} is longer than {PAGE_BYTES} bytes")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unreachable(f"{url} doesn't answer: {error}") from error
     return data.decode(errors="replace")

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 60.0
+_LONGEST_RETRY_AFTER: Final = 300.0
 
 
 async def _log_only(_key: Key, _error: Exception) -> None:
@@ -109,5 +110,6 @@ class Workers:
         delay = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(self._attempts[key], 10))
         self._attempts[key] += 1
         if isinstance(error, RateLimited) and error.retry_after:
-            delay = max(delay, error.retry_after)
+            # A registry that asks for days must not keep a Workspace from another that was set since.
+            delay = max(delay, min(error.retry_after, _LONGEST_RETRY_AFTER))
         return delay

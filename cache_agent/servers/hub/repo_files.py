@@ -114,7 +114,7 @@ class RepoFiles:
     @classmethod
     def parse(cls, data: bytes) -> RepoFiles:
         """Parse what `to_bytes` wrote. Raises InvalidImage."""
-        document = canonical.parse(data, what="a listing")
+        document = canonical.parse(data, what="a listing", most=canonical.MOST_OF_FILES)
         try:
             repo, commit = str(document["repo"]), str(document["commit"])
             return cls.from_tree(repo, commit, document["entries"])

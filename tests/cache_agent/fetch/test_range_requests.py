@@ -29,7 +29,7 @@ from cache_agent.sources.source import ChunkRange, Tier
 from cache_agent.sources.streams import chained, joined
 from cache_agent.sources.throttle import Caps, Throttle
 from modelimage.digest import Digest
-from modelimage.errors import Unreachable
+from modelimage.errors import RateLimited, Unreachable
 from modelimage.ranges import ByteRange
 from modelimage.record import CHUNK_SIZE, RecordFile, Role
 from modelimage.reference import parse_image
@@ -150,6 +150,20 @@ def test_what_failed_is_asked_for_alone() -> None:
     job._monotonic = lambda: 200.0
     assert indices(next_work(job)) == list(range(2, 8)), "what is left of it, and no more"
     assert indices(next_work(job)) == list(range(8, 16))
+
+
+@pytest.mark.parametrize(("asked", "ends"), [(None, False), (60.0, False), (7200.0, True)])
+def test_a_host_that_asks_for_hours_is_not_waited_for(asked: float | None, ends: bool) -> None:
+    """With no other source, its answer is the pull's; minutes are waited for."""
+    job = a_job([large(2)])
+    first = next_work(job)
+    job.failed(first, RateLimited("slow down", retry_after=asked), first.state.range_request)
+    job._monotonic = lambda: 300.0
+    if not ends:
+        assert indices(next_work(job)) == [0]
+        return
+    assert job.next_work(None) is None
+    assert isinstance(job.error, RateLimited)
 
 
 def test_when_few_files_are_left_all_of_them_come_to_their_end_together() -> None:

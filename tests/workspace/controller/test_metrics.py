@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import aiohttp
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from modelimage.errors import Unreachable
+from modelimage.errors import RateLimited, Unreachable
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
 from tests.workspace.controller.test_leader import Running
@@ -59,6 +60,29 @@ def test_passes_are_counted_by_how_they_ended() -> None:
         f"passes_finished_total Workspace {outcome}": 1 for outcome in ("Unreachable", "bug", "done")
     }  # fmt: skip
     assert found["pass_seconds_count Workspace"] == 3
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(None, 0.5), (30.0, 30.0), (86400.0, 300.0)])
+def test_no_answer_keeps_a_key_waiting_for_hours(asked: float | None, waited: float) -> None:
+    async def scenario() -> float:
+        given: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+        class Noting(WorkQueue[Key]):
+            def add_later(self, key: Key, seconds: float) -> None:
+                given.set_result(seconds)
+
+        async def limited(_: Key) -> float | None:
+            raise RateLimited("slow down", retry_after=asked)
+
+        queue = Noting()
+        queue.add(("ns", "name"))
+        running = asyncio.create_task(Workers(queue, limited, workers=1).run())
+        seconds = await given
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return seconds
+
+    assert asyncio.run(scenario()) == waited
 
 
 def test_a_scrape_of_the_leader_says_how_its_workspaces_are() -> None:
