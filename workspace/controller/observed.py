@@ -40,10 +40,10 @@ class Observed:
 
     `objects` are those of the namespace with the Workspace's label or with a name that it needs, pods included.
     `resolved` is the registry's result or error; None before a request. `wanted` is the autoscaler's number of
-    replicas; None without autoscaling or before its first result. `now` is RFC 3339. `refused` are writes of this pass
-    that the API server refused, in its words. `mounts` is what Events tell of pods that wait for volumes, by uid;
-    `published` the agents' records of pods' volumes, and `starts` what else is known of servers' starts. `analysis`
-    compares a new version with the one that serves.
+    replicas; None without autoscaling or before its first result. `unread`: why it can't read a server's load. `now` is
+    RFC 3339. `refused` are writes of this pass that the API server refused, in its words. `mounts` is what Events tell
+    of pods that wait for volumes, by uid; `published` the agents' records of pods' volumes, and `starts` what else is
+    known of servers' starts. `analysis` compares a new version with the one that serves.
     """
 
     document: Json
@@ -53,6 +53,7 @@ class Observed:
     environment: SystemSettings
     resolved: ResolvedImages | WeightyardError | None = None
     wanted: int | None = None
+    unread: WeightyardError | None = None
     groups: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
     mounts: Mapping[str, MountNews] = field(default_factory=dict)

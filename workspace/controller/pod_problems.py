@@ -135,7 +135,14 @@ def _of_volume(name: str, news: MountNews) -> Problem:
 
 
 def scaler_problem(observed: Observed, name: str) -> Problem | None:
-    """Why the HorizontalPodAutoscaler or KEDA can't scale; None if it can, or if neither is there."""
+    """Why the autoscaler can't scale; None if it can, or if there is none."""
+    unread = observed.unread
+    if unread is not None:
+        return Problem(
+            Reason.METRIC_UNAVAILABLE,
+            f"The built-in scaler can't read the servers' load: {quoted(unread.message)}. {unread.hint or ''} "
+            "The number of replicas stays.",
+        )
     for kind, conditions in _SCALERS.items():
         scaler = observed.find(kind, name)
         for each in conditions if scaler else ():

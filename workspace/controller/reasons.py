@@ -110,7 +110,7 @@ class Reason(StrEnum):
     SCALING_DOWN = ("ScalingDown", "The scaler takes replicas away.")
     METRIC_UNAVAILABLE = (
         "MetricUnavailable",
-        "The HorizontalPodAutoscaler or KEDA can't read its metric.",
+        "The autoscaler can't read its metric.",
     )
     QUOTA_NOT_ALLOWED = (
         "QuotaNotAllowed",

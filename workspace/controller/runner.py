@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -48,9 +48,15 @@ REGISTRY_RETRY: Final = 60.0
 
 @dataclass(slots=True)
 class ReplicaTargets:
-    """The scaler's number of replicas per Workspace. The scaler writes it, the runner reads it."""
+    """The scaler's number of replicas per Workspace, and why it can't read a load; the runner reads them."""
 
-    replicas: dict[Key, int]
+    replicas: dict[Key, int] = field(default_factory=dict)
+    unread: dict[Key, WeightyardError] = field(default_factory=dict)
+
+    def forget(self, key: Key) -> None:
+        """Drop what is known of a Workspace that isn't scaled."""
+        self.replicas.pop(key, None)
+        self.unread.pop(key, None)
 
 
 class Runner:
@@ -70,7 +76,7 @@ class Runner:
         self.metrics = metrics or Metrics()
         self.events = EventRecorder(api, now, self.metrics.recorded)
         self.queue: WorkQueue[Key] = WorkQueue()
-        self.wanted = ReplicaTargets({})
+        self.wanted = ReplicaTargets()
         self.starts = Starts()
         # Where a new version runs beside the one that serves; and of those what the analysis loop says.
         self.rollouts: dict[Key, RolloutStatus] = {}
@@ -108,7 +114,7 @@ class Runner:
         The cache must hold every object by then: one not yet seen would look deleted.
         """
         # Numbers of an earlier term of leadership are out of date.
-        self.wanted.replicas.clear()
+        self.wanted = ReplicaTargets()
         self.rollouts.clear()
         self.analyses.clear()
         for key in self.cache.workspaces():
@@ -127,11 +133,19 @@ class Runner:
         """How many Workspaces have which reason in their Ready condition, of those seen since this term began."""
         return Counter(self._reasons.values())
 
+    def note_unread(self, key: Key, problem: WeightyardError | None) -> None:
+        """Why the scaler can't read a Workspace's load, or that it can: told in the Workspace's status."""
+        known = self.wanted.unread.pop(key, None)
+        if problem is not None:
+            self.wanted.unread[key] = problem
+        if (known and known.message) != (problem and problem.message):
+            self.queue.add(key)
+
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a Workspace. Returns the seconds until the next pass. Raises the API's errors."""
         observed = self._observe(key)
         if observed is None:
-            self.wanted.replicas.pop(key, None)
+            self.wanted.forget(key)
             self._questions.forget(key)
             self._failed.discard(key)
             self._reasons.pop(key, None)
@@ -176,6 +190,7 @@ class Runner:
             now=timestamp(self._now().timestamp()),
             environment=self._environment,
             wanted=self.wanted.replicas.get(key),
+            unread=self.wanted.unread.get(key),
             analysis=self.analyses.get(key),
             groups=self._groups,
         )

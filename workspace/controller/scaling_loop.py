@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.errors import InvalidInput, RemoteRefused, WeightyardError, release_locals
 from workspace import arguments
 from workspace.controller.conditions import sentence
 from workspace.controller.object_cache import Key
@@ -87,14 +87,20 @@ def policy_of(workspace: Workspace, args: Sequence[str] = ()) -> Policy | None:
     )
 
 
-async def read_load(session: aiohttp.ClientSession, targets: Targets) -> Load:
-    """The current load of one Workspace. A server that doesn't respond is missing in the readings."""
+async def read_load(
+    session: aiohttp.ClientSession, targets: Targets
+) -> tuple[Load, RemoteRefused | None]:
+    """The current load of one Workspace, and why a server's answer can't be read, if one can't.
+
+    A server that doesn't respond is missing in the readings: it starts, or is busy.
+    """
     # Of each Workspace: one with hundreds of servers must not open as many connections at once.
     places = asyncio.Semaphore(_AT_ONCE)
     pages = await asyncio.gather(*(_reading(session, each, places) for each in targets.servers))
     held = await _held(session, targets.activator) if targets.activator else 0
-    readings = tuple(each for each in pages if each is not None)
-    return Load(targets.current, len(targets.servers), readings, held)
+    readings = tuple(each for each in pages if isinstance(each, Reading))
+    refused = next((each for each in pages if isinstance(each, RemoteRefused)), None)
+    return Load(targets.current, len(targets.servers), readings, held), refused
 
 
 class ScalingLoop:
@@ -143,10 +149,12 @@ class ScalingLoop:
         """Reads one Workspace's load and sets its number of replicas."""
         found = self._find(key)
         if found is None:
-            self._runner.wanted.replicas.pop(key, None)
+            self._runner.note_unread(key, None)
+            self._runner.wanted.forget(key)
             return
         scaler, targets = found
-        load = await read_load(self._session, targets)
+        load, unread = await read_load(self._session, targets)
+        self._runner.note_unread(key, unread)
         answer = scaler.step(load, self._clock())
         if self._runner.wanted.replicas.get(key) != answer.replicas:
             if answer.replicas != load.current:
@@ -227,13 +235,15 @@ def _deployment(name: str, objects: Sequence[Json]) -> Json | None:
 
 async def _reading(
     session: aiohttp.ClientSession, server: str, places: asyncio.Semaphore
-) -> Reading | None:
+) -> Reading | WeightyardError:
     try:
         async with places:
             return parse_reading(await read_page(session, f"{server}/metrics"))
     except WeightyardError as error:
         logger.debug("%s: %s", server, error.message)
-        return None
+        # Kept for a moment beside those of many others.
+        release_locals(error)
+        return error
 
 
 async def _held(session: aiohttp.ClientSession, activator: str) -> int:

@@ -47,6 +47,7 @@ class Cluster:
     registry_up: bool = True
     tags: dict[str, str] = field(default_factory=dict)
     wanted: int | None = None
+    unread: WeightyardError | None = None
     labels_nodes: bool = False
     built: set[str] = field(default_factory=set)
     builds_fail: bool = False
@@ -125,6 +126,7 @@ class Cluster:
             analysis=self.analysis,
             environment=self.environment,
             wanted=self.wanted,
+            unread=self.unread,
             groups=frozenset({"keda.sh"}),
         )
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelimage.errors import RemoteRefused
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import Json, cluster, condition, status
 from workspace.controller.pod_problems import pod_problem, worst_problem
@@ -218,6 +219,19 @@ def test_an_autoscaler_that_cannot_read_its_metric_is_told(
     assert "no metrics API" in ready["message"]
     paused = {"type": "ScalingActive", "status": "False", "reason": "ScalingDisabled"}
     made.api.update(kind, NAMESPACE, NAME, lambda d: d.update(status={"conditions": [paused]}))
+    made.reconcile()
+    assert condition(made, "Ready")["status"] == "True"
+
+
+def test_a_load_that_the_built_in_scaler_cannot_read_is_told() -> None:
+    made = cluster("n1", scale={"min": 1, "max": 2})
+    made.settle()
+    made.unread = RemoteRefused("the server's metrics have no queue length", hint="Enable them.")
+    made.reconcile()
+    ready = condition(made, "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "MetricUnavailable")
+    assert "no queue length. Enable them. The number of replicas stays." in ready["message"]
+    made.unread = None
     made.reconcile()
     assert condition(made, "Ready")["status"] == "True"
 

@@ -69,6 +69,41 @@ def test_a_slow_workspace_is_late_itself_and_holds_up_no_other(
     assert len([record for record in caplog.records if record.exc_info]) == 4
 
 
+def test_an_engine_without_queue_metrics_is_told_once() -> None:
+    """Otherwise its Workspace would never be scaled, and nothing would say why."""
+    pages = [
+        "python_info 1\n",
+        "python_info 1\n",
+        "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n",
+    ]
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=pages.pop(0))
+
+    async def scenario() -> list[tuple[str | None, int]]:
+        app = web.Application()
+        app.router.add_get("/metrics", page)
+        served = web.AppRunner(app)
+        await served.setup()
+        site = web.TCPSite(served, "127.0.0.1", 0)
+        await site.start()
+        url = f"http://127.0.0.1:{served.addresses[0][1]}"
+        runner, seen = a_runner(QUICK), []
+        async with aiohttp.ClientSession() as session:
+            while pages:
+                _, unread = await read_load(session, Targets(1, (url,), None))
+                runner.note_unread(QUICK, unread)
+                known = runner.wanted.unread.get(QUICK)
+                seen.append((known and known.message, len(runner.queue)))
+                if len(runner.queue):
+                    runner.queue.done(await runner.queue.take())
+        await served.cleanup()
+        return seen
+
+    lacks = "the server's metrics have no queue length"
+    assert asyncio.run(scenario()) == [(lacks, 1), (lacks, 0), (None, 1)]
+
+
 def test_the_servers_of_one_workspace_are_read_a_few_at_a_time() -> None:
     """Thousands of slow servers must not take thousands of connections."""
     at_once, most = 0, 0
@@ -90,9 +125,10 @@ def test_the_servers_of_one_workspace_are_read_a_few_at_a_time() -> None:
         await site.start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            load = await read_load(session, Targets(1, tuple([url] * 100), None))
+            load, unread = await read_load(session, Targets(1, tuple([url] * 100), None))
         await runner.cleanup()
         assert load.waiting == 200
+        assert unread is None
 
     asyncio.run(scenario())
     assert 1 <= most <= 32

@@ -59,7 +59,7 @@ class Fleet:
         for number in itertools.count():
             await self._probe(session)
             targets = Targets(len(self.replicas), tuple(self.serving()), activator)
-            answer = scaler.step(await read_load(session, targets), number * self.period)
+            answer = scaler.step((await read_load(session, targets))[0], number * self.period)
             while len(self.replicas) < answer.replicas:
                 self._start()
             while len(self.replicas) > answer.replicas:
@@ -78,14 +78,16 @@ class Fleet:
 
     async def _drain(self, session: aiohttp.ClientSession) -> None:
         """Take the least busy replica out, let it finish, stop it: what preStop does in a pod."""
-        loads = [await read_load(session, Targets(1, (each.url,), None)) for each in self.replicas]
+        loads = [
+            (await read_load(session, Targets(1, (each.url,), None)))[0] for each in self.replicas
+        ]
         index = min(range(len(loads)), key=lambda i: loads[i].running + loads[i].waiting)
         replica = self.replicas[index]
         replica.ready, replica.leaving = False, True
         busy = True
         while busy:
             await asyncio.sleep(self.period)  # requests on their way to it arrive first
-            found = await read_load(session, Targets(1, (replica.url,), None))
+            found, _ = await read_load(session, Targets(1, (replica.url,), None))
             busy = bool(found.running + found.waiting)
         await asyncio.to_thread(replica.process.stop)
         self.replicas.remove(replica)
