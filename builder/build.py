@@ -42,6 +42,7 @@ from modelimage.quantization import DEFAULT_VARIANT
 from modelimage.readback import check_publication
 from modelimage.record import Record
 from modelimage.referrers import Artifact, attach
+from modelimage.tracing import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,8 @@ def build(
     source: ModelSource, destination: Destination, options: BuildOptions, tools: BuildTools
 ) -> BuildResult:
     """Build and publish. Raises the errors of all steps; the destination then has no new tag."""
-    plan = plan_build(source, options)
+    with span("survey"):
+        plan = plan_build(source, options)
     expected = plan_layers(bounded_sizes(plan.survey.planned(), options.max_layer_size))
     below = options.base.layer_count if options.base else 0
     # Before anything is fetched: a limit of the registry must not be found after hours of work.
@@ -141,7 +143,8 @@ def build(
         check_torch()
     # Streaming needs no space here, but what is converted, quantized or split must be on this disk.
     staged = not may_stream(plan.survey, destination, options)
-    published = collect(plan.survey, tools.work_root, tools.reporter, staged=staged)
+    with span("collect"):
+        published = collect(plan.survey, tools.work_root, tools.reporter, staged=staged)
     for warning in (*plan.survey.warnings, *published.warnings):
         tools.reporter.say(warning)
     # From headers alone: a variant that can't be made must fail before hours of work.
@@ -157,8 +160,10 @@ def build(
             else quantized_variant(published, name, options.quantize, tools.reporter)
         )
         split = _split(variant, options.max_layer_size, tools.reporter)
-        packed.append(pack_variant(split, destination, tools, origin=origin))
-    result = publish_variants(packed, destination, options, tools.reporter)
+        with span("pack", variant=variant.name):
+            packed.append(pack_variant(split, destination, tools, origin=origin))
+    with span("publish"):
+        result = publish_variants(packed, destination, options, tools.reporter)
     # Only now: after any earlier failure the next run resumes from this directory.
     published.build_dir.remove()
     return result

@@ -24,6 +24,7 @@ from modelimage.layout import Layout
 from modelimage.record import RecordFile, RecordLayer
 from modelimage.repository import StreamedContent, StreamedWriter
 from modelimage.stage_workers import available_cores, run_all
+from modelimage.tracing import span
 
 # One file keeps about three cores busy: two sha256, one BLAKE3, reading and writing.
 _CORES_PER_LAYER = 3
@@ -90,7 +91,8 @@ class Packer:
             return _packed(layer, known, remembered=True)
         away = any(file.path in self.checkpoint.remote for file in layer.files)
         read = self._stream if away else self._read
-        digests = read(layer, advance)
+        with span("stream" if away else "hash", size=layer.size):
+            digests = read(layer, advance)
         # Under the key from before the read, and only once the whole layer is stored.
         if key:
             self.remembered.remember(key, digests)

@@ -25,6 +25,7 @@ from modelimage.recipe import FileSlice, Recipe
 from modelimage.referrers import blob_content
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
 from modelimage.stage_workers import both, run_all
+from modelimage.tracing import span
 
 SENDS_AT_ONCE: Final = 4
 
@@ -78,7 +79,10 @@ def send(
     progress.resume(held)
 
     def put(layer: Descriptor, guarded: Callable[[int], None]) -> None:
-        with progress.part(layer.digest.short, layer.size) as advance:
+        with (
+            span("upload", digest=str(layer.digest), size=layer.size),
+            progress.part(layer.digest.short, layer.size) as advance,
+        ):
             writer.put_blob(_content(layer, sources, base), both(guarded, advance))
 
     run_all(plan.send, put, advance=lambda _: None, workers=SENDS_AT_ONCE)

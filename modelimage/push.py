@@ -22,6 +22,7 @@ from modelimage.ranges import ByteRange
 from modelimage.registry.retry import Backoff
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
 from modelimage.stage_workers import both, run_all
+from modelimage.tracing import span
 
 WORKERS: Final = 4
 _BUFFER_BYTES: Final = 1 << 20
@@ -143,7 +144,7 @@ def execute(
     reports = reporting or Reporting()
 
     def send(blob: Descriptor, guarded: Callable[[int], None]) -> None:
-        with reports.part(blob) as advance:
+        with span("upload", digest=str(blob.digest), size=blob.size), reports.part(blob) as advance:
             writer.put_blob(content_of(blob), both(guarded, advance))
         reports.finished(blob)
 

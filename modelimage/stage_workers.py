@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from modelimage.repository import StopRequested
+from modelimage.tracing import bound
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,7 +61,7 @@ def run_all(
     switch = StopSwitch()
     guarded = switch.guard(advance)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="build") as pool:
-        futures = [pool.submit(job, item, guarded) for item in items]
+        futures = [pool.submit(bound(job), item, guarded) for item in items]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             return _results(futures)

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
@@ -18,11 +19,14 @@ from typing import Any, Final
 import click
 
 from modelimage.errors import WeightyardError
+from modelimage.tracing import is_on, tracing
 from weightyard import __version__, exits
 from weightyard.advanced import help_all_option
 from weightyard.console import DEBUG_VARIABLE, Console, debugging
 from weightyard.extras import missing_extra
 
+# Commands that move models: a trace of anything else would say nothing.
+_TRACED: Final = frozenset({"build", "copy", "prewarm", "pull", "quantize", "up", "verify"})
 COMPLETE_VARIABLE: Final = "_WEIGHTYARD_COMPLETE"
 # What other programs call it: the words that people try first.
 _ELSEWHERE: Final[Mapping[str, str]] = {
@@ -238,13 +242,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         from weightyard.shell_completion import register  # noqa: PLC0415
 
         register({name: entry.summary for name, entry in entries().items()})
-    return guarded(
-        lambda: weightyard.main(
-            args=list(sys.argv[1:] if argv is None else argv),
-            prog_name="weightyard", standalone_mode=False, obj=console,
-        ),
-        console=console,
-    )  # fmt: skip
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> object:
+        with _traced(words):
+            return weightyard.main(
+                args=words, prog_name="weightyard", standalone_mode=False, obj=console
+            )
+
+    return guarded(run, console=console)
+
+
+def _traced(words: Sequence[str]) -> AbstractContextManager[None]:
+    """A trace around a command that moves models, where a collector is named."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command not in _TRACED or not is_on(os.environ):
+        return nullcontext()
+    return tracing(os.environ, service="weightyard", name=f"weightyard {command}")
 
 
 def guarded(call: Callable[[], object], *, console: Console) -> int:

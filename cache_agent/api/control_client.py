@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,6 +38,7 @@ from cache_agent.api.wire import (
 )
 from cache_agent.api.wire_parsers import parse, parse_json, parse_pull_event
 from cache_agent.net.sockets import connect, is_listening
+from modelimage import tracing
 from modelimage.errors import RemoteRefused, Unreachable
 from modelimage.reference import LayoutReference, parse_image
 
@@ -175,7 +176,10 @@ class AgentClient:
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = _UnixConnection(self._path, timeout)
         data = json.dumps(to_document(body)).encode() if body is not None else None
-        headers: Mapping[str, str] = {"Content-Type": "application/json"} if data else {}
+        headers = {"Content-Type": "application/json"} if data else {}
+        parent = tracing.traceparent()
+        if parent:
+            headers[tracing.TRACEPARENT] = parent
         try:
             connection.request(method, path, data, headers)
             answer = connection.getresponse()

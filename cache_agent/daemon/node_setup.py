@@ -245,8 +245,11 @@ def control_service(node: Node, status: Callable[[], NodeCache]) -> Service:
 
 def open_service(store: Roots, root: Path, access: Access | None) -> tuple[Node, Service]:
     """A command's node over its open store, with the images themselves as the only sources, and its operations."""
+    from cache_agent.observability.traces import traces_here  # noqa: PLC0415
+
     options = NodeOptions(root)
-    node = _assemble(store, _trust(options), options, NodeParts.real(access or Access()))
+    parts = NodeParts.real(access or Access(), traces_here())
+    node = _assemble(store, _trust(options), options, parts)
 
     def status() -> NodeCache:
         from cache_agent.prewarm.node_status import status_without_agent  # noqa: PLC0415

@@ -363,6 +363,16 @@ def by_source(jobs: Sequence[Job]) -> Iterator[tuple[str, str, int]]:
                 yield source.tier.value, source.name, size
 
 
+def transfers(jobs: Sequence[Job], since: float) -> Iterator[tuple[str, str, int, float, float]]:
+    """(tier, name, bytes, first request, last byte) of every source that sent any bytes; seconds after `since`."""
+    for job in jobs:
+        for source, size, times in zip(
+            job.sources, job.bytes_by_source, job.times_by_source, strict=True
+        ):
+            if size and times is not None:
+                yield source.tier.value, source.name, size, times[0] - since, times[1] - since
+
+
 def by_tier(jobs: Sequence[Job]) -> Iterator[tuple[str, int, float]]:
     """(tier, bytes, seconds from its first request to its last byte) of every tier that sent any bytes."""
     found: dict[str, tuple[int, float, float]] = {}

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.engine import FetchEngine
-from cache_agent.fetch.job import ChunkSink, Job, SourceRetryPolicy, by_source, by_tier
+from cache_agent.fetch.job import ChunkSink, Job, SourceRetryPolicy, by_source, by_tier, transfers
 from cache_agent.fetch.range_planner import FileQueue
 from cache_agent.fetch.values import PRIORITY_WAITING, PullRequest, PullSnapshot, PullState
 from cache_agent.observability.events import PullEnded
@@ -109,6 +109,8 @@ class PullServices:
             by_source=tuple(by_source(self._jobs)),
             message=str(error or ""),
             phases=tuple(self._phases),
+            transfers=tuple(transfers(self._jobs, self._started)),
+            trace=self.request.trace,
         )
 
     # In any thread

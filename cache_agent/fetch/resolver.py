@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Final
 
 from cache_agent.access.signatures import Trust
 from cache_agent.fetch.foreign.fetch import ForeignImage
@@ -22,6 +23,8 @@ from modelimage.foreign import AS_PUBLISHED, describe_foreign, resolve_manifest,
 from modelimage.ranges import ByteRange
 from modelimage.reference import ImageReference
 from modelimage.repository import BlobStream, ImageReader
+
+_MOST_KEPT: Final = 1 << 20  # bytes of a manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,10 @@ class CachingReader:
         # By digest: unlike a tag, its content never changes.
         data = self._manifests.get(descriptor.digest)
         if data is None:
-            data = self._manifests[descriptor.digest] = self._inner.manifest(descriptor)
+            data = self._inner.manifest(descriptor)
+            # Larger ones, which no builder makes, are read again instead of kept.
+            if len(data) <= _MOST_KEPT:
+                self._manifests[descriptor.digest] = data
         return data
 
     def blob(

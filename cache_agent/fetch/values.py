@@ -30,6 +30,7 @@ class PullRequest:
     """A model to pull. `reader` uses the caller's own credentials; None uses the node's.
 
     `caps` limit its transfers until a caller waits for its files. Without `evicting` it uses only free space.
+    `trace` is the `traceparent` of what asked for it; empty for none.
     """
 
     image: ImageReference
@@ -38,6 +39,7 @@ class PullRequest:
     reader: ImageReader | None = None
     caps: tuple[Throttle, ...] = ()
     evicting: bool = True
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

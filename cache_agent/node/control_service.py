@@ -26,6 +26,7 @@ from cache_agent.node.store_service import StoreService
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.roots import Roots
 from modelimage.reference import parse_image
+from modelimage.tracing import traceparent
 
 WATCH_SECONDS = 0.2
 
@@ -54,11 +55,11 @@ class Service(StoreService):
         self._pull, self._check = pull, check
         self._activity, self._warmer, self._status = activity, warmer, status
 
-    def start_pull(self, body: PullBody) -> Pull:
-        """Start a pull. Raises InvalidInput."""
-        return self._pull(
-            PullRequest(parse_image(absolute_image(body.image)), body.variant, body.priority)
-        )
+    def start_pull(self, body: PullBody, parent: str = "") -> Pull:
+        """Start a pull, in the trace of a `traceparent` header or of the caller. Raises InvalidInput."""
+        image = parse_image(absolute_image(body.image))
+        trace = parent or traceparent()
+        return self._pull(PullRequest(image, body.variant, body.priority, trace=trace))
 
     def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:
         """See `Cache.pull`."""

@@ -22,6 +22,7 @@ class PullEnded:
 
     `outcome`: `done`, or the error's class. `seconds`: its duration. `reused`: bytes that were stored already.
     `by_source`: (tier, source, bytes) of what was fetched. `phases`: (name, start in seconds since the pull's start).
+    `transfers`: (tier, source, bytes, first request, last byte), the times as for phases. `trace`: its `traceparent`.
     """
 
     image: str
@@ -31,6 +32,8 @@ class PullEnded:
     by_source: Sequence[tuple[str, str, int]]
     message: str = ""
     phases: Sequence[tuple[str, float]] = ()
+    transfers: Sequence[tuple[str, str, int, float, float]] = ()
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,19 @@
-"""Exports pulls as OpenTelemetry spans: one per pull, with a child span for each phase. Off without a collector.
+"""Exports pulls as OpenTelemetry spans: one per pull, with a child for each phase and for each source's transfer.
 
-`OTEL_EXPORTER_OTLP_ENDPOINT` (or `..._TRACES_ENDPOINT`) turns it on. OpenTelemetry's own variables set headers,
-sampling and resource attributes. Its packages are imported only when it is on.
+`modelimage.tracing` says what turns it on. Chunks have no spans: a large model has thousands.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cache_agent.observability.events import Event, Events, PullEnded
+from modelimage.tracing import context_of, is_on, open_provider, provider
 
 SERVICE: Final = "weightyard-agent"
-_PATIENCE_SECONDS: Final = 2.0
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 @dataclass
@@ -40,14 +39,25 @@ class Traces(Events):
             "weightyard.reused_bytes": end.reused,
             **{f"weightyard.fetched_bytes.{tier}": n for tier, n in _by_tier(end).items()},
         }
-        span = tracer.start_span("pull", start_time=_ns(began), attributes=attributes)
+        parent = context_of(end.trace) if end.trace else None
+        span = tracer.start_span(
+            "pull", context=parent, start_time=_ns(began), attributes=attributes
+        )
         if end.outcome != "done":
             span.set_status(trace.Status(trace.StatusCode.ERROR, end.message))
-        parent = trace.set_span_in_context(span)
+        within = trace.set_span_in_context(span)
         ends = [*(at for _, at in end.phases[1:]), end.seconds]
         for (name, at), until in zip(end.phases, ends, strict=True):
-            child = tracer.start_span(name, context=parent, start_time=_ns(began + at))
+            child = tracer.start_span(name, context=within, start_time=_ns(began + at))
             child.end(_ns(began + until))
+        for tier, source, size, first, last in end.transfers:
+            told = {
+                "weightyard.tier": tier, "weightyard.source": source, "weightyard.bytes": size,
+            }  # fmt: skip
+            child = tracer.start_span(
+                f"fetch from {tier}", context=within, start_time=_ns(began + first), attributes=told
+            )
+            child.end(_ns(began + last))
         span.end(_ns(began + end.seconds))
 
     def close(self) -> None:
@@ -57,21 +67,13 @@ class Traces(Events):
 
 def open_traces(environ: Mapping[str, str], clock: Callable[[], float]) -> Traces | None:
     """Traces to the collector that the environment names; None when it names none."""
-    if not any(environ.get(name) for name in _ENDPOINTS):
-        return None
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
-        OTLPSpanExporter,
-    )
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    return Traces(open_provider(environ, SERVICE), clock) if is_on(environ) else None
 
-    name = environ.get("OTEL_SERVICE_NAME", SERVICE)
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    # Short, because a collector that is down must not delay the agent's shutdown.
-    patience = None if environ.get("OTEL_EXPORTER_OTLP_TIMEOUT") else _PATIENCE_SECONDS
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=patience)))
-    return Traces(provider, clock)
+
+def traces_here() -> Traces | None:
+    """Traces in the trace of the calling program; None while it has none. The program sends them at its end."""
+    here = provider()
+    return None if here is None else Traces(here, time.time)
 
 
 def _by_tier(end: PullEnded) -> dict[str, int]:

@@ -30,6 +30,7 @@ from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.servers.observe import ObserveApi
 from modelimage.errors import InvalidInput, WeightyardError, first_line
+from modelimage.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -97,7 +98,8 @@ class ControlApi:
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         body = await _body(request, PullBody)
-        pull = await self._executor.call(lambda: self._service.start_pull(body))
+        parent = request.headers.get(TRACEPARENT, "")
+        pull = await self._executor.call(lambda: self._service.start_pull(body, parent))
         answer = web.StreamResponse(headers={"Content-Type": "application/jsonl"})
         try:
             await answer.prepare(request)

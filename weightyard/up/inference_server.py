@@ -16,6 +16,7 @@ from typing import Final
 from modelimage.child import SAFE_PATH, StallTimer, work_of
 from modelimage.errors import EngineFailed, TimedOut
 from modelimage.tcp_listener import check_free, listen_tcp
+from modelimage.tracing import VARIABLE, traceparent
 from weightyard.up.process import ProcessIdentity, identify, stop_session
 from weightyard.up.stages import BOOTING, cause, last_words
 from workspace.engine_log import EngineLog, stage_of
@@ -154,7 +155,11 @@ def start(
     """Starts the server and returns immediately. Raises Busy when the port is taken, EngineFailed."""
     # Otherwise another server on this port would pass the health check.
     check_port(host, plan.port)
-    environment = {**environ, **SAFE_PATH, **{each.name: each.value or "" for each in plan.env}}
+    # vLLM continues the trace of its parent, where its own tracing is on.
+    parent = traceparent()
+    traced = {VARIABLE: parent} if parent else {}
+    given = {each.name: each.value or "" for each in plan.env}
+    environment = {**environ, **SAFE_PATH, **traced, **given}
     # Truncated: the cause of an end is read from this log, and must not be an earlier start's.
     with log.open("wb") as output:
         try:

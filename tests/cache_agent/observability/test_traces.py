@@ -59,7 +59,7 @@ def test_a_pull_is_a_span_with_a_child_for_each_phase(
         traces.close()
         spans = {span.name: span for span in reversed(collector.spans)}
         whole = [span for span in collector.spans if span.name == "pull"]
-    assert set(spans) == {"pull", "resolving", "fetching", "publishing"}
+    assert set(spans) == {"pull", "resolving", "fetching", "publishing", "fetch from registry"}
     done, failed = sorted(whole, key=lambda span: span.status.code)
     attributes = {each.key: each.value for each in done.attributes}
     assert attributes["weightyard.outcome"].string_value == "done"
