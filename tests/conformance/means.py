@@ -18,13 +18,13 @@ import yaml
 from cache_agent.api.kube.connection import Connection, TokenCredentials
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.kube.kubeconfig import from_kubeconfig, load
-from modelimage.errors import WeightyardError
+from modelimage.errors import NotFound, WeightyardError
 from tests.servers import process
 from tests.workspace.controller.httpapi import HttpApi
 
 Json = dict[str, Any]
 SECONDS = 120
-FLOWS = "/apis/flowcontrol.apiserver.k8s.io/v1"
+FLOWS = "flowcontrol.apiserver.k8s.io"
 
 
 @dataclass(frozen=True)
@@ -73,44 +73,29 @@ class RealMeans:
     @contextlib.asynccontextmanager
     async def throttled(self, namespace: str, account: str) -> AsyncIterator[None]:
         """By priority and fairness: a level without seats serves one request at a time, and rejects others."""
-        name = f"conformance-{uuid.uuid4().hex[:8]}"
-        limited = {
+        limits: Json = {
             "nominalConcurrencyShares": 0,
             "lendablePercent": 0,
             "borrowingLimitPercent": 0,
-            "limitResponse": {"type": "Reject"},
         }
-        who = {
-            "kind": "ServiceAccount",
-            "serviceAccount": {"namespace": namespace, "name": account},
-        }
-        every = {
-            "verbs": ["*"],
-            "apiGroups": ["*"],
-            "resources": ["*"],
-            "clusterScope": True,
-            "namespaces": ["*"],
-        }
-        rules = [{"subjects": [who], "resourceRules": [every]}]
-        level = {"type": "Limited", "limited": limited}
+        api = f"{FLOWS}/v1"
+        try:
+            await self.client.get(f"/apis/{api}/flowschemas")
+        except NotFound:  # before Kubernetes 1.29
+            limits, api = {"assuredConcurrencyShares": 1}, f"{FLOWS}/v1beta2"
+        name = f"conformance-{uuid.uuid4().hex[:8]}"
+        level = {"type": "Limited", "limited": {**limits, "limitResponse": {"type": "Reject"}}}
         flow = {
-            "priorityLevelConfiguration": {"name": name}, "matchingPrecedence": 2, "rules": rules,
+            "priorityLevelConfiguration": {"name": name}, "matchingPrecedence": 2,
+            "rules": [_whatever(namespace, account)],
         }  # fmt: skip
-        specs = {
-            "prioritylevelconfigurations": ("PriorityLevelConfiguration", level),
-            "flowschemas": ("FlowSchema", flow),
-        }
-        api = FLOWS.removeprefix("/apis/")
         async with contextlib.AsyncExitStack() as stack:
-            for plural, (kind, spec) in specs.items():
-                document = {
-                    "apiVersion": api,
-                    "kind": kind,
-                    "metadata": {"name": name},
-                    "spec": spec,
-                }
-                await self.client.create(f"{FLOWS}/{plural}", document)
-                stack.push_async_callback(self.client.call, "DELETE", f"{FLOWS}/{plural}/{name}")
+            for kind, spec in (("PriorityLevelConfiguration", level), ("FlowSchema", flow)):
+                path = f"/apis/{api}/{kind.lower()}s"
+                metadata = {"name": name}
+                document = {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
+                await self.client.create(path, document)
+                stack.push_async_callback(self.client.call, "DELETE", f"{path}/{name}")
             yield
 
     async def restart(self) -> None:
@@ -126,3 +111,14 @@ class RealMeans:
         except WeightyardError:
             return False
         return True
+
+
+def _whatever(namespace: str, account: str) -> Json:
+    """Everything that a service account asks, as a rule of a FlowSchema."""
+    who = {
+        "kind": "ServiceAccount", "serviceAccount": {"namespace": namespace, "name": account},
+    }  # fmt: skip
+    every = {
+        "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": True, "namespaces": ["*"],
+    }  # fmt: skip
+    return {"subjects": [who], "resourceRules": [every]}
