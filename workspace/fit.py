@@ -107,7 +107,9 @@ def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Dem
             context = _context(facts, hardware, demand, tokens)
             passed = tuple(dict.fromkeys(reasons))
             return Fit(variant, gpus, context, passed, kv_dtype, tokens, demand.groups)
-        reasons.append(f"{why_not} with an {kv_dtype} cache" if kv_dtype == KV_FP8 else why_not)
+        # What holds for any cache is said once.
+        if why_not not in reasons:
+            reasons.append(f"{why_not} with an {kv_dtype} cache" if kv_dtype == KV_FP8 else why_not)
     chosen = {variant: candidates[variant] for variant in variants}
     raise _nothing_fits(chosen, hardware, demand, "; ".join(dict.fromkeys(reasons)))
 
@@ -169,6 +171,11 @@ def _nothing_fits(
             f"the model doesn't fit: {reasons}",
             hint="Ask for a shorter spec.runtime.contextLength, a smaller variant, or more or larger GPUs.",
         )
+    if engine is Engine.VLLM and not any(_is_loaded(facts) for facts in tried.values()):
+        return DoesNotFit(
+            f"the model doesn't run here: {reasons}",
+            hint="Build the image from the model before it was quantized, or choose another spec.runtime.engine.",
+        )
     # Those that were tried don't run here, whatever their names: a published one may be packed.
     other = replace(next(iter(tried.values())), quantization="")
     runs = [
@@ -205,7 +212,7 @@ def _refused(variant: str, facts: ModelFacts, hardware: Hardware, engine: Engine
     """Why the hardware doesn't run a variant. A checkpoint that came quantized needs kernels for its own format."""
     if hardware.gpu is None and (unserved := cpu_model_refusal(engine.value, facts.model_type)):
         return unserved
-    if engine is Engine.VLLM and facts.quantization and facts.quantization not in LOADED_BY_VLLM:
+    if engine is Engine.VLLM and not _is_loaded(facts):
         return f"vLLM doesn't load {facts.quantization} checkpoints"
     kernels = kernels_of(variant, facts)
     refused = refusal(hardware, kernels, engine, experts=facts.quantized_experts)
@@ -215,6 +222,11 @@ def _refused(variant: str, facts: ModelFacts, hardware: Hardware, engine: Engine
             f"{gpu} computes {facts.model_type} in float32, for which vLLM has no {kernels} kernels"
         )
     return refused
+
+
+def _is_loaded(facts: ModelFacts) -> bool:
+    """Whether vLLM loads the checkpoint's quantization, if it has one."""
+    return not facts.quantization or facts.quantization in LOADED_BY_VLLM
 
 
 def _in_float32(facts: ModelFacts, hardware: Hardware) -> bool:

@@ -361,8 +361,9 @@ def test_published_quantization_needs_its_own_kernels() -> None:
 def test_a_checkpoint_that_vllm_cant_load_is_refused_on_any_hardware(method: str) -> None:
     only = {method: facts(quantization=method)}
     for hardware in (on("H100"), on("MI300X"), Hardware(cpus=(AVX512,)), Hardware()):
-        with pytest.raises(DoesNotFit, match=f"vLLM doesn't load {method} checkpoints"):
+        with pytest.raises(DoesNotFit, match=f"vLLM doesn't load {method} checkpoints$") as caught:
             choose(only, hardware, Demand())
+        assert "before it was quantized" in str(caught.value.hint)
     assert choose(only, on("H100"), Demand(engine=Engine.SGLANG)).gpus == 1
 
 
