@@ -60,6 +60,12 @@ RULES: Final[Rules] = {
             "an image is built already: give build with hub or s3 only",
         ),
     ),
+    ("runtime",): (
+        (
+            "!has(self.tracing) || !has(self.engine) || self.engine == 'vllm'",
+            "tracing is for the engine vllm",
+        ),
+    ),
     ("model", "image"): REGISTRY_IMAGE,
     ("runtime", "adapters", "[]", "image"): REGISTRY_IMAGE,
     ("model", "build"): (

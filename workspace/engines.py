@@ -25,6 +25,7 @@ class Launch:
     is the greatest rank of the adapters that the engine must accept. `gguf_file` is the first part of a GGUF model;
     `projector` is its file for pictures, `lora_files` are the adapters in its image; `sampling` are the image's default
     parameters, by Ollama's names.
+    `traces` is where spans are sent.
     `sequences` is the number of concurrent requests; `kv_dtype` is the KV cache's format in vLLM's spelling.
     """
 
@@ -47,6 +48,7 @@ class Launch:
     projector: str | None = None
     lora_files: tuple[str, ...] = ()
     sampling: tuple[tuple[str, float], ...] = ()
+    traces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ def _vllm(launch: Launch) -> list[Argument]:
         arguments.append(("--enforce-eager",))
     if launch.pooling:
         arguments.append(("--runner", "pooling"))
+    if launch.traces:
+        arguments.append(("--otlp-traces-endpoint", launch.traces))
     if launch.adapters:
         arguments.append(("--enable-lora",))
         if launch.lora_rank > DEFAULT_LORA_RANK:

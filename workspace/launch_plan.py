@@ -204,6 +204,7 @@ def plan_launch(
         tensor_parallel=fit.tensor_parallel,
         pooling=record.facts.pooling,
         lora_rank=engine_arguments.lora_rank(lora_ranks),
+        traces=spec.runtime.tracing.endpoint if spec.runtime.tracing else None,
     )
     return LaunchPlan(
         name=workspace.name,

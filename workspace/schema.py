@@ -37,6 +37,7 @@ from workspace.field_types import (
 )
 from workspace.rollout_spec import Rollout
 from workspace.tenancy import Tenancy
+from workspace.tracing import Tracing
 
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
@@ -191,6 +192,12 @@ class Runtime(Strict):
         description="Tokens of prompt and answer together; by default what the model and memory allow.",
     )
 
+    tracing: Tracing | None = Field(
+        default=None,
+        description="Spans of vLLM's start and requests, in one trace with the model's way to the node; needs an image "
+        "with vllm[otel].",
+    )
+
     startup_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
         default=None,
         description=(
@@ -208,6 +215,12 @@ class Runtime(Strict):
     def _no_repeats(self) -> Self:
         refuse_repeats("env", [each.name for each in self.env])
         refuse_repeats("adapters", [each.name for each in self.adapters])
+        return self
+
+    @model_validator(mode="after")
+    def _traceable(self) -> Self:
+        if self.tracing is not None and self.engine is not Engine.VLLM:
+            raise ValueError("tracing is for the engine vllm")
         return self
 
 

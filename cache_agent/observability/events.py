@@ -47,11 +47,14 @@ class PublishEnded:
 
     `outcome`: `done`, or the error's class. `seconds`: since the volume was first asked for; None unless it was
     published by this request. `by_tier`: (tier, bytes) of what its pull brought; `cached` for what the node held.
+    `pod`: namespace/name. `trace`: the volume's `traceparent`.
     """
 
     outcome: str
     seconds: float | None = None
     by_tier: Sequence[tuple[str, int]] = ()
+    pod: str = ""
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cache_agent.observability.events import Event, Events, PullEnded
+from cache_agent.observability.events import Event, Events, PublishEnded, PullEnded
 from modelimage.tracing import context_of, is_on, open_provider, provider
 
 SERVICE: Final = "weightyard-agent"
@@ -26,6 +26,18 @@ class Traces(Events):
     def emit(self, event: Event) -> None:
         if isinstance(event, PullEnded):
             self._export(event)
+        elif isinstance(event, PublishEnded) and event.trace and event.seconds is not None:
+            self._export_publish(event, event.seconds)
+
+    def _export_publish(self, end: PublishEnded, seconds: float) -> None:
+        """A span of a pod's volume, where its trace is known: from kubelet's first request to the mount."""
+        told = {f"weightyard.bytes.{tier}": size for tier, size in end.by_tier}
+        now = self.clock()
+        span = self.provider.get_tracer("weightyard").start_span(
+            "publish volume", context=context_of(end.trace), start_time=_ns(now - seconds),
+            attributes={"k8s.pod.name": end.pod, **told},
+        )  # fmt: skip
+        span.end(_ns(now))
 
     def _export(self, end: PullEnded) -> None:
         from opentelemetry import trace  # noqa: PLC0415 - see above

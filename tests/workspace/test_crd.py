@@ -194,6 +194,9 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "contextLength": st.sampled_from([15, 16, 1 << 25]),
         "startupSeconds": SECONDS,
         "drainSeconds": SECONDS,
+        "tracing": st.sampled_from([
+            {"endpoint": "http://c:4317"}, {"endpoint": "c:4317"}, {"endpoint": ""}, {}, {"url": "http://c"},
+        ]),
     },
     Resources: {
         "gpus": COUNTS, "fraction": st.sampled_from([0, 0.0, 0.5, 1.0]), "migProfile": TEXT,
@@ -272,6 +275,7 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"model": {"hub": "a", "build": {"to": "b", "variants": ["int8", "auto"]}}},
         {"runtime": {"adapters": [{"name": "a", "image": "docker:x"}]}},
         {"runtime": {"env": [{"name": "A"}]}},
+        {"runtime": {"engine": "tgi", "tracing": {"endpoint": "http://c:4317"}}},
         {"resources": {"fraction": 0.5, "migProfile": "1g.10gb"}},
         {"resources": {"fraction": 0.5, "gpus": 2}},
         {"scale": {"min": 3, "max": 2}},

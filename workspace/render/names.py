@@ -33,6 +33,7 @@ PROMOTE: Final = f"rollout.{DOMAIN}/promote"
 ABORT: Final = f"rollout.{DOMAIN}/abort"
 ROLLOUT_COMMANDS: Final = frozenset({PAUSE, RESUME, PROMOTE, ABORT})
 CA: Final = f"{DOMAIN}/ca"
+TRACE: Final = f"{DOMAIN}/traceparent"  # the trace of a version's starts
 INTENT: Final = f"{DOMAIN}/intent"
 
 SERVER: Final = "server"

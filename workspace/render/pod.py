@@ -6,6 +6,7 @@ fields of Kubernetes 1.25: an older server drops others, and the object would ne
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Final
 
 from workspace.render import drain, names
@@ -30,6 +31,7 @@ def pod_template(
     workspace: Workspace, release: Release, *, revision: str, uid: str | None = None
 ) -> Json:
     """The Deployment's pod template. `revision` labels a pod with its version, `uid` with its Workspace's."""
+    parent = trace_parent(workspace, revision, uid)
     return {
         "metadata": {
             "labels": {
@@ -42,10 +44,23 @@ def pod_template(
                 names.IMAGE: release.model,
                 names.KEY: str(release.key),
                 **names.scraped("/metrics", release.plan.port),
+                **({names.TRACE: parent} if parent else {}),
             },
         },
-        "spec": _pod_spec(workspace, release, uid),
+        "spec": _pod_spec(workspace, release, uid, parent),
     }
+
+
+def trace_parent(workspace: Workspace, revision: str, uid: str | None) -> str:
+    """The `traceparent` of a version's starts; empty without tracing.
+
+    Of the version and not of a start: a template that changed by itself would roll the servers.
+    """
+    if workspace.spec.runtime.tracing is None:
+        return ""
+    whose = uid or f"{workspace.metadata.namespace}/{workspace.name}"
+    found = hashlib.sha256(f"{whose}/{revision}".encode()).hexdigest()
+    return f"00-{found[:32]}-{found[32:48]}-01"
 
 
 def inference_pool_labels(workspace: str) -> dict[str, str]:
@@ -57,14 +72,14 @@ def inference_pool_labels(workspace: str) -> dict[str, str]:
     }
 
 
-def volumes(workspace: Workspace, release: Release) -> list[Json]:
-    """The model, the adapters, scratch space and shared memory."""
+def volumes(workspace: Workspace, release: Release, parent: str = "") -> list[Json]:
+    """The model, the adapters, scratch space and shared memory. `parent`: the trace in which agents fetch them."""
     secret = workspace.spec.model.pull_secret
     shared = _SHARED_MEMORY * max(1, release.plan.gpus)
     return [
-        model_volume("model", release.model, release.plan.variant, secret),
+        model_volume("model", release.model, release.plan.variant, secret, parent),
         *(
-            model_volume(f"adapter-{name}", adapter.image, None, secret)
+            model_volume(f"adapter-{name}", adapter.image, None, secret, parent)
             for name, adapter in sorted(release.adapters.items())
         ),
         {"name": "scratch", "emptyDir": {}},
@@ -90,9 +105,12 @@ def volume_mounts(release: Release) -> list[Json]:
     ]
 
 
-def model_volume(name: str, image: str, variant: str | None, secret: str | None) -> Json:
+def model_volume(
+    name: str, image: str, variant: str | None, secret: str | None, parent: str = ""
+) -> Json:
     """An inline CSI volume: the node's agent pulls, verifies, mounts and leases the model for the pod's life."""
     attributes = {"image": image} | ({"variant": variant} if variant else {})
+    attributes |= {"traceparent": parent} if parent else {}
     csi: Json = {"driver": names.CSI_DRIVER, "readOnly": True, "volumeAttributes": attributes}
     if secret:
         csi["nodePublishSecretRef"] = {"name": secret}
@@ -117,13 +135,14 @@ def pod_security() -> Json:
     }
 
 
-def environment(release: Release) -> list[Json]:
+def environment(release: Release, parent: str = "") -> list[Json]:
     """The plan's environment, plus a writable home for a user that the image doesn't define."""
     derived = {
         "HOME": SCRATCH,
         "USER": "weightyard",  # torch looks up the user's name, which this uid doesn't have
         "VLLM_CACHE_ROOT": f"{SCRATCH}/vllm",
         "XDG_CACHE_HOME": f"{SCRATCH}/cache",
+        **({"TRACEPARENT": parent} if parent else {}),
     }
     taken = {each.name for each in release.plan.env}
     own = [{"name": n, "value": v} for n, v in derived.items() if n not in taken]
@@ -174,7 +193,7 @@ def affinity(placement: Placement, label: str) -> Json | None:
     return None
 
 
-def container(workspace: Workspace, release: Release) -> Json:
+def container(workspace: Workspace, release: Release, parent: str = "") -> Json:
     """The server's container."""
     plan = release.plan
     probe = {"httpGet": {"path": plan.probes.path, "port": names.PORT_NAME}, "timeoutSeconds": 5}
@@ -184,7 +203,7 @@ def container(workspace: Workspace, release: Release) -> Json:
         "image": release.runtime_image,
         "command": list(plan.template.command),
         "args": list(plan.args),
-        "env": environment(release),
+        "env": environment(release, parent),
         "ports": [{"name": names.PORT_NAME, "containerPort": plan.port, "protocol": "TCP"}],
         "resources": resources(workspace.spec, release),
         "startupProbe": {
@@ -202,7 +221,7 @@ def container(workspace: Workspace, release: Release) -> Json:
     }
 
 
-def _pod_spec(workspace: Workspace, release: Release, uid: str | None) -> Json:
+def _pod_spec(workspace: Workspace, release: Release, uid: str | None, parent: str) -> Json:
     spec = workspace.spec
     found = affinity(spec.placement, names.node_label(release.key))
     accepted = tolerations(spec.resources, gpus=release.plan.gpus)
@@ -228,8 +247,8 @@ def _pod_spec(workspace: Workspace, release: Release, uid: str | None) -> Json:
         **({"tolerations": accepted} if accepted else {}),
         **({"affinity": found} if found else {}),
         **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
-        "containers": [container(workspace, release)],
-        "volumes": volumes(workspace, release),
+        "containers": [container(workspace, release, parent)],
+        "volumes": volumes(workspace, release, parent),
     }
 
 

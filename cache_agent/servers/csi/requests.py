@@ -6,6 +6,7 @@ The author of a pod writes an inline volume's attributes, so nothing in them is 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -18,7 +19,9 @@ from modelimage.reference import RegistryReference, parse_image
 _KUBERNETES: Final = "csi.storage.k8s.io/"
 _POD_UID: Final = f"{_KUBERNETES}pod.uid"
 _EPHEMERAL: Final = f"{_KUBERNETES}ephemeral"
-_ATTRIBUTES: Final = frozenset({"image", "variant"})
+_ATTRIBUTES: Final = frozenset({"image", "variant", "traceparent"})
+# Of the first version of W3C Trace Context, and of later ones as far as they are the same.
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _MAX_TEXT: Final = 2048
 # The specification's limit for strings.
 _MAX_ID: Final = 128
@@ -75,6 +78,7 @@ class Publish:
     variant: str | None
     secrets: Mapping[str, str] = field(repr=False, default_factory=dict)
     pod_name: str = ""
+    trace: str = ""
 
     @property
     def volume_id(self) -> str:
@@ -114,7 +118,7 @@ def parse_publish(
     if unknown:
         raise InvalidInput(
             f"unknown volume attributes: {', '.join(sorted(unknown))[:200]}",
-            hint="The known ones are image and variant.",
+            hint="The known ones are image, variant and traceparent.",
         )
     return Publish(
         use=use,
@@ -123,6 +127,7 @@ def parse_publish(
         variant=_variant(attributes.get("variant", "")),
         secrets=dict(secrets),
         pod_name=_pod_name(attributes),
+        trace=_trace(attributes.get("traceparent", "")),
     )
 
 
@@ -148,6 +153,12 @@ def _image(text: str) -> RegistryReference:
     if not isinstance(image, RegistryReference):
         raise InvalidInput(f"a volume's image is in a registry, not at {text[:200]!r}")
     return image
+
+
+def _trace(text: str) -> str:
+    if text and _TRACE.fullmatch(text) is None:
+        raise InvalidInput(f"not a traceparent: {text[:80]!r}")
+    return text
 
 
 def _variant(text: str) -> str | None:

@@ -157,7 +157,9 @@ class Volumes:
             return PublishEnded("done")
         done = Published(volume, key, pull, activity.clock(), before.since)
         self._tell_mounted(wanted, done)
-        return PublishEnded("done", done.seconds, bytes_by_tier(self._store, done))
+        return PublishEnded(
+            "done", done.seconds, bytes_by_tier(self._store, done), wanted.pod_name, wanted.trace
+        )
 
     def _tell_mounted(self, wanted: Publish, done: Published) -> None:
         async def record() -> PublishRecord:
@@ -267,7 +269,7 @@ class Volumes:
     def _pull(self, wanted: Publish, caller: Caller) -> Pull:
         """Join this caller's running pull of the image, or start one. Callers never share: a pull uses one's token."""
         reader = self._access.transfers.repository(wanted.image, caller)
-        request = PullRequest(wanted.image, wanted.variant, reader=reader)
+        request = PullRequest(wanted.image, wanted.variant, reader=reader, trace=wanted.trace)
         return self._pulls.join((caller, *wanted.what), request)
 
     async def _lease(self, wanted: Publish, key: Digest) -> None:

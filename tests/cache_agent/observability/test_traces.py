@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from cache_agent.observability.events import PublishEnded, PullEnded
 from cache_agent.observability.traces import open_traces
 from modelimage.errors import NotFound
 from tests.cache_agent.images import simple_image
@@ -69,6 +70,26 @@ def test_a_pull_is_a_span_with_a_child_for_each_phase(
     assert spans["publishing"].parent_span_id == done.span_id
     assert spans["publishing"].end_time_unix_nano == done.end_time_unix_nano
     assert "no image" in failed.status.message
+
+
+def test_a_pods_volume_is_a_span_of_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    parent = f"00-{trace}-00f067aa0ba902b7-01"
+    with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
+        traces = open_traces({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}, lambda: 1000.0)
+        assert traces is not None
+        traces.emit(PullEnded("m", "done", 3.0, 0, (), phases=[("resolving", 0.0)], trace=parent))
+        traces.emit(PublishEnded("StillPulling", pod="team/chat-1", trace=parent))
+        traces.emit(PublishEnded("done", 4.0, [("peer", 9)], "team/chat-1", parent))
+        traces.emit(PublishEnded("done", 4.0, [("peer", 9)], "team/other"))
+        traces.close()
+    assert [span.name for span in collector.spans] == ["resolving", "pull", "publish volume"]
+    assert {span.trace_id.hex() for span in collector.spans} == {trace}
+    volume = collector.spans[2]
+    assert volume.start_time_unix_nano == 996 * 10**9
+    assert {each.key for each in volume.attributes} == {"k8s.pod.name", "weightyard.bytes.peer"}
 
 
 def test_without_a_collector_nothing_of_it_is_imported() -> None:

@@ -53,6 +53,20 @@ def test_a_request() -> None:
     assert "wonderland" not in repr(wanted)
 
 
+TRACE = f"00-{'4b' * 16}-{'f0' * 8}-01"
+
+
+def test_a_trace_is_taken_as_w3c_writes_it() -> None:
+    assert parsed({**GOOD, "traceparent": TRACE}).trace == TRACE
+    assert parsed(GOOD).trace == ""
+
+
+@pytest.mark.parametrize("text", ["x", TRACE.upper(), f"{TRACE}\n", TRACE * 2, TRACE[1:]])
+def test_what_is_no_trace_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parsed({**GOOD, "traceparent": text})
+
+
 @pytest.mark.parametrize("missing", list(GOOD))
 def test_every_attribute_is_needed(missing: str) -> None:
     with pytest.raises(InvalidInput):

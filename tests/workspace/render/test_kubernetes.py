@@ -171,6 +171,23 @@ def test_nodes_that_hold_the_model_attract_the_pod(placement: str, member: str) 
     assert json.dumps({"key": label, "operator": "In", "values": ["ready"]}) in json.dumps(affinity)
 
 
+def test_a_traced_version_has_one_trace_from_the_volume_to_the_server() -> None:
+    """It is the version's own and doesn't change by itself, which would roll the servers."""
+    tracing = {"tracing": {"endpoint": "http://collector.monitoring:4317"}}
+    objects, again = (rendered(samples.workspace("chat", runtime=tracing)) for _ in range(2))
+    assert objects == again
+    template = one(objects, "Deployment")["spec"]["template"]
+    parent = template["metadata"]["annotations"]["weightyard.dev/traceparent"]
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", parent)
+    (server,) = template["spec"]["containers"]
+    assert {"name": "TRACEPARENT", "value": parent} in server["env"]
+    at = server["args"].index("--otlp-traces-endpoint")
+    assert server["args"][at + 1] == "http://collector.monitoring:4317"
+    volumes = [each["csi"] for each in template["spec"]["volumes"] if "csi" in each]
+    assert {each["volumeAttributes"]["traceparent"] for each in volumes} == {parent}
+    assert "trace" not in json.dumps(pod(rendered(samples.workspace("chat"))))
+
+
 def test_placement_any_leaves_the_scheduler_alone() -> None:
     assert "affinity" not in pod(rendered(samples.workspace(placement="any")))
 
