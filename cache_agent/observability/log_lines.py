@@ -55,7 +55,7 @@ LINES: Final[Mapping[type[Event], LogLine]] = {
     PullEnded: LogLine(
         "pull ended",
         "info",
-        ("image", "outcome", "seconds", "reused", "fetched", "message"),
+        ("image", "outcome", "seconds", "reused", "fetched", "message", "trace"),
     ),
     ModelEvicted: LogLine("model evicted", "info", ("image", "freed", "reason")),
     ReservationRefused: LogLine("reservation refused", "warning", ("need",)),
@@ -79,10 +79,17 @@ def _fetched(event: PullEnded, _: str) -> dict[str, int]:
     return {f"{tier} {name}": size for tier, name, size in event.by_source}
 
 
+def _trace_id(event: PullEnded, _: str) -> str:
+    """The trace to which the pull belongs, as collectors name it; empty for none."""
+    parts = event.trace.split("-")
+    return parts[1] if len(parts) > 1 else ""
+
+
 # Fields that aren't the event's own attributes as they are.
 _DERIVED: Final[Mapping[str, Callable[[Any, str], object]]] = {
     "seconds": _seconds,
     "fetched": _fetched,
+    "trace": _trace_id,
 }
 
 

@@ -30,6 +30,7 @@ def test_libraries_warnings_are_lines_of_the_log_like_any() -> None:
     assert [line["event"] for line in lines] == ["library", "library", "pull ended"]
     assert lines[0]["message"] == "retrying in 3 s"
     assert lines[1]["level"] == "error"
+    assert lines[2]["trace"] == "", "it belongs to none"
     assert "No such file" in lines[1]["error"]
     assert all(line["timestamp"] == "now" for line in lines)
 
@@ -38,14 +39,18 @@ def test_an_event_is_a_line_with_its_documented_fields() -> None:
     out = io.StringIO()
     log = JsonLog(out, clock=lambda: "now")
     log.emit(
-        PullEnded("m", "NoSpace", 1.23456, 7, [("hub", "hf.co", 5)], "full", [("resolving", 0.0)])
-    )
+        PullEnded(
+            "m", "NoSpace", 1.23456, 7, [("hub", "hf.co", 5)], "full", [("resolving", 0.0)],
+            trace=f"00-{'4b' * 16}-{'f0' * 8}-01",
+        )
+    )  # fmt: skip
     log.emit(ModelEvicted("m", 300, "least valuable"))
     log.emit(FileScrubbed(5))
     ended, evicted = (json.loads(line) for line in out.getvalue().splitlines())
     assert ended == {
         "event": "pull ended", "level": "warning", "timestamp": "now", "image": "m", "outcome": "NoSpace",
         "seconds": 1.235, "reused": 7, "fetched": {"hub hf.co": 5}, "message": "full",
+        "trace": "4b" * 16,
     }  # fmt: skip
     assert (evicted["event"], evicted["freed"], evicted["reason"]) == (
         "model evicted",
