@@ -10,12 +10,16 @@ from typing import Any, Final
 import pytest
 
 from modelimage import canonical, mediatypes
+from modelimage.access import Access, open_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.layout import Layout
+from modelimage.reference import parse_registry
 from modelimage.referrers import ArtifactFile, attach, cosign_tags, list_referrers, make_artifact
 from tests.builder.building import weightyard_here
 from tests.modelimage.conformance import blob_content, described, manifest_of, put_image
+from tests.servers.faulty_registry import Fault, FaultyRegistry, Seen
+from tests.servers.registry import DockerRegistry
 
 NOTE: Final = "application/x-note"
 
@@ -158,3 +162,37 @@ def test_a_dry_run_tells_what_would_be_left_out(
     outcome = weightyard_here(capsys, "copy", f"oci:{layout.path}:v1", target, "--dry-run")
     assert outcome.code == 15, outcome.err
     assert not (tmp_path / "copy").exists()
+
+
+class Refuses(Fault):
+    """The registry takes no manifest of this digest, as some take none of types that they don't know."""
+
+    def __init__(self, digest: Digest) -> None:
+        super().__init__()
+        self._path = f"/manifests/{digest}"
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        if request.method != "PUT" or not request.path.endswith(self._path):
+            return None
+        return 400, {}, b'{"errors":[{"code":"MANIFEST_INVALID","message":"unknown type"}]}'
+
+
+@pytest.mark.servers
+def test_what_the_destination_refuses_is_left_out(
+    source: tuple[Layout, Descriptor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout, subject = source
+    refused, sound = note(layout, subject, "refused"), note(layout, subject, "taken")
+    with (
+        DockerRegistry() as registry,
+        FaultyRegistry(registry.host, Refuses(refused.digest)) as front,
+    ):
+        target = f"{front.host}/team/model:v1"
+        outcome = weightyard_here(capsys, "--json", "copy", f"oci:{layout.path}:v1", target)
+        place = open_repository(parse_registry(target), Access())
+        carried = [each.digest for each in list_referrers(place, subject)]
+        found = place.resolve("v1")
+    assert outcome.code == 16, outcome.err
+    assert [each["what"] for each in outcome.json["leftOut"]] == [str(refused.digest)]
+    assert "unknown type" in outcome.json["leftOut"][0]["reason"]
+    assert (found.digest, carried) == (subject.digest, [sound.digest])
