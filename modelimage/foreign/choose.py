@@ -21,7 +21,8 @@ _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 def resolve_manifest(reader: ImageReader, root: Descriptor, platform: Platform) -> Descriptor:
     """The manifest below a root for a platform. Raises NotFound, InvalidImage, and any error of the reader."""
     found = root
-    for _ in range(_MAX_NESTED):
+    # One round more than there are indexes: the last one finds a manifest.
+    for _ in range(_MAX_NESTED + 1):
         if found.media_type not in mediatypes.INDEX_TYPES:
             return found
         what = f"index {found.digest}"

@@ -17,6 +17,7 @@ from modelimage.errors import InvalidImage, NotFound
 from modelimage.foreign import ImageFormat, Packing, describe_foreign
 from modelimage.foreign.detect import ForeignManifest
 from modelimage.mediatypes import DOCKER_MANIFEST
+from modelimage.resolve import list_models
 from tests.modelimage.foreign.describing import (
     FILES,
     PACKINGS,
@@ -169,6 +170,24 @@ def test_an_index_that_lists_nothing_at_all(maker: Maker) -> None:
     broken = maker.blob("application/vnd.oci.image.index.v1+json", data)
     with pytest.raises(InvalidImage, match="no list"):
         describe_foreign(maker.layout, broken)
+
+
+@pytest.mark.parametrize(("depth", "taken"), [(4, True), (5, False)])
+def test_a_pull_and_a_listing_take_indexes_of_the_same_depth(
+    maker: Maker, depth: int, taken: bool
+) -> None:
+    root = maker.image(files_tar({"config.json": b"{}"}), tag=None)
+    for _ in range(depth):
+        root = maker.index([root])
+    for reads in (
+        lambda: describe_foreign(maker.layout, root).files,
+        lambda: list_models(maker.layout, root),
+    ):
+        if taken:
+            assert reads()
+            continue
+        with pytest.raises(InvalidImage, match="nest deeper"):
+            reads()
 
 
 def test_indexes_nested_without_end(maker: Maker) -> None:
