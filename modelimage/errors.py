@@ -164,6 +164,11 @@ def public_name(error: WeightyardError) -> str:
     return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
 
 
+def why(error: Exception) -> str:
+    """What the system says of a failed call, without its number and path, which messages of ours name already."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def first_line(error: Exception) -> str:
     """The first line of a dependency's error, at most 200 characters, for a message of ours; else its class."""
     return str(error).split("\n", 1)[0][:200] or type(error).__name__

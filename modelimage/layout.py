@@ -322,8 +322,11 @@ class Layout:
                 version = canonical.parse(marker.read_bytes(), what=str(marker))
         except NotFound as error:
             check_directory_meant(self.path)
+            lacks = (
+                f"it has no file {_MARKER}" if self.path.is_dir() else "there is no such directory"
+            )
             raise NotFound(
-                f"{self.path} isn't an OCI layout directory: it has no file {_MARKER}",
+                f"{self.path} isn't an OCI layout directory: {lacks}",
                 hint="Check the path after oci:, or build the image first.",
             ) from error
         if version.get("imageLayoutVersion") != _VERSION:

@@ -6,7 +6,6 @@ on stderr and an exit code from `weightyard.exits`; any other exception is repor
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import traceback
@@ -21,7 +20,7 @@ import click
 from modelimage.errors import WeightyardError
 from modelimage.tracing import is_on, tracing
 from weightyard import __version__, exits
-from weightyard.advanced import help_all_option
+from weightyard.advanced import SuggestingGroup, help_all_option
 from weightyard.console import DEBUG_VARIABLE, Console, debugging
 from weightyard.extras import missing_extra
 
@@ -145,7 +144,7 @@ class ReaderGone(Exception):
     """The reader of stdout closed it. Click would exit the process on a bare BrokenPipeError."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(SuggestingGroup):
     """A group that lists its commands from the table and imports one only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -163,19 +162,9 @@ class LazyGroup(click.Group):
         _accept_common_options(command)
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Resolves a command like click, and suggests the closest name for an unknown one."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            if args[0] in _ELSEWHERE:
-                told = f"{error.format_message()} {_ELSEWHERE[args[0]]}"
-                raise click.UsageError(told, ctx) from error
-            close = difflib.get_close_matches(args[0], entries(), n=1)
-            guess = f" Did you mean {close[0]!r}?" if close else ""
-            raise click.UsageError(error.format_message() + guess, ctx) from error
+    def meant(self, ctx: click.Context, given: str) -> str:
+        """Like `SuggestingGroup.meant`, and what other programs call it."""
+        return f" {_ELSEWHERE[given]}" if given in _ELSEWHERE else super().meant(ctx, given)
 
     def invoke(self, ctx: click.Context) -> object:
         """Invokes a command like click, except that a closed stdout raises ReaderGone."""

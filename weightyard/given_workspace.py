@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from modelimage.errors import InvalidInput, NotFound
+from modelimage.errors import InvalidInput, NotFound, why
 from modelimage.layout import Layout
 from modelimage.reference import EngineReference, LayoutReference, parse_image, tag_subject
 from modelimage.source_uris import HUB, S3, hub_uri
@@ -188,4 +188,4 @@ def _read(file: Path) -> str:
     except FileNotFoundError as error:
         raise NotFound(f"no file {file}", hint="`weightyard init` writes one.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"can't read {file}: {error}") from error
+        raise InvalidInput(f"can't read {file}: {why(error)}", hint="Name a text file.") from error

@@ -32,6 +32,7 @@ _TRANSLATED: Final = (
     ipaddress.IPv6Network("64:ff9b:1::/96"),
     ipaddress.IPv6Network("::/96"),
 )
+_DOCKER_HUB: Final = "registry-1.docker.io"
 _HINT: Final = "If that is your own server, list it: --internal-host HOST."
 
 
@@ -41,10 +42,15 @@ def resolve_host(host: str, port: int) -> list[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     # UnicodeError: IDNA can't encode a label that is empty or too long.
     except (OSError, UnicodeError) as error:
-        raise Unreachable(
-            f"can't resolve {host}: {error}", hint="Check the host name and the network."
-        ) from error
+        raise Unreachable(f"can't resolve {host}: {error}", hint=network_hint(host)) from error
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+
+def network_hint(host: str) -> str:
+    """What to do where a registry's host can't be reached."""
+    if host == _DOCKER_HUB:
+        return "Check the network. A name without a host means Docker Hub; others are HOST/NAME:TAG, or oci:DIR:TAG."
+    return "Check the host name and the network."
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from modelimage.registry.bounded_connection import (
     time_limited,
     use_limited_connections,
 )
-from modelimage.registry.destinations import Destinations
+from modelimage.registry.destinations import Destinations, network_hint
 from modelimage.registry.exchange import Body, Request, WebOrigin
 from modelimage.registry.network_options import Timeouts, TlsOptions, is_loopback, proxy_of
 
@@ -284,9 +284,7 @@ def network_errors(origin: WebOrigin) -> Iterator[None]:
 
 
 def _no_talk(origin: WebOrigin, error: Exception) -> Unreachable:
-    return Unreachable(
-        f"can't talk to {origin}: {_reason(error)}", hint="Check the host name and the network."
-    )
+    return Unreachable(f"can't talk to {origin}: {_reason(error)}", hint=network_hint(origin.host))
 
 
 def _reason(error: Exception) -> str:

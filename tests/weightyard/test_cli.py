@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from modelimage.errors import InvalidInput, NotFound, RateLimited
 from modelimage.installation import install_command
 from weightyard import cli, exits
+from weightyard.advanced import SuggestingGroup
 from weightyard.console import DEBUG_VARIABLE, Console, format_table, pass_console
 from weightyard.extras import MODULE_EXTRAS, missing_extra
 from weightyard.options import ROOT_VARIABLE, absolute_image, default_root
@@ -274,3 +275,33 @@ def test_the_cache_is_where_the_environment_says_for_every_command(tmp_path: Pat
     assert default_root({ROOT_VARIABLE: str(tmp_path)}) == tmp_path
     assert default_root({ROOT_VARIABLE: "here"}) == Path.cwd() / "here"
     assert default_root({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "weightyard" / "store"
+
+
+@pytest.mark.parametrize("group", ["", "lease", "rollout"])
+def test_a_mistyped_command_is_answered_once(
+    group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [group] if group else []
+    command = (
+        cli.weightyard.get_command(click.Context(cli.weightyard), group)
+        if group
+        else cli.weightyard
+    )
+    assert isinstance(command, SuggestingGroup)
+    for name in command.list_commands(click.Context(command)):
+        mistyped = f"{name}{name[-1]}"
+        assert cli.main([*words, mistyped]) == exits.USAGE
+        told = capsys.readouterr().err
+        assert told.count("Did you mean") == 1
+        # Short names are close to several others.
+        assert repr(name) in told or len(name) < 4
+    assert cli.main([*words, "zzzzzz"]) == exits.USAGE
+    assert "Did you mean" not in capsys.readouterr().err
+
+
+def test_every_group_suggests() -> None:
+    context = click.Context(cli.weightyard)
+    found = [cli.weightyard.get_command(context, name) for name in cli.entries()]
+    groups = [each for each in found if isinstance(each, click.Group)]
+    assert groups
+    assert all(isinstance(each, SuggestingGroup) for each in groups)

@@ -13,7 +13,7 @@ import click
 
 from cache_agent.config import AgentConfig, json_schema
 from cache_agent.config.settings_file import parse_config
-from modelimage.errors import InvalidInput, NotFound
+from modelimage.errors import InvalidInput, NotFound, why
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.options import ROOT_VARIABLE, access_options, default_root
@@ -129,5 +129,5 @@ def _read(path: Path | None) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise NotFound(
-            f"can't read the settings {path}: {error}", hint="Check --config."
+            f"can't read the settings {path}: {why(error)}", hint="Check --config."
         ) from error

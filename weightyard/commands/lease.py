@@ -10,13 +10,14 @@ import click
 from cache_agent.api.wire import LeaseBody, to_document
 from cache_agent.daemon.cache_api import open_cache
 from modelimage.errors import NotFound
+from weightyard.advanced import SuggestingGroup
 from weightyard.console import Console, pass_console
 from weightyard.options import ModelName, root_option
 from weightyard.text import format_duration
 from weightyard.up.holders import HolderNames
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def lease() -> None:
     """List, take and end leases. A leased model can't be evicted."""
 

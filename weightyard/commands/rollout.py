@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from modelimage.errors import InvalidInput, NotFound
+from weightyard.advanced import SuggestingGroup
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from workspace.controller.revisions import POD_PARTS, Revision, history
@@ -50,7 +51,7 @@ def _reach(namespace: str | None, context: str | None, kubeconfig: str | None) -
     return Cluster(cluster, namespace or cluster.namespace())
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def rollout() -> None:
     """Follow and steer how a workspace in a cluster changes its version."""
 

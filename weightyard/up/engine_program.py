@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from modelimage.child import SAFE_PATH, run_child
-from modelimage.errors import EngineFailed, InvalidInput, TimedOut
+from modelimage.errors import EngineFailed, InvalidInput, TimedOut, why
 from workspace.engines import TEMPLATES
 from workspace.schema import Engine
 
@@ -75,7 +75,7 @@ def find_program(engine: Engine, python: Path, *, gpu: bool) -> EngineProgram:
         installed, found, beside = json.loads(done.stdout)
     except (OSError, TimedOut, ValueError) as error:
         raise EngineFailed(
-            f"can't run {python}: {error}", hint="Name an interpreter with --python."
+            f"can't run {python}: {why(error)}", hint="Name an interpreter with --python."
         ) from error
     install = f"{python} -m {_INSTALL[engine, not gpu]}"
     if not installed:
