@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from cache_agent.api.kube_objects import timestamp
+from tests.examples import examples
 from tests.workspace.controller.simulation import NAME, NAMESPACE
 from tests.workspace.controller.test_fixed_point import Controller
 from workspace.analysis import AnalysisResult, Outcome, Verdict
@@ -291,8 +292,8 @@ class RolloutController(Controller):
             assert ("Deployment", NAMESPACE, names.candidate(NAME)) not in self.cluster.api.objects
 
 
-TestRollouts = RolloutController.TestCase
-TestRollouts.settings = settings(max_examples=30, stateful_step_count=40)
+TestRollouts = pytest.mark.slow(RolloutController.TestCase)
+TestRollouts.settings = settings(max_examples=examples(30), stateful_step_count=40)
 
 
 def test_time_alone_moves_a_pause_on() -> None:
