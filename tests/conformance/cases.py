@@ -27,7 +27,7 @@ def collecting(cases: list[Case]) -> Callable[[Case], Case]:
 
 def restarting(function: Case) -> Case:
     """Marks a case that restarts the server."""
-    RESTARTING.add(function.__name__)  # type: ignore[attr-defined]
+    RESTARTING.add(function.__name__)
     return function
 
 

@@ -71,7 +71,10 @@ class HttpApi:
         self._restored: set[str] | None = None
 
     async def __aenter__(self) -> Self:
-        self.authority, self._context = (None, None) if self._plain else _certificates()
+        self.authority: bytes | None = None
+        self._context: ssl.SSLContext | None = None
+        if not self._plain:
+            self.authority, self._context = _certificates()
         self._port = 0
         await self._start()
         self.url = f"http{'' if self._plain else 's'}://localhost:{self._port}"

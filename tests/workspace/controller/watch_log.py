@@ -149,7 +149,9 @@ class WatchLog:
 
     def _pass_on(self, stream: _Stream, change: Change) -> None:
         event = change.event(stream.wanted) if change.version > stream.since else None
-        for _ in range(2 if self._repeating else 1) if event else ():
+        if event is None:
+            return
+        for _ in range(2 if self._repeating else 1):
             if self._held is None:
                 stream.queue.put_nowait(event)
             else:

@@ -16,6 +16,7 @@ from cache_agent.api.kube.follower import Follower
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.kube.refusals import Gone, ServerFailed
 from modelimage.errors import AccessDenied, RateLimited, WeightyardError
+from tests.examples import examples
 from tests.servers.process import until
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
@@ -97,7 +98,7 @@ async def step(http: HttpApi, fault: str, changed: list[str], number: int) -> No
 
 
 @given(STEPS)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_a_follower_knows_what_is_there_after_any_faults(
     steps: list[tuple[str, list[str]]],
 ) -> None:
