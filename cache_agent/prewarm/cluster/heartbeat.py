@@ -29,8 +29,9 @@ _JITTER: Final = 0.1
 
 @dataclass
 class Heartbeat:
-    """Renews one node's Lease. `lapsed` is called when the controller may have declared the agent silent meanwhile.
+    """Renews one node's Lease. `lapsed` is called when the node's report may have been changed or deleted meanwhile.
 
+    The controller declares silent agents so, and the API server deletes the objects of a Node that is deleted.
     `clock` is the wall time, `monotonic` any clock that never jumps, both in seconds. Belongs to one event loop.
     """
 
@@ -43,6 +44,9 @@ class Heartbeat:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     draw: Callable[[], float] = random.random
     _renewed: float | None = None
+    # Renewals after which the report is written again: the API server may delete it later than the Lease.
+    _lost: int = 0
+    _owned: bool = False
 
     async def run(self) -> None:
         """Renew until cancelled."""
@@ -54,16 +58,20 @@ class Heartbeat:
         """Renew once. A failure is logged only: the next renewal comes soon, and silence is what it would tell."""
         begun = self.monotonic()
         try:
-            await self._write()
+            made = await self._write()
         except WeightyardError as error:
             self.note("heartbeat not written", problem=error.message)
             return
+        if made and self._renewed is not None:
+            self._lost = 2
         # The controller sees a renewal up to one of its own periods late, so it may count from the one before.
-        if self._renewed is not None and begun - self._renewed > SILENT_SECONDS - RENEW_SECONDS:
+        late = self._renewed is not None and begun - self._renewed > SILENT_SECONDS - RENEW_SECONDS
+        if self._lost or late:
             self.lapsed()
-        self._renewed = begun
+        self._lost, self._renewed = max(0, self._lost - 1), begun
 
-    async def _write(self) -> None:
+    async def _write(self) -> bool:
+        """Whether the Lease was missing."""
         path = f"/apis/{LEASES_API}/namespaces/{self.api.namespace}/leases"
         spec = {
             "holderIdentity": self.node,
@@ -75,12 +83,19 @@ class Heartbeat:
             await self.api.patch(f"{path}/{lease_name(self.node)}", json.dumps({"spec": spec}))
         except NotFound:
             await self._create(path, spec)
+            return True
+        return False
 
     async def _create(self, path: str, spec: Json) -> None:
+        owner = await owned_by_node(self.api, self.node)
+        if self._owned and not owner:
+            # Nobody would delete it: this agent's Node is gone, for ever or until kubelet registers it again.
+            raise NotFound(f"the Node {self.node} was deleted")
+        self._owned = bool(owner)
         metadata = {
             "name": lease_name(self.node),
             "labels": {HEARTBEAT_LABEL: "agent"},
-            **await owned_by_node(self.api, self.node),
+            **owner,
         }
         document = {"apiVersion": LEASES_API, "kind": "Lease", "metadata": metadata, "spec": spec}
         await self.api.create(path, document)

@@ -82,6 +82,27 @@ def test_a_lease_that_was_deleted_is_made_again() -> None:
     asyncio.run(test())
 
 
+def test_a_node_that_is_registered_again_gets_its_lease_and_report_again() -> None:
+    """With the Node the API server deleted both, in any order; without one nothing is made that nobody would delete."""
+
+    async def test() -> None:
+        async with beating() as at:
+            node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}
+            at.server.create(node)
+            await at.heartbeat.renew()
+            at.server.delete("Node", "", "n1")
+            await at.after(RENEW_SECONDS)
+            assert at.server.list("Lease") == []
+            assert (at.notes, at.lapses) == (["heartbeat not written"], [])
+            uid = at.server.create(node)["metadata"]["uid"]
+            for _ in range(3):
+                await at.after(RENEW_SECONDS)
+            assert at.lease()["metadata"]["ownerReferences"][0]["uid"] == uid
+            assert len(at.lapses) == 2
+
+    asyncio.run(test())
+
+
 def test_after_a_gap_the_report_is_written_again_and_only_then() -> None:
     async def test() -> None:
         async with beating() as at:
