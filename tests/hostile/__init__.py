@@ -1,0 +1,1 @@
+"""Whole programs under hostile input: what they use at most."""
