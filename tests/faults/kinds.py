@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import cluster, damage, disks, kills, lies, strangers
+from tests.faults import cluster, damage, disks, kills, lies, peers, strangers
 from tests.faults.campaign import Kind
 
 KINDS: tuple[Kind, ...] = (
@@ -10,6 +10,7 @@ KINDS: tuple[Kind, ...] = (
     *disks.KINDS,
     *damage.KINDS,
     *lies.KINDS,
+    *peers.KINDS,
     *strangers.KINDS,
     *cluster.KINDS,
 )

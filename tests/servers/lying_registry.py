@@ -51,6 +51,17 @@ class Status(_On):
         return (self._status, self._headers, b"no") if self.hits(request) else None
 
 
+class WrongLength(_On):
+    """An answer that states another length than its body has."""
+
+    def __init__(self, length: str, wanted: Wanted = anything, *, times: int = 1) -> None:
+        super().__init__(wanted, times=times)
+        self._length = length
+
+    def answers(self, request: Seen) -> tuple[int, dict[str, str], bytes] | None:
+        return (200, {"Content-Length": self._length}, b"x" * 500) if self.hits(request) else None
+
+
 class RedirectLoop(_On):
     """Each address leads to the next one, on this registry, for ever."""
 
