@@ -13,7 +13,7 @@ from tests.hostile.servers import MIB, Answer, HostileServer, document, endless,
 from tests.servers.process import wait_until
 from tests.workspace import samples
 from tests.workspace.controller.fakeapi import FakeApi
-from workspace.controller.scaling_loop import PAGE_BYTES
+from workspace.controller.server_pages import PAGE_BYTES
 from workspace.render import names
 
 Json = dict[str, Any]
