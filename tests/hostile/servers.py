@@ -118,6 +118,9 @@ class Repository:
 
 
 class _HostileHandler(Handler):
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         server = cast("HostileServer", cast("Any", self.server).owner)
         server.counted(self.path)
@@ -126,9 +129,6 @@ class _HostileHandler(Handler):
                 answer(self)
                 return
         self.answer(200, b"{}")
-
-
-_HostileHandler.do_HEAD = _HostileHandler.do_GET  # type: ignore[attr-defined]
 
 
 class HostileServer(LoopbackServer):

@@ -88,7 +88,8 @@ def test_an_engine_without_queue_metrics_is_told_once() -> None:
         site = web.TCPSite(served, "127.0.0.1", 0)
         await site.start()
         url = f"http://127.0.0.1:{served.addresses[0][1]}"
-        runner, seen = a_runner(QUICK), []
+        runner = a_runner(QUICK)
+        seen: list[tuple[str | None, int]] = []
         async with aiohttp.ClientSession() as session:
             while pages:
                 _, unread = await read_load(session, Targets(1, (url,), None))
