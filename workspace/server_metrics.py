@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from typing import Final
-
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
+from typing import TYPE_CHECKING, Final
 
 from modelimage.errors import RemoteRefused
 from workspace.engines import QUEUE_METRICS, TOKEN_METRICS
 from workspace.scaler import Reading
+
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
 
 _RUNNING: Final = tuple(running for running, _ in QUEUE_METRICS.values())
 _WAITING: Final = tuple(waiting for _, waiting in QUEUE_METRICS.values())
@@ -55,6 +55,9 @@ def has_generated(text: str) -> bool:
 
 def read_samples(text: str, wanted: Collection[str]) -> Iterator[Sample]:
     """The samples of some names, in the page's order. Raises RemoteRefused when one of them can't be read."""
+    # Imported here: `up` asks only whether tokens were counted, and parses nothing.
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
+
     # A page has thousands of lines, and reading each costs more than all else that is done with it.
     heads = tuple(wanted)
     lines = [line for line in text.splitlines() if line.startswith(heads)]
