@@ -5,22 +5,21 @@ Sizes are bytes, times seconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCache
-from cache_agent.api.node_reasons import NodeReason
+from cache_agent.api.page.node_rows import MOVING, node_problems, waiting_models
 from cache_agent.api.wire import ExplainView, SpaceReport, to_document
 from weightyard.console import format_table
 from weightyard.text import format_bytes, format_duration, one_line
+from weightyard.up.server_rows import ServerLoad
 from weightyard.up.state import State, condition
 
 Json = dict[str, Any]
 Row = tuple[object, ...]
 
-_MOVING: Final = ("Fetching", "Warming", "Waiting", "Failed")
-_COMPLAINING: Final = ("Ready", "Synced", "SpaceSufficient")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +64,6 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerLoad:
-    """A local server's requests, as its metrics say: those that run and those that wait."""
-
-    running: int
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True)
 class NodeLook:
     """What one look at this machine found. `loads`: by workspace, of servers that answered."""
 
@@ -91,7 +82,7 @@ def node_frame(look: NodeLook, now: float) -> Frame:
         f"{format_bytes(space.headroom)} free, {format_bytes(space.evictable)} evictable"
     )
     moving = [_activity_row(each) for each in look.activity]
-    moving += [_desired_row(each) for each in _waiting(look)]
+    moving += [_desired_row(each) for each in waiting_models(look.node, look.activity)]
     sections = [
         Section(
             "TRANSFERS", ("what", "state", "%", "size", "rate", "left", "from"), moving,
@@ -111,7 +102,7 @@ def node_frame(look: NodeLook, now: float) -> Frame:
             "none is cached; see `weightyard pull --help`",
         ),
     ]  # fmt: skip
-    return Frame(heading, sections, _node_document(look), problems(look.node))
+    return Frame(heading, sections, _node_document(look), node_problems(look.node))
 
 
 def cluster_frame(nodes: Sequence[NodeCache], workspaces: Sequence[Json]) -> Frame:
@@ -127,7 +118,7 @@ def cluster_frame(nodes: Sequence[NodeCache], workspaces: Sequence[Json]) -> Fra
         for node in nodes
         # Those at rest aren't listed: among hundreds, the few that move would be lost.
         for wanted in node.status.desired
-        if wanted.state in _MOVING
+        if wanted.state in MOVING
     ]
     sections = [
         Section(
@@ -143,7 +134,7 @@ def cluster_frame(nodes: Sequence[NodeCache], workspaces: Sequence[Json]) -> Fra
             [_node_row(each) for each in nodes], "none has an agent",
         ),
     ]  # fmt: skip
-    found = [f"{node.name}: {each}" for node in nodes for each in problems(node)]
+    found = [f"{node.name}: {each}" for node in nodes for each in node_problems(node)]
     document = {
         "nodes": [each.to_document() for each in nodes],
         "workspaces": [
@@ -153,23 +144,6 @@ def cluster_frame(nodes: Sequence[NodeCache], workspaces: Sequence[Json]) -> Fra
     return Frame(heading, sections, document, found)
 
 
-def problems(node: NodeCache) -> list[str]:
-    """What a node's conditions complain of, in their words."""
-    return [
-        each.message
-        for each in node.status.conditions
-        # `Synced` is true with refused documents as well: the other documents are followed.
-        if each.reason == NodeReason.WITH_PROBLEMS
-        or (each.type in _COMPLAINING and each.status != "True")
-    ]
-
-
-def _waiting(look: NodeLook) -> Iterator[DesiredModelStatus]:
-    """Desired models that are neither held nor among the running pulls."""
-    running = {each.image for each in look.activity}
-    for wanted in look.node.status.desired:
-        if wanted.state in _MOVING and wanted.image not in running:
-            yield wanted
 
 
 def _activity_row(view: ExplainView) -> Row:

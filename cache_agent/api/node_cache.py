@@ -30,6 +30,9 @@ PLURAL: Final = "nodecaches"
 # pinned model that selects it, verified. SpaceSufficient: all desired models fit.
 CONDITIONS: Final = ("Ready", "Synced", "PinnedReady", "SpaceSufficient")
 
+# Sources named of one fetch. Those of a large cluster are many, and each change of them is a write.
+MOST_SOURCES: Final = 4
+
 # Pending: not begun yet. Waiting: for its window, for space, or in the queue. Failed: will be retried.
 DesiredModelState = Literal["Pending", "Waiting", "Fetching", "Warming", "Ready", "Failed"]
 # Ready: complete and verified. Releasing: to be deleted once its node label is gone.
@@ -71,6 +74,11 @@ class DesiredModelStatus(Reported):
     seconds_left: Count | None = Field(
         default=None,
         description="Seconds until it is complete, at the current rate; absent if unknown.",
+    )
+    sources: tuple[ReportedLine, ...] = Field(
+        default=(),
+        max_length=MOST_SOURCES,
+        description="Where its bytes come from while it is fetched: a tier and a source, such as `peer gpu-2`.",
     )
     tier: Tier | None = Field(
         default=None, description="Its current tier; absent until the node holds it."

@@ -317,6 +317,11 @@ class PrewarmSection(_Section):
         description="CRI socket of the container runtime, for runtimeImage: /run/containerd/containerd.sock.",
     )
 
+    @property
+    def in_cluster(self) -> bool:
+        """Whether there is an API server to ask."""
+        return self.kubernetes or self.kubeconfig is not None
+
 
 class AgentConfig(_Section):
     """All settings of the agent. `budget` and `min_free` apply to `root` and to each of `extra_roots`."""
@@ -330,7 +335,7 @@ class AgentConfig(_Section):
         default=None,
         ge=0,
         le=65535,
-        description="Also serve the control API on this loopback port; 0 takes a free one.",
+        description="Also serve the control API and the page on this loopback port; 0 takes a free one.",
     )
     budget: AmountText = Field(
         default="100%",

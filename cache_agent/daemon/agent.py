@@ -17,7 +17,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from cache_agent.api.kube.callers import CallerReview
+from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.node_cache import NodeCache
+from cache_agent.api.page.server import PageServer
 from cache_agent.config import AgentConfig
 from cache_agent.daemon.node_setup import (
     NodeOptions,
@@ -26,7 +29,12 @@ from cache_agent.daemon.node_setup import (
     open_node,
     reconfigure,
 )
-from cache_agent.daemon.prewarm_setup import PrewarmParts, WakeOnEvents, open_prewarming
+from cache_agent.daemon.prewarm_setup import (
+    PrewarmParts,
+    WakeOnEvents,
+    cluster_connection,
+    open_prewarming,
+)
 from cache_agent.daemon.servers import RunningServers, ServerOptions, open_servers
 from cache_agent.net.sockets import listen
 from cache_agent.node.health import Health
@@ -42,6 +50,7 @@ from cache_agent.servers.control_guard import guarding, new_token
 from cache_agent.servers.csi.mount_client import MounterClient
 from cache_agent.servers.csi.pod_events import PodEvents
 from cache_agent.servers.listener import serve_control
+from cache_agent.servers.node_page import LocalServers, NodeLook
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access
 from modelimage.errors import WeightyardError
@@ -50,10 +59,14 @@ from modelimage.tcp_listener import listen_tcp
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """How to run the agent. `load` reads the settings, at the start and at SIGHUP."""
+    """How to run the agent. `load` reads the settings, at the start and at SIGHUP.
+
+    `servers` tells the rows of the machine's servers for the page; it may block.
+    """
 
     root: Path
     load: Callable[[], AgentConfig]
+    servers: LocalServers = dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ def run_agent(
             PrewarmParts(node, access, wake_events, pod_events, log.note),
             config.prewarm,
         )
-        opening = Wiring(reload, servers, wanted)
+        opening = Wiring(reload, servers, wanted, options.servers)
         asyncio.run(_serve(node, config, metrics, recent, ready, opening))
     log.note("stopped")
 
@@ -124,11 +137,15 @@ def _reloader(node: Node, options: AgentOptions, log: JsonLog) -> Callable[[], N
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What `_serve` opens in the event loop: `servers`, and `wanted` for pre-warming. `reload` handles SIGHUP."""
+    """What `_serve` opens in the event loop: `servers`, and `wanted` for pre-warming. `reload` handles SIGHUP.
+
+    `local_servers`: see `AgentOptions.servers`.
+    """
 
     reload: Callable[[], None]
     servers: Callable[[AsyncExitStack, web.Application], Awaitable[RunningServers]]
     wanted: Callable[[], AbstractAsyncContextManager[Callable[[], NodeCache]]]
+    local_servers: LocalServers
 
 
 async def _serve(
@@ -157,18 +174,22 @@ async def _serve(
         stack.callback(observing.close)
         # The stack closes in reverse: first the servers stop, then the reconciler, last the threads.
         status = await stack.enter_async_context(opening.wanted())
-        api = ControlApi(control_service(node, status), executor, observe, recent)
+        service = control_service(node, status)
+        page = PageServer(NodeLook(service, executor, opening.local_servers))
+        await stack.enter_async_context(page.looking())
+        api = ControlApi(service, executor, observe, recent, page)
         sockets = []
         for store in node.store.stores:  # so that a command finds the agent by any of its roots
             sockets.append(listen(store.paths.socket))
             stack.callback(store.paths.socket.unlink, missing_ok=True)
-        port = token = None
+        port = token = review = None
         if config.port is not None:
+            review = await _review(stack, config)
             sockets.append(_listen_loopback(config.port))
             port = int(sockets[-1].getsockname()[1])
             path, token = new_token(node.store.first.paths.root)
             stack.callback(path.unlink, missing_ok=True)
-        await serve_control(stack, guarding(api.application(), token), sockets)
+        await serve_control(stack, guarding(api.application(), token, review), sockets)
         opened = await opening.servers(stack, observe.application())
         socket_path = str(node.store.first.paths.socket)
         ready(AgentAddresses(socket_path, port, len(node.store.models.all()), opened))
@@ -176,6 +197,14 @@ async def _serve(
         await stop.wait()
         # Pulls run in threads: left running, they would delay the exit.
         node.puller.cancel_all()
+
+
+async def _review(stack: AsyncExitStack, config: AgentConfig) -> CallerReview | None:
+    """What judges the cluster's bearer tokens for the page; None without a cluster."""
+    if not config.prewarm.in_cluster:
+        return None
+    client = KubeClient(cluster_connection(config.prewarm), role="agent")
+    return CallerReview(await stack.enter_async_context(client), time.monotonic)
 
 
 def settle_memory() -> None:

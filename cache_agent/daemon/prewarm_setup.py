@@ -94,8 +94,8 @@ async def open_prewarming(
         executor = BlockingExecutor()
         stack.callback(executor.close)
         name = section.node or node_name()
-        if section.kubernetes or section.kubeconfig:
-            api = await stack.enter_async_context(KubeClient(_connection(section), role="agent"))
+        if section.in_cluster:
+            api = await stack.enter_async_context(KubeClient(cluster_connection(section), role="agent"))
             reconciler, tasks = _of_cluster(parts, section, executor, api, name)
         else:
             reconciler, tasks = _of_folder(parts, section, executor)
@@ -222,7 +222,8 @@ def _of_cluster(
     ]
 
 
-def _connection(section: PrewarmSection) -> Connection:
+def cluster_connection(section: PrewarmSection) -> Connection:
+    """How to reach the API server of the agent's cluster. Raises NotFound or InvalidInput for unusable settings."""
     if section.kubeconfig is None:
         return in_cluster(os.environ)
     return from_kubeconfig([section.kubeconfig], programs=False)

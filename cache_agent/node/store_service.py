@@ -24,6 +24,9 @@ from cache_agent.store.values import Holder, Lease, StoredModel
 _SUMMED = {each.name for each in fields(RootSpace)} - {"root"}
 
 
+_EVERYTHING = 1 << 62  # bytes
+
+
 class StoreService:
     """The operations on a node's store. Thread-safe."""
 
@@ -74,6 +77,14 @@ class StoreService:
             held |= {*plan.held_by}
         short = sorted(held) if freed < body.need else []
         return GcView(freed=freed, victims=victims, held_by=short)
+
+    def eviction_order(self) -> list[VictimView]:
+        """The models that may be evicted, first the one that goes first in its root."""
+        return [
+            victim
+            for store in self._store.stores
+            for victim in _victims(store.space.plan(_EVERYTHING))
+        ]
 
     def space(self) -> SpaceReport:
         roots = [_root_space(store, view) for store, view in self._store.spaces()]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from cache_agent.api.node_cache import MOST_SOURCES
 from cache_agent.fetch.values import PullSnapshot
 from cache_agent.prewarm.report import FetchProgress
 from cache_agent.prewarm.values import DesiredModel, FetchTarget
@@ -37,11 +38,17 @@ class Rates:
         # Resumed and reused bytes took no time to arrive, so they would inflate the rate.
         came = max(0, snapshot.done - max(points[0][1], snapshot.resumed + snapshot.reused))
         rate = came / elapsed if elapsed > 0 else 0.0
-        return FetchProgress(snapshot.done, snapshot.total, rate)
+        return FetchProgress(snapshot.done, snapshot.total, rate, _sources(snapshot))
 
     def forget(self, target: FetchTarget) -> None:
         """The fetch ended: drop its samples."""
         self._seen.pop(target, None)
+
+
+def _sources(snapshot: PullSnapshot) -> tuple[str, ...]:
+    """The sources that gave most, by name: an order by bytes would change, and be reported, all the time."""
+    most = sorted(snapshot.by_source, key=lambda each: -each[2])[:MOST_SOURCES]
+    return tuple(sorted(f"{tier} {name}" for tier, name, size in most if size))
 
 
 class RateCaps:

@@ -24,11 +24,12 @@ from modelimage.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class FetchProgress:
-    """The progress of a fetch: `done` of `total` bytes, at `rate` bytes per second."""
+    """The progress of a fetch: `done` of `total` bytes, at `rate` bytes per second. `sources`: tier and name."""
 
     done: int
     total: int
     rate: float
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ def _entry(of: _Of) -> DesiredModelStatus:
         bytes_total=total or None,
         bytes_per_second=int(rate),
         seconds_left=int((total - done) / rate) if rate >= 1 and model is None else None,
+        sources=progress.sources if progress and model is None else (),
         tier=of.tier,
         pinned=model.pinned if model else False,
         verified_at=timestamp(model.verified) if model and model.verified else None,

@@ -6,6 +6,7 @@
     GET, POST /v1/leases          DELETE /v1/leases/{id}
     POST /v1/pin /v1/gc /v1/check /v1/warm
     GET  /v1/space /v1/status     /v1/explain?name=     /v1/activity     /v1/events?after=
+    GET  /page/  /page/events     the page, and what it shows as server-sent events
 
 Parses requests, calls the service in a thread and writes responses. Must not use the store or sources directly.
 """
@@ -22,6 +23,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from cache_agent.api.errors import status_of, to_view
+from cache_agent.api.page.server import PageServer
 from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody, to_document
 from cache_agent.api.wire_parsers import parse_json
 from cache_agent.errors import AgentBug
@@ -52,9 +54,10 @@ class ControlApi:
         executor: BlockingExecutor,
         observe: ObserveApi,
         recent: RecentEvents,
+        page: PageServer,
     ) -> None:
         self._service, self._executor, self._observe = service, executor, observe
-        self._recent = recent
+        self._recent, self._page = recent, page
 
     def application(self) -> web.Application:
         """The aiohttp application with every route."""
@@ -62,6 +65,7 @@ class ControlApi:
         app.add_routes(
             [
                 *self._observe.routes(),
+                *self._page.routes(),
                 web.get("/v1/models", self._models),
                 web.get("/v1/model", self._model),
                 web.delete("/v1/model", self._remove),

@@ -1,7 +1,8 @@
 """Who may use the control API over TCP. A unix socket has a mode; a loopback port is open to every process and browser.
 
 A web page can make its reader's browser send requests to 127.0.0.1, by a name that resolves there too (DNS rebinding).
-So over TCP the host must be this machine's, no request may come from a page, and all but probes need the token.
+So over TCP the host must be this machine's, no request may come from a page, and all but probes need the token. The
+agent's own page may ask for its events alone: with the token, or in a cluster with one that the API server admits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from cache_agent.api.kube.callers import CallerReview
+from cache_agent.api.page.guard import refusal_of_review
+from cache_agent.api.page.server import EVENTS, PREFIX
 from modelimage.errors import NotWritable
 
 TOKEN_NAME: Final = "agent.token"  # noqa: S105 - the name of a file
@@ -40,12 +44,19 @@ def new_token(directory: Path) -> tuple[Path, str]:
     return path, token
 
 
-def guarding(app: web.Application, token: str | None) -> web.Application:
-    """Add the guard. Without a token nothing but probes is answered over TCP."""
+def guarding(
+    app: web.Application, token: str | None, review: CallerReview | None = None
+) -> web.Application:
+    """Add the guard. Without a token nothing but probes and the page's files is answered over TCP.
+
+    `review` judges other bearer tokens, for the page's events alone.
+    """
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         refused = refusal(request, token) if _over_tcp(request) else None
+        if refused is not None and refused[0] == 401 and review is not None and _is_events(request):
+            refused = await refusal_of_review(review, request)
         if refused is not None:
             return web.json_response({"error": refused[1]}, status=refused[0])
         return await handler(request)
@@ -58,9 +69,11 @@ def refusal(request: web.Request, token: str | None) -> tuple[int, str] | None:
     """The status and the reason for a request over TCP that may not be answered; None for one that may."""
     if _host(request.headers.get("Host", "")) not in _HOSTS:
         return 421, "the host isn't this machine"
-    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
+    of_page = request.path.startswith(PREFIX)
+    if not _is_from_no_page(request) and not (of_page and _is_from_own_page(request)):
         return 403, "web pages may not use this API"
-    if request.path in _OPEN and request.method in ("GET", "HEAD"):
+    is_open = request.path in _OPEN or (of_page and not _is_events(request))
+    if is_open and request.method in ("GET", "HEAD"):
         return None
     given = request.headers.get("Authorization", "").removeprefix("Bearer ")
     if token is None or not hmac.compare_digest(
@@ -74,6 +87,26 @@ def refusal(request: web.Request, token: str | None) -> tuple[int, str] | None:
     if request.can_read_body and request.content_type != _JSON:
         return 415, f"the body must be {_JSON}"
     return None
+
+
+def _is_from_no_page(request: web.Request) -> bool:
+    """Whether a person's address bar or a program asks."""
+    return "Origin" not in request.headers and request.headers.get("Sec-Fetch-Site") in (
+        None,
+        "none",
+    )
+
+
+def _is_from_own_page(request: web.Request) -> bool:
+    """Whether a page of this very address asks: of this host, whose name was checked, and this port."""
+    # Browsers name the origin for modules also where it is the same.
+    own = f"http://{request.headers.get('Host', '')}"
+    site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    return request.headers.get("Origin", own) == own and site in ("none", "same-origin")
+
+
+def _is_events(request: web.Request) -> bool:
+    return request.path == EVENTS and request.method == "GET"
 
 
 def _host(header: str) -> str:

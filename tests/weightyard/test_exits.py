@@ -93,9 +93,10 @@ class RefusingAgent:
 
     def _serve(self) -> None:
         service: Any = SimpleNamespace(find=self._refuse, start_pull=self._refuse)
-        observe: Any = SimpleNamespace(routes=list)
+        without: Any = SimpleNamespace(routes=list)
+        recent = RecentEvents(time.time)
         runner = web.AppRunner(
-            ControlApi(service, BlockingExecutor(1), observe, RecentEvents(time.time)).application()
+            ControlApi(service, BlockingExecutor(1), without, recent, without).application()
         )
         self._loop.run_until_complete(runner.setup())
         self._loop.run_until_complete(web.UnixSite(runner, str(self._path)).start())

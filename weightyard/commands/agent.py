@@ -93,7 +93,7 @@ def agent(
         console.event(
             "ready", socket=where.socket, port=where.port, models=where.models, servers=servers
         )
-        on_port = f" and http://127.0.0.1:{where.port}" if where.port else ""
+        on_port = f" and http://127.0.0.1:{where.port}/page/" if where.port else ""
         console.say(f"agent ready: {plural(where.models, 'model')}, on {where.socket}{on_port}")
         for name, at in servers.items():
             console.say(f"  {name}: {at}")
@@ -103,9 +103,10 @@ def agent(
     # Collecting garbage takes a tenth of the time of a start, which makes none. Ends in `run_agent`.
     gc.disable()
     from cache_agent.daemon.agent import AgentOptions, run_agent  # noqa: PLC0415
+    from weightyard.up.server_rows import server_rows  # noqa: PLC0415
 
-    home = config.root or default_root(os.environ)
-    run_agent(AgentOptions(home.absolute(), load), access, ready)
+    home = (config.root or default_root(os.environ)).absolute()
+    run_agent(AgentOptions(home, load, lambda: server_rows(home)), access, ready)
 
 
 def _configure(console: Console, directory: Path, config: AgentConfig, url: str) -> None:

@@ -81,6 +81,12 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
     help="Serve /livez, /readyz and /metrics at this address.  [default: nowhere]",
 )
 @click.option(
+    "--page",
+    metavar="HOST:PORT",
+    help="Serve the page of the cluster's cache at this address, to whom the cluster lets list NodeCaches and "
+    "Workspaces.  [default: nowhere]",
+)
+@click.option(
     "--registry", "registries", metavar="HOST", multiple=True,
     help="A registry that Workspaces may name; `*` matches within one label. Repeatable.  "
     "[default: the well-known public ones]",
@@ -90,16 +96,14 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
 def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
     build_limits: tuple[str, ...], blocked: tuple[str, ...], quotas: bool, metrics_from: tuple[str, ...],
-    health: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
+    health: str | None, page: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
 
     Connects as the pod's service account, or by KUBECONFIG. Several may run: one leads, the others stand by.
     """
     configure_log(log_level, log_format)
-    host, _, port = (health or ":0").rpartition(":")
-    if health and (not host or not port.isdecimal()):
-        raise InvalidInput(f"not an address: {health!r}", hint="Write HOST:PORT.")
+    where = _address(health)
     liveness = Liveness(time.monotonic)
     options = ControllerOptions(
         me=f"{socket.gethostname()}_{os.getpid()}",
@@ -123,8 +127,19 @@ def controller(
         connection=default_connection(),
         liveness=liveness,
         allowed=AllowedRegistries.from_config(registries),
+        page=_address(page),
     )
-    asyncio.run(_run(options, liveness, health=(host.strip("[]"), int(port))))
+    asyncio.run(_run(options, liveness, health=where))
+
+
+def _address(given: str | None) -> tuple[str, int] | None:
+    """A host and a port; None without an address. Raises InvalidInput."""
+    if not given:
+        return None
+    host, _, port = given.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InvalidInput(f"not an address: {given!r}", hint="Write HOST:PORT.")
+    return host.strip("[]"), int(port)
 
 
 def _authorities(access: Access) -> str:
@@ -161,13 +176,15 @@ def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-async def _run(options: ControllerOptions, liveness: Liveness, *, health: tuple[str, int]) -> None:
-    """`health` is a host and a port; an empty host disables the health server."""
+async def _run(
+    options: ControllerOptions, liveness: Liveness, *, health: tuple[str, int] | None
+) -> None:
+    """`health` is a host and a port; None disables the health server."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        if health[0]:
+        if health is not None:
             found = await stack.enter_async_context(
                 answering(
                     liveness, host=health[0], port=health[1], metrics=options.metrics.exposition

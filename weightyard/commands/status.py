@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache
+from cache_agent.api.page.node_rows import node_problems
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
@@ -18,7 +19,6 @@ from weightyard.kubectl import cluster_options
 from weightyard.options import ModelName, access_options, root_option
 from weightyard.prewarm_client import percent, prewarm_target
 from weightyard.text import format_bytes, format_duration
-from weightyard.top import problems
 
 _COLUMNS = (
     "model",
@@ -66,7 +66,7 @@ def status(
     )
     # Before the table and the errors, since a problem may explain missing rows.
     for node in nodes:
-        for problem in problems(node):
+        for problem in node_problems(node):
             console.say(f"{node.name}: {problem}")
     if name is not None and not rows:
         raise NotFound(

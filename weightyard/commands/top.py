@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import shutil
 import time
 from collections.abc import Callable
@@ -14,18 +13,15 @@ import click
 from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
-from modelimage.errors import RemoteRefused
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from weightyard.options import Number, access_options, root_option
 from weightyard.prewarm_client import ClusterTarget
-from weightyard.top import Frame, NodeLook, ServerLoad, cluster_frame, node_frame
-from weightyard.up.state import State, all_workspaces, is_running
+from weightyard.top import Frame, NodeLook, cluster_frame, node_frame
+from weightyard.up.server_rows import server_load
+from weightyard.up.state import all_workspaces, is_running
 
 _WORKSPACES: Final = f"/apis/{API_VERSION}/workspaces"
-_METRICS_SECONDS: Final = 1.0
-# A vLLM server's page has about 100 kB; one that sends more isn't a server of ours.
-_MOST_METRICS: Final = 4 << 20
 # Of output that isn't a terminal.
 _WIDTH: Final = 120
 
@@ -97,7 +93,7 @@ def _node(root: Path, access: Access) -> Frame:
     with open_cache(root, access) as cache:
         node, space, activity = cache.status(), cache.space(), cache.activity()
     servers = [each for each in all_workspaces(root) if is_running(each)]
-    loads = {each.name: load for each in servers if (load := _load(each)) is not None}
+    loads = {each.name: load for each in servers if (load := server_load(each)) is not None}
     return node_frame(NodeLook(node, space, activity, servers, loads), time.time())
 
 
@@ -106,19 +102,3 @@ def _cluster(place: Kubectl) -> Frame:
     found: list[dict[str, Any]] = place.get(_WORKSPACES).get("items") or []
     by_name = sorted(nodes, key=lambda each: each.name)
     return cluster_frame(by_name, found)
-
-
-def _load(server: State) -> ServerLoad | None:
-    """The requests of a local server; None while it doesn't answer or has no such metrics."""
-    from workspace.server_metrics import parse_reading  # noqa: PLC0415 - only where servers run
-
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=_METRICS_SECONDS)
-    try:
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read(_MOST_METRICS).decode(errors="replace")
-        reading = parse_reading(text)
-    except (OSError, http.client.HTTPException, RemoteRefused):
-        return None
-    finally:
-        connection.close()
-    return ServerLoad(int(reading.running), int(reading.waiting))

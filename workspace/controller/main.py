@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,7 @@ from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.leader import Leadership, LeadershipLost
 from workspace.controller.metrics import ControllerSnapshot, Metrics
 from workspace.controller.object_cache import WatchCache
+from workspace.controller.page import ClusterLook, serving_page
 from workspace.controller.runner import Runner
 from workspace.controller.scaling_loop import ScalingLoop
 from workspace.controller.secrets import NamespacedResolver
@@ -36,7 +38,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ControllerOptions:
-    """`me` identifies this controller among those that may lead; `allowed` are the registries of Workspaces' images."""
+    """`me` identifies this controller among those that may lead; `allowed` are the registries of Workspaces' images.
+
+    `page` is the host and port of the page; None doesn't serve it.
+    """
 
     me: str
     environment: SystemSettings
@@ -44,6 +49,7 @@ class ControllerOptions:
     connection: Connection
     liveness: Liveness
     allowed: AllowedRegistries = field(default_factory=AllowedRegistries)
+    page: tuple[str, int] | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
 
@@ -108,8 +114,12 @@ async def _work(
         stamp=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         liveness=options.liveness,
     )
-    async with asyncio.TaskGroup() as group:
+    look = ClusterLook(runner, cached_models, lambda: options.liveness.leads)
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         group.create_task(watches.run())
+        if options.page is not None:
+            host, port = options.page
+            await stack.enter_async_context(serving_page(look, client, host=host, port=port))
         await watches.synced()
         while True:
             await leadership.acquire()

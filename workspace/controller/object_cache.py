@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -48,6 +49,7 @@ class WatchCache:
     _versions: dict[tuple[str, str, str], int] = field(default_factory=dict)
     _mounts: MountEvents = field(default_factory=MountEvents)
     _published: PublishedVolumes = field(default_factory=PublishedVolumes)
+    _told: Counter[Key] = field(default_factory=Counter)  # news of pods' volumes
 
     def put(self, document: Json) -> set[Key]:
         """Stores the state of an object, unless a newer one is known."""
@@ -87,6 +89,7 @@ class WatchCache:
             return self._forget_node_cache(name)
         if kind == "Workspace":
             self._documents.pop((document["metadata"]["namespace"], name), None)
+            self._told.pop((document["metadata"]["namespace"], name), None)
             self._labels.pop((document["metadata"]["namespace"], name), None)
             return set()
         if kind == "Pod":
@@ -141,6 +144,11 @@ class WatchCache:
         packed = self._documents.get(key)
         return None if packed is None else _unpack(packed)
 
+    def stamp(self, key: Key) -> tuple[object, ...]:
+        """Equal as long as nothing changes that is known of a Workspace, its objects and its pods' volumes; cheap."""
+        packed = self._objects.get(key, {}).values()
+        return (self._told.get(key, 0), self._documents.get(key), *packed)
+
     def objects(self, key: Key) -> tuple[Json, ...]:
         return tuple(_unpack(each) for each in self._objects.get(key, {}).values())
 
@@ -165,7 +173,10 @@ class WatchCache:
             return set()
         space = document["metadata"].get("namespace", "")
         name = ("Pod", document["involvedObject"].get("name", ""))
-        return {key for key, found in self._objects.items() if key[0] == space and name in found}
+        told = {key for key, found in self._objects.items() if key[0] == space and name in found}
+        # Of Workspaces that exist alone: pods may outlive theirs.
+        self._told.update(told & self._documents.keys())
+        return told
 
     def _put_kube_node(self, document: Json) -> set[Key]:
         return self._put_node(self._with_report(KubeNode.from_document(document)))

@@ -36,6 +36,7 @@ from workspace.controller.workspace_news import workspace_news
 from workspace.document import workspace_of
 from workspace.render.kubernetes import SystemSettings
 from workspace.rollout_status import RolloutStatus
+from workspace.scaler import Load
 
 Json = dict[str, Any]
 
@@ -81,6 +82,8 @@ class Runner:
         # Where a new version runs beside the one that serves; and of those what the analysis loop says.
         self.rollouts: dict[Key, RolloutStatus] = {}
         self.analyses: dict[Key, AnalysisResult] = {}
+        # Of Workspaces that the built-in autoscaler scales, for the page.
+        self.loads: dict[Key, Load] = {}
         self._questions = ImageQuestions(resolver, self.queue.add)
         self._reasons: dict[Key, str] = {}  # of the Ready conditions
         self._failed: set[Key] = set()  # whose last pass had a write at which the server failed

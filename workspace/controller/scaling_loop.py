@@ -123,12 +123,15 @@ class ScalingLoop:
 
     async def run(self) -> None:
         """Runs until cancelled."""
+        # Those of an earlier term of leadership are out of date.
+        self._runner.loads.clear()
         async with asyncio.TaskGroup() as group:
             while True:
                 keys = self._runner.cache.workspaces()
                 # A Workspace of the same name that comes later must not inherit the history of this one.
                 for gone in set(self._scalers) - set(keys):
                     del self._scalers[gone]
+                    self._runner.loads.pop(gone, None)
                 for key in keys:
                     if key not in self._busy:
                         self._busy.add(key)
@@ -151,10 +154,12 @@ class ScalingLoop:
         if found is None:
             self._runner.note_unread(key, None)
             self._runner.wanted.forget(key)
+            self._runner.loads.pop(key, None)
             return
         scaler, targets = found
         load, unread = await read_load(self._session, targets)
         self._runner.note_unread(key, unread)
+        self._runner.loads[key] = load
         answer = scaler.step(load, self._clock())
         if self._runner.wanted.replicas.get(key) != answer.replicas:
             if answer.replicas != load.current:

@@ -105,7 +105,7 @@ def listening(pid: int) -> set[str]:
 
 def control_routes() -> set[tuple[str, str]]:
     """Every method and path of the control API."""
-    app = ControlApi(None, None, _NoRoutes(), None).application()  # type: ignore[arg-type]
+    app = ControlApi(None, None, _NoRoutes(), None, _NoRoutes()).application()  # type: ignore[arg-type]
     return {
         (route.method, str(route.resource.canonical))
         for route in app.router.routes()

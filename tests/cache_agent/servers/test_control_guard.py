@@ -12,22 +12,24 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from cache_agent.api.kube.callers import CallerReview
 from cache_agent.net.sockets import listen
 from cache_agent.servers.control_guard import guarding, new_token
 from cache_agent.servers.listener import serve_control
+from tests.cache_agent.api.kube.test_callers import ApiServer
 
 TOKEN = "secret"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
 JSON = {"Content-Type": "application/json"}
 
 
-def application(token: str | None) -> web.Application:
+def application(token: str | None, review: CallerReview | None = None) -> web.Application:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text="done")
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
-    return guarding(app, token)
+    return guarding(app, token, review)
 
 
 def ask(
@@ -37,12 +39,13 @@ def ask(
     method: str = "GET",
     body: bytes | None = None,
     token: str | None = TOKEN,
+    review: CallerReview | None = None,
 ) -> int:
     async def main() -> int:
         async with AsyncExitStack() as stack:
             listening = socket.create_server(("127.0.0.1", 0))
             listening.setblocking(False)
-            await serve_control(stack, application(token), [listening])
+            await serve_control(stack, application(token, review), [listening])
             port = listening.getsockname()[1]
             async with (
                 aiohttp.ClientSession(skip_auto_headers=("Content-Type",)) as session,
@@ -115,6 +118,42 @@ def test_a_form_is_no_request() -> None:
         assert ask(headers, method="POST", body=b"{}") == 415
     assert ask({**WITH_TOKEN, **JSON}, method="POST", body=b"{}") == 200
     assert ask(WITH_TOKEN, method="DELETE") == 200
+
+
+@pytest.mark.parametrize("path", ["/page/", "/page/page.js"])
+def test_the_pages_files_need_no_token_and_are_asked_for_by_the_page_itself(path: str) -> None:
+    assert ask({}, path=path) == 200
+    assert ask({"Sec-Fetch-Site": "same-origin"}, path=path) == 200
+    assert ask({"Sec-Fetch-Site": "cross-site"}, path=path) == 403
+    assert ask({"Origin": "https://page.example"}, path=path) == 403
+    assert ask({"Host": "localhost:5", "Origin": "http://localhost:5"}, path=path) == 200
+    assert ask({"Host": "localhost:5", "Origin": "http://localhost:6"}, path=path) == 403
+    assert ask({"Host": "localhost:5", "Origin": "null"}, path=path) == 403
+    assert ask({"Host": "rebound.example"}, path=path) == 421
+    assert ask({}, path=path, method="POST") == 401
+
+
+def test_what_the_page_shows_needs_the_token() -> None:
+    of_page = {"Sec-Fetch-Site": "same-origin"}
+    assert ask(of_page, path="/page/events") == 401
+    assert ask({**of_page, **WITH_TOKEN}, path="/page/events") == 200
+    assert ask({**WITH_TOKEN, "Sec-Fetch-Site": "same-site"}, path="/page/events") == 403
+    assert ask({**WITH_TOKEN, "Host": "rebound.example"}, path="/page/events") == 421
+    # The page may ask for nothing else.
+    assert ask({**of_page, **WITH_TOKEN}, path="/v1/models") == 403
+
+
+def test_a_token_of_the_cluster_opens_the_pages_events_alone() -> None:
+    review = CallerReview(ApiServer(), lambda: 0.0)
+    of_ann = {"Authorization": "Bearer good"}
+    assert ask(of_ann, path="/page/events", review=review) == 200
+    assert ask(of_ann, path="/page/events") == 401
+    assert ask(of_ann, path="/v1/models", review=review) == 401
+    assert ask(of_ann, path="/page/events", method="POST", review=review) == 401
+    assert ask({"Authorization": "Bearer bad"}, path="/page/events", review=review) == 401
+    assert ask(WITH_TOKEN, path="/page/events", review=review) == 200
+    mere = CallerReview(ApiServer(allowed=("nodecaches",)), lambda: 0.0)
+    assert ask(of_ann, path="/page/events", review=mere) == 403
 
 
 def test_the_unix_socket_is_guarded_by_its_mode_alone(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from cache_agent.api.kube.callers import ACCESS_REVIEWS, TOKEN_REVIEWS
 from cache_agent.api.kube.connection import Connection, TokenCredentials, make_context
 from cache_agent.api.kube.kube_client import KubeClient
 from tests.cache_agent.peers.certificates import Authority
@@ -48,6 +49,7 @@ class HttpApi:
     `refused` are kinds whose writes are refused, as by a quota or a webhook, with a status and a message.
     `callers` says who may do what, and issues tokens of service accounts.
     `watches` and `pages` have the faults that watches and lists have.
+    `users` are those behind tokens to review, and `readers` the resources that each may list everywhere.
     `page_size` bounds a list's page further than its `limit` does.
     `logs` are those of pods, by namespace and name; a pod without one has no container that runs.
     KEDA's kind is served while its CustomResourceDefinition is there, which `keda` installs.
@@ -65,6 +67,8 @@ class HttpApi:
         self.refused: dict[str, tuple[int, str]] = {}
         self.logs: dict[tuple[str, str], str] = {}
         self.requests: dict[str, int] = {}
+        self.users: dict[str, str] = {}
+        self.readers: dict[str, set[str]] = {}
         self.page_size = 500
         self.watches = WatchLog(api)
         self.pages = Pages()
@@ -90,6 +94,8 @@ class HttpApi:
         app.router.add_get("/api", self._core)
         app.router.add_get("/apis", self._apis)
         app.router.add_get("/version", self._version)
+        app.router.add_post(TOKEN_REVIEWS, self._review_token)
+        app.router.add_post(ACCESS_REVIEWS, self._review_access)
         app.router.add_route("*", "/{tail:.*}", self._any)
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
@@ -148,6 +154,20 @@ class HttpApi:
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"major": "1", "minor": "25"})
+
+    async def _review_token(self, request: web.Request) -> web.Response:
+        document = await request.json()
+        user = self.users.get(document["spec"].pop("token"))
+        found: Json = {"authenticated": user is not None}
+        found |= {"user": {"username": user, "groups": []}} if user else {"error": "unknown token"}
+        return web.json_response({**document, "status": found}, status=201)
+
+    async def _review_access(self, request: web.Request) -> web.Response:
+        document = await request.json()
+        asked = document["spec"]["resourceAttributes"]
+        allowed = self.readers.get(document["spec"]["user"], set())
+        found = {"allowed": asked["verb"] == "list" and asked["resource"] in allowed}
+        return web.json_response({**document, "status": found}, status=201)
 
     async def _core(self, _: web.Request) -> web.Response:
         return web.json_response({"versions": ["v1"]})

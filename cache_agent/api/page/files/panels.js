@@ -1,0 +1,143 @@
+// The summary, problems, servers, transfers and space: lists and tables that are kept row by row.
+
+import { byId, keep, make, name, say, show } from "./dom.js";
+import { bytes, duration, percent, plural } from "./words.js";
+import { inWords, moreOf } from "./map.js";
+import { kindOf } from "./why.js";
+
+const FEW_NODES = 12;
+let everyNode = false;
+
+export function listenToPanels(redraw) {
+  byId("space-more").addEventListener("click", () => { everyNode = !everyNode; redraw(); });
+}
+
+export function drawSums(view) {
+  const nodes = [...view.nodes.values()];
+  const servers = [...view.workspaces.values()];
+  const add = (field) => nodes.reduce((sum, node) => sum + (node[field] ?? 0), 0);
+  const moving = [...view.moves.values()].filter((move) => move.state === "fetching");
+  const sums = [
+    ["servers", `${servers.filter((each) => each.ready).length}/${servers.length}`, "servers up"],
+    ["nodes", String(nodes.length), nodes.length === 1 ? "node" : "nodes"],
+    ["models", String(view.models.size), view.models.size === 1 ? "model" : "models"],
+    ["space", `${bytes(add("used"))} of ${bytes(add("total"))}`, "cached"],
+    ["moves", String(moving.length), `moving, ${bytes(moving.reduce((sum, move) => sum + (move.rate ?? 0), 0))}/s`],
+  ];
+  keep(byId("sums"), sums.map(([key, value, label]) => [key, JSON.stringify([value, label])]), "li",
+    (text) => { const [value, label] = JSON.parse(text); return [make("b", {}, value), make("span", {}, label)]; });
+}
+
+export function drawProblems(view, choose) {
+  show(byId("problems-none"), !view.problems.size);
+  keep(byId("problem-list"), view.problems, "li", (row) => {
+    const where = row.workspace ? make("button", { class: "link", type: "button", "data-focus": "why" }, name(row.where, "b")) : name(row.where, "b");
+    if (row.workspace) where.addEventListener("click", () => choose(row.workspace));
+    return [where, " ", name(row.what)];
+  });
+}
+
+export function drawServers(view, chosen, choose) {
+  const rows = [...view.workspaces].sort(([one, a], [other, b]) => Number(a.ready) - Number(b.ready) || (one < other ? -1 : 1));
+  show(byId("servers-none"), !rows.length);
+  show(byId("server-table"), rows.length > 0);
+  keep(byId("server-rows"), rows, "tr", (row, line, key) => {
+    const open = make("button", { class: "link", type: "button", "data-focus": "why", "aria-controls": "why" }, name(`${row.space}/${row.name}`));
+    open.addEventListener("click", () => choose(key));
+    const queue = row.running === undefined ? "" : `${row.running} running, ${row.waiting ?? 0} waiting`;
+    const version = row.versions?.find((each) => each.wanted)?.number;
+    return [
+      make("th", { scope: "row", role: "rowheader" }, open),
+      cell("State", make("span", { class: "mark", "data-kind": kindOf(row) }, row.reason)),
+      cell("Ready", `${row.readyReplicas ?? 0}/${row.replicas ?? 0}`, "number"),
+      cell("Requests", queue, "number"),
+      cell("Version", [version && String(version), row.variant].filter(Boolean).join(", ")),
+      cell("Nodes with the model", row.cached ?? "", "number"),
+    ];
+  });
+  for (const line of byId("server-rows").children) {
+    line.querySelector("button")?.setAttribute("aria-expanded", String(line.rowKey === chosen));
+  }
+}
+
+const ORDER = ["failed", "fetching", "warming", "waiting"];
+const rank = (move) => (ORDER.indexOf(move.state) + ORDER.length + 1) % (ORDER.length + 1);
+
+export function drawMoves(view) {
+  show(byId("moves-none"), !view.moves.size);
+  show(byId("move-table"), view.moves.size > 0);
+  const rows = [...view.moves].sort(([one, a], [other, b]) => rank(a) - rank(b) || (one < other ? -1 : 1));
+  keep(byId("move-rows"), rows, "tr", (row) => {
+    const bar = row.percent === undefined ? "" : make("progress", { max: "100", value: String(row.percent), "aria-label": `${row.what}: progress` });
+    const moves = row.state === "fetching";
+    const size = row.total ? `${percent(row)} of ${bytes(row.total)}` : "";
+    return [
+      make("th", { scope: "row", role: "rowheader" }, name(row.what)),
+      cell("To", name(row.node)),
+      cell("From", name(row.sources?.join(", ") ?? "")),
+      cell("Progress", [bar, make("span", { class: "number" }, [moves && size ? "" : row.state, size].filter(Boolean).join(", ")), row.why ? make("div", { class: "quiet name" }, row.why) : ""]),
+      cell("Rate", moves && row.rate >= 1 ? `${bytes(row.rate)}/s` : "", "number"),
+      cell("Left", !moves || row.left === undefined ? "" : duration(row.left), "number"),
+    ];
+  });
+}
+
+export function drawSpace(view) {
+  const nodes = [...view.nodes].sort(([, a], [, b]) => (a.free ?? 0) - (b.free ?? 0));
+  const more = byId("space-more");
+  show(more, nodes.length > FEW_NODES);
+  say(more, everyNode ? "Show the fullest alone" : `Show all ${nodes.length} nodes`);
+  keep(byId("space-rows"), everyNode ? nodes : nodes.slice(0, FEW_NODES), "li", (row) => {
+    const held = (row.used ?? 0) - (row.evictable ?? 0);
+    const leased = Math.min(row.leased ?? 0, held);
+    const parts = { leased, pinned: held - leased, evictable: row.evictable ?? 0, free: Math.max(0, (row.total ?? 0) - (row.used ?? 0)) };
+    const bar = make("div", { class: "bar", "aria-hidden": "true" });
+    for (const [part, size] of Object.entries(parts)) {
+      const piece = make("i", { "data-part": part });
+      piece.style.flexGrow = String(size);
+      bar.append(piece);
+    }
+    const said = [
+      `${bytes(row.used ?? 0)} of ${bytes(row.total ?? 0)} cached`, row.leased && `${bytes(row.leased)} in use`, row.pinned && `${bytes(row.pinned)} pinned`,
+      row.evictable && `${bytes(row.evictable)} may be evicted`, row.promised && `${bytes(row.promised)} reserved for fetches`, `${bytes(row.free ?? 0)} free`,
+      plural(row.models ?? 0, "model"), row.held && row.held !== "0/0" && `${row.held} wanted models held`,
+    ];
+    return [name(row.name, "b"), row.silent ? make("span", { class: "mark", "data-kind": "bad" }, " – its agent is silent") : "",
+      bar, make("span", { class: "quiet" }, said.filter(Boolean).join(" · ")), victims(row)];
+  });
+}
+
+function victims(row) {
+  if (!row.evictNext?.length) return "";
+  return make("details", {}, make("summary", { "data-focus": "victims" }, "Next to be evicted"),
+    make("ol", {}, row.evictNext.map((each) => make("li", {}, name(each.image), ` – frees ${bytes(each.frees)}: `, name(each.why ?? "")))));
+}
+
+// A node's own page has a list instead of a map of one line.
+export function drawModels(view) {
+  const place = byId("map-scroll");
+  const node = view.nodes.keys().next().value;
+  show(byId("map-none"), !view.models.size);
+  let body = place.querySelector("tbody");
+  if (!body) {
+    body = make("tbody", { role: "rowgroup" });
+    const heads = ["Model", "State", "Size", "More"].map((each) => make("th", { scope: "col", role: "columnheader" }, each));
+    place.replaceChildren(make("table", { class: "cards", role: "table", "aria-labelledby": "map-title" }, make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, heads)), body));
+  }
+  show(place, view.models.size > 0);
+  for (const line of body.children) if (line.cell !== view.cells.get(`${node}/${line.rowKey}`)) line.row = null;
+  keep(body, view.models, "tr", (row, line, key) => {
+    const found = line.cell = view.cells.get(`${node}/${key}`);
+    const kind = { ready: "good", failed: "bad" }[found?.state] ?? "now";
+    return [
+      make("th", { scope: "row", role: "rowheader" }, name(row.name), row.variant ? make("span", { class: "quiet" }, ` ${row.variant}`) : "", make("div", { class: "quiet name" }, row.image ?? "")),
+      cell("State", make("span", { class: "mark", "data-kind": kind }, inWords(found))),
+      cell("Size", bytes(row.size), "number"),
+      cell("More", moreOf(found).join(", ")),
+    ];
+  });
+}
+
+function cell(label, content, kind) {
+  return make("td", { role: "cell", "data-label": label, class: kind ?? false }, content);
+}

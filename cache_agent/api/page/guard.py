@@ -1,0 +1,25 @@
+"""Who may read the page's events where a cluster's API server judges bearer tokens."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+
+from cache_agent.api.kube.callers import CallerReview, bearer_token
+from modelimage.errors import RateLimited, WeightyardError
+
+logger = logging.getLogger(__name__)
+
+
+async def refusal_of_review(review: CallerReview, request: web.Request) -> tuple[int, str] | None:
+    """The status and the reason for a caller who may not read the page; None for one who may."""
+    try:
+        verdict = await review.judge(bearer_token(request.headers.get("Authorization", "")))
+    except RateLimited as error:
+        return 503, error.message
+    except WeightyardError as error:
+        # The reason may name what only operators should know.
+        logger.warning("a reader of the page can't be checked: %s", error.message)
+        return 502, "the API server can't check this token now; see this program's log"
+    return None if verdict.allowed else (verdict.status, verdict.reason)

@@ -1,0 +1,247 @@
+"""The controller's page: the cluster as its watches know it, to whom the API server admits, in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.cache_agent.api.page.samples import GB, desired, held, node
+from tests.servers.chromium import Page, chromium
+from tests.servers.process import until
+from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.living import control, make_runner
+from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
+from workspace.controller.cached_model_controller import CacheRunner
+from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.page import ClusterLook, serving_page
+
+Json = dict[str, Any]
+TOKEN = "a-token-of-the-cluster"
+EVERYTHING = {"nodecaches", "workspaces"}
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+class Served:
+    """A controller at work on a cluster, with its page."""
+
+    def __init__(self, cluster: Cluster, http: HttpApi, url: str, look: ClusterLook) -> None:
+        self.cluster, self.http, self.url, self.look = cluster, http, url, look
+
+
+@contextlib.asynccontextmanager
+async def served(cluster: Cluster) -> AsyncIterator[Served]:
+    async with HttpApi(cluster.api) as http, http.client() as client:
+        http.users = {TOKEN: "ann", "tenant": "bob"}
+        http.readers = {"ann": EVERYTHING, "bob": {"workspaces"}}
+        api = KubernetesApi(client)
+        runner, caching = make_runner(api), CacheRunner(api)
+        look = ClusterLook(runner, caching, lambda: True)
+        working = asyncio.create_task(control(client, runner, caching))
+        try:
+            async with serving_page(look, client, host="127.0.0.1", port=0) as port:
+                yield Served(cluster, http, f"http://127.0.0.1:{port}", look)
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+
+def report(cluster: Cluster, name: str, **status: Any) -> None:
+    """An agent's report."""
+    document = node(name, **status).to_document()
+    with contextlib.suppress(Exception):
+        cluster.api.delete("NodeCache", "", name)
+    cluster.api.create(document)
+
+
+def small_cluster() -> Cluster:
+    cluster = Cluster()
+    for name in ("n1", "n2"):
+        cluster.add_node(name)
+    fetching = desired(
+        2, "Fetching", bytesDone=4 * GB, bytesTotal=16 * GB, bytesPerSecond=2 * GB, secondsLeft=6,
+        sources=["peer n1"], message=HOSTILE,
+    )  # fmt: skip
+    space = {"total": 100 * GB, "used": 32 * GB, "free": 68 * GB, "evictable": 16 * GB}
+    report(cluster, "n1", models=[held(1, leases=1), held(2)], space=space, held="2/2")
+    report(cluster, "n2", desired=[fetching], held="0/1")
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer nonsense"}, 401),
+        ({"Authorization": f"Basic {TOKEN}"}, 401),
+        ({"Authorization": "Bearer tenant"}, 403),
+        ({"Authorization": f"Bearer {TOKEN}"}, 200),
+    ],
+)
+def test_who_may_read(headers: dict[str, str], status: int) -> None:
+    async def scenario() -> None:
+        async with (
+            served(Cluster()) as page,
+            aiohttp.ClientSession() as session,
+            session.get(f"{page.url}/page/events", headers=headers) as answer,
+        ):
+            assert answer.status == status
+            if status != 200:
+                body = await answer.text()
+                assert TOKEN not in body
+                assert "nonsense" not in body
+
+    asyncio.run(scenario())
+
+
+def test_an_api_server_that_does_not_review_lets_nobody_in_and_keeps_its_reasons() -> None:
+    async def scenario() -> None:
+        async with served(Cluster()) as page, aiohttp.ClientSession() as session:
+            page.http.allows = lambda request: "tokenreviews" not in request.path
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            async with session.get(f"{page.url}/page/events", headers=headers) as answer:
+                assert answer.status == 502
+                assert "tokenreviews" not in await answer.text()
+
+    asyncio.run(scenario())
+
+
+def test_a_workspace_says_what_it_waits_for_until_it_is_up() -> None:
+    async def scenario() -> None:
+        cluster = Cluster()
+        cluster.add_node("n1", gpus=0)
+        cluster.create_workspace(replicas=1)
+        async with served(cluster) as page:
+            row: Json = {}
+
+            async def look() -> Json:
+                view = await page.look()
+                return view["workspaces"].get(f"{NAMESPACE}/{NAME}", {})
+
+            async def until_row(reason: bool) -> None:
+                nonlocal row
+                done = False
+
+                async def follow() -> None:
+                    nonlocal row, done
+                    while not done:
+                        cluster.step()
+                        row = await look()
+                        done = row.get("ready") is reason and row.get("reason") != "Unseen"
+                        await asyncio.sleep(0.01)
+
+                task = asyncio.create_task(follow())
+                try:
+                    await until(lambda: done or task.done(), what=f"a row like that, not {row}")
+                finally:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+                assert done
+
+            await until_row(False)
+            assert [step["state"] for step in row["steps"]].count("done") < 4
+            assert any(step["state"] in ("now", "failed") for step in row["steps"])
+            cluster.add_node("n2", gpus=1)
+            await until_row(True)
+            assert {step["state"] for step in row["steps"]} == {"done"}
+            assert row["versions"][0]["wanted"] is True
+            assert row["pods"][0]["state"] == "ready"
+            # Nothing has changed: the same objects again, which no reader is told of.
+            first, second = await page.look(), await page.look()
+            assert (
+                first["workspaces"][f"{NAMESPACE}/{NAME}"]
+                is second["workspaces"][f"{NAMESPACE}/{NAME}"]
+            )
+
+    asyncio.run(scenario())
+
+
+async def visit(page: Page, site: Served) -> None:
+    await page.go(site.url)
+    await page.wait("!document.getElementById('entry').hidden")
+    await page.type("tenant")
+    await page.press("Enter")
+    await page.wait("document.getElementById('entry-why').textContent.includes('nodecaches')")
+    page.errors.clear()  # the browser tells of 401 and 403
+    await page.type(TOKEN)
+    await page.press("Enter")
+    await page.wait("document.querySelectorAll('#map-scroll td').length === 4")
+    spoken = await page.spoken()
+    for title in ("Problems", "Servers", "Models by node", "Moving now", "Space"):
+        assert ("heading", title) in spoken
+    assert ("grid", "Models by node") in spoken
+    assert ("gridcell", "n2, model-2: 25% fetched") in spoken
+    assert ("gridcell", "n1, model-1:v1: on disk") in spoken
+    # Text of others is text.
+    assert HOSTILE in await page.ask("document.getElementById('move-rows').textContent")
+    assert await page.ask("document.images.length") == 0
+    assert "peer n1" in await page.ask("document.getElementById('move-rows').textContent")
+
+
+async def walk(page: Page) -> None:
+    """By keyboard: the map is one stop, its cells are reached by arrows."""
+    await page.ask("document.querySelector('#map-scroll td[tabindex=\"0\"]').focus()")
+    await page.press("ArrowDown")
+    await page.press("End")
+    here = "document.activeElement.getAttribute('aria-label')"
+    assert await page.ask(here) == "n2, model-2: 25% fetched"
+    assert "n2" in await page.ask("document.getElementById('map-detail').textContent")
+    await page.press("Home")
+    assert (await page.ask(here)).startswith("n2, model-1")
+    assert await page.ask("document.querySelectorAll('#map-scroll td[tabindex=\"0\"]').length") == 1
+
+
+@pytest.mark.servers
+def test_a_person_signs_in_and_sees_the_cluster_live_by_keyboard_and_in_every_light(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with served(small_cluster()) as site, chromium(tmp_path) as browser:
+            page = await browser.page()
+            await visit(page, site)
+            await walk(page)
+            report(site.cluster, "n2", models=[held(2, tier="memory")], held="1/1")
+            await page.wait(
+                "[...document.querySelectorAll('#map-scroll td')].at(-1).ariaLabel.endsWith('in memory')"
+            )
+            colours = set()
+            for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
+                await page.look_like(width=width, dark=dark)
+                assert await page.ask("document.documentElement.scrollWidth") <= width
+                colours.add(
+                    await page.ask("getComputedStyle(document.documentElement).backgroundColor")
+                )
+            assert len(colours) == 2
+            assert page.errors == []
+            assert {each.rpartition("/")[0] for each in page.requests} <= {
+                site.url,
+                f"{site.url}/page",
+            }
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.servers
+def test_a_workspace_that_waits_is_chosen_by_itself_and_another_by_its_name(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = small_cluster()
+        cluster.create_workspace(replicas=1)
+        async with served(cluster) as site, chromium(tmp_path) as browser:
+            page = await browser.page()
+            await page.go(f"{site.url}/page/#token={TOKEN}")
+            title = f"Why is {NAMESPACE}/{NAME} not up yet?"
+            await page.wait(f"document.getElementById('why-title').textContent === '{title}'")
+            assert ("heading", title) in await page.spoken()
+            assert await page.ask("document.querySelectorAll('#why .steps > li').length") == 4
+            await page.ask("document.querySelector('#server-rows button').focus()")
+            await page.press("Enter")
+            assert await page.ask("document.activeElement.id") == "why-title"
+            assert await page.ask("location.hash") == f"#why={NAMESPACE}%2F{NAME}"
+            assert page.errors == []
+
+    asyncio.run(scenario())
