@@ -49,6 +49,7 @@ MATRIX: dict[str, Json] = {
     "kubelet-elsewhere": {"agent": {"csi": {"kubeletPath": "/var/lib/k0s/kubelet"}}},
     "containerd": {"agent": {"mirror": {"containerd": "install"}}},
     "containerd-remove": {"agent": {"mirror": {"containerd": "remove"}}},
+    "page": {"page": {"enabled": True, "port": 9000, "from": {"kubernetes.io/metadata.name": "ingress"}}},
     "hub-and-memory": {
         "agent": {
             "hub": {"enabled": True},

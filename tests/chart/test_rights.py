@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cache_agent.api.kube.callers import ACCESS_REVIEWS, TOKEN_REVIEWS
 from modelimage.access import Access
 from tests.chart.charting import CHART, find, helm, render
 from tests.chart.matrix import MATRIX
@@ -69,6 +70,16 @@ def test_the_agent_writes_nothing_but_its_reports() -> None:
     rules = rules_of(render(MATRIX["wanted"]), "weightyard-agent")
     assert writes(rules) == {
         "weightyard.dev/nodecaches", "weightyard.dev/nodecaches/status", "coordination.k8s.io/leases", "/events",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("account", ["weightyard-agent", "weightyard-controller"])
+def test_whoever_serves_the_page_may_ask_who_reads_it_and_nobody_else(account: str) -> None:
+    def rights(values: Json) -> set[Right]:
+        return rights_of([rule for _, rule in rules_of(render(values), account)])
+
+    assert rights(MATRIX["page"]) - rights({}) == {
+        requested_right("POST", TOKEN_REVIEWS), requested_right("POST", ACCESS_REVIEWS),
     }  # fmt: skip
 
 
