@@ -170,7 +170,7 @@ async def visit(page: Page, site: Served) -> None:
     page.errors.clear()  # the browser tells of 401 and 403
     await page.type(TOKEN)
     await page.press("Enter")
-    await page.wait("document.querySelectorAll('#map-scroll td').length === 4")
+    await page.wait("document.querySelectorAll('#map-scroll [role=gridcell]').length === 4")
     spoken = await page.spoken()
     for title in ("Problems", "Servers", "Models by node", "Moving now", "Space"):
         assert ("heading", title) in spoken
@@ -185,7 +185,7 @@ async def visit(page: Page, site: Served) -> None:
 
 async def walk(page: Page) -> None:
     """By keyboard: the map is one stop, its cells are reached by arrows."""
-    await page.ask("document.querySelector('#map-scroll td[tabindex=\"0\"]').focus()")
+    await page.ask("document.querySelector('#map-scroll [role=gridcell][tabindex=\"0\"]').focus()")
     await page.press("ArrowDown")
     await page.press("End")
     here = "document.activeElement.getAttribute('aria-label')"
@@ -193,7 +193,7 @@ async def walk(page: Page) -> None:
     assert "n2" in await page.ask("document.getElementById('map-detail').textContent")
     await page.press("Home")
     assert (await page.ask(here)).startswith("n2, model-1")
-    assert await page.ask("document.querySelectorAll('#map-scroll td[tabindex=\"0\"]').length") == 1
+    assert await page.ask("document.querySelectorAll('#map-scroll [role=gridcell][tabindex=\"0\"]').length") == 1
 
 
 @pytest.mark.servers
@@ -207,7 +207,7 @@ def test_a_person_signs_in_and_sees_the_cluster_live_by_keyboard_and_in_every_li
             await walk(page)
             report(site.cluster, "n2", models=[held(2, tier="memory")], held="1/1")
             await page.wait(
-                "[...document.querySelectorAll('#map-scroll td')].at(-1).ariaLabel.endsWith('in memory')"
+                "[...document.querySelectorAll('#map-scroll [role=gridcell]')].at(-1).ariaLabel.endsWith('in memory')"
             )
             colours = set()
             for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):

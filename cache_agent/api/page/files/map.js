@@ -1,4 +1,4 @@
-// Nodes by models: a table with one stop for the tab key, in which the arrow keys go from cell to cell.
+// Nodes by models: a grid with one stop for the tab key, in which the arrow keys go from cell to cell.
 
 import { byId, make, name, say, show } from "./dom.js";
 import { ago, bytes, percent, plural } from "./words.js";
@@ -63,13 +63,14 @@ function build(nodes, models, view) {
   const focused = here !== null && here === document.activeElement;
   here = null;
   if (!nodes.length || !models.length) { place.replaceChildren(); return; }
-  const columns = make("colgroup", {}, make("col", { class: "head" }), models.map(() => make("col")));
-  const heads = models.map(([, model]) => make("th", { scope: "col" }, name([model.name, model.variant].filter(Boolean).join(" "))));
-  const body = make("tbody");
+  const heads = models.map(([, model]) => make("div", { role: "columnheader" }, name([model.name, model.variant].filter(Boolean).join(" "))));
+  const body = make("div", { role: "rowgroup" });
   for (const node of nodes) {
-    const row = make("tr", {}, make("th", { scope: "row" }, name(node)));
+    // Rows of a fixed size: a change lays out one row, and rows out of sight cost nothing.
+    const row = make("div", { role: "row", class: "row" }, make("div", { role: "rowheader" }, name(node)));
     for (const [model, facts] of models) {
-      const cell = document.createElement("td");
+      const cell = document.createElement("div");
+      cell.setAttribute("role", "gridcell");
       cell.dataset.id = `${node}/${model}`;
       cell.tabIndex = -1;
       cell.about = `${node}, ${facts.name}`;
@@ -78,10 +79,12 @@ function build(nodes, models, view) {
     }
     body.append(row);
   }
-  const table = make("table", { class: "grid", role: "grid", "aria-labelledby": "map-title", "aria-readonly": "true" },
-    columns, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Node"), heads)), body);
+  const top = make("div", { role: "row", class: "heads" }, make("div", { role: "columnheader" }, "Node"), heads);
+  const grid = make("div", { class: "grid", role: "grid", "aria-labelledby": "map-title", "aria-readonly": "true" },
+    make("div", { role: "rowgroup" }, top), body);
+  grid.style.setProperty("--models", String(models.length));
   for (const id of cells.keys()) fill(id, view);
-  place.replaceChildren(table);
+  place.replaceChildren(grid);
   reach(cells.get(kept) ?? cells.values().next().value, focused);
 }
 
@@ -118,33 +121,35 @@ function detail(id, view) {
   );
 }
 
+const cellOf = (event) => event.target.closest?.("[role=gridcell]");
+
 export function listenToMap(current) {
   const place = byId("map-scroll");
   place.addEventListener("keydown", (event) => {
-    const cell = event.target.closest?.("td");
+    const cell = cellOf(event);
     if (!cell || event.ctrlKey || event.metaKey || event.altKey) return;
     const row = cell.parentElement;
     let next = null;
     if (event.key in STEPS) {
       const [down, right] = STEPS[event.key];
       const line = down ? (down > 0 ? row.nextElementSibling : row.previousElementSibling) : row;
-      next = line?.cells[cell.cellIndex + right];
-    } else if (event.key === "Home") next = row.cells[1];
-    else if (event.key === "End") next = row.cells[row.cells.length - 1];
+      next = line?.children[[...row.children].indexOf(cell) + right];
+    } else if (event.key === "Home") next = row.children[1];
+    else if (event.key === "End") next = row.lastElementChild;
     else return;
     event.preventDefault();
-    if (next?.tagName === "TD") reach(next, true);
+    if (next?.dataset.id) reach(next, true);
   });
   place.addEventListener("focusin", (event) => {
-    const cell = event.target.closest?.("td");
+    const cell = cellOf(event);
     if (cell) { reach(cell, false); detail(cell.dataset.id, current()); }
   });
   place.addEventListener("pointerover", (event) => {
-    const cell = event.target.closest?.("td");
+    const cell = cellOf(event);
     if (cell && !place.contains(document.activeElement)) detail(cell.dataset.id, current());
   });
   place.addEventListener("click", (event) => {
-    const cell = event.target.closest?.("td");
+    const cell = cellOf(event);
     if (cell) reach(cell, true);
   });
 }

@@ -100,7 +100,7 @@ export function drawSpace(view) {
     const said = [
       `${bytes(row.used ?? 0)} of ${bytes(row.total ?? 0)} cached`, row.leased && `${bytes(row.leased)} in use`, row.pinned && `${bytes(row.pinned)} pinned`,
       row.evictable && `${bytes(row.evictable)} may be evicted`, row.promised && `${bytes(row.promised)} reserved for fetches`, `${bytes(row.free ?? 0)} free`,
-      plural(row.models ?? 0, "model"), row.held && row.held !== "0/0" && `${row.held} wanted models held`,
+      plural(row.models ?? 0, "model"), row.held && row.held !== "0/0" && `${row.held} desired models held`,
     ];
     return [name(row.name, "b"), row.silent ? make("span", { class: "mark", "data-kind": "bad" }, " – its agent is silent") : "",
       bar, make("span", { class: "quiet" }, said.filter(Boolean).join(" · ")), victims(row)];

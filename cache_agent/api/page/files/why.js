@@ -92,6 +92,6 @@ function start(each) {
 function versions(row) {
   if (!row.versions?.length) return "";
   const items = row.versions.map((each) => make("li", {},
-    make("b", {}, `Version ${each.number ?? "?"}`), each.wanted ? " (wanted)" : "", " – ", name([each.variant, each.image].filter(Boolean).join(" of "))));
+    make("b", {}, `Version ${each.number ?? "?"}`), each.wanted ? " (desired)" : "", " – ", name([each.variant, each.image].filter(Boolean).join(" of "))));
   return titled("Versions", make("ul", {}, items));
 }
