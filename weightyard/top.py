@@ -21,7 +21,6 @@ Json = dict[str, Any]
 Row = tuple[object, ...]
 
 
-
 @dataclass(frozen=True, slots=True)
 class Section:
     """A table under a title, or `empty` where it has no rows."""
@@ -142,8 +141,6 @@ def cluster_frame(nodes: Sequence[NodeCache], workspaces: Sequence[Json]) -> Fra
         ],
     }
     return Frame(heading, sections, document, found)
-
-
 
 
 def _activity_row(view: ExplainView) -> Row:

@@ -21,10 +21,8 @@ from cache_agent.store.space import SpaceView
 from cache_agent.store.store import Store
 from cache_agent.store.values import Holder, Lease, StoredModel
 
-_SUMMED = {each.name for each in fields(RootSpace)} - {"root"}
-
-
 _EVERYTHING = 1 << 62  # bytes
+_SUMMED = {each.name for each in fields(RootSpace)} - {"root"}
 
 
 class StoreService:
