@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from cache_agent.api.page.starts import start_row
 from modelimage.errors import RemoteRefused
 from weightyard.up.phases import Phase
 from weightyard.up.state import State, all_workspaces, condition, is_running
@@ -73,6 +74,7 @@ def server_row(state: State, load: ServerLoad | None) -> dict[str, Any]:
         "pods": [
             {"name": state.name, "state": condition(state), "node": _SPACE, "since": _time(state.started_at)}
         ],
+        "starts": [start_row(state.startup)] if state.startup else [],
         "image": state.image,
         "variant": state.variant,
         "model": state.key.removeprefix("sha256:")[:20],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from cache_agent.api.page.starts import start_row
 from cache_agent.api.page.view import Row
 from workspace.controller import conditions
 from workspace.controller.mount_news import MountNews
@@ -37,7 +38,6 @@ _MOST_SAID: Final = 1000  # characters
 _MOST_PODS: Final = 64
 _MOST_VERSIONS: Final = 16
 _MOST_STARTS: Final = 4
-_PARTS: Final = ("name", "seconds", "bytes", "tier")
 
 
 def workspace_row(
@@ -61,7 +61,7 @@ def workspace_row(
         "steps": _steps(status),
         "versions": _versions(objects, status),
         "pods": _pods(objects, mounts),
-        "starts": [_start(each) for each in (status.get("startup") or ())[:_MOST_STARTS]],
+        "starts": [start_row(each) for each in (status.get("startup") or ())[:_MOST_STARTS]],
         "image": status.get("image") or _asked(document),
         "variant": status.get("variant"),
         "cached": status.get("cached"),
@@ -152,19 +152,6 @@ def _pod(pod: Json, mounts: Mapping[str, MountNews]) -> Row:
         "since": metadata.get("creationTimestamp"), "why": _said(problem.message if problem else waits),
     }  # fmt: skip
     return {name: value for name, value in row.items() if value}
-
-
-def _start(start: Json) -> Row:
-    """A start's timeline, as `status.startup` has it."""
-    row = {
-        "version": start.get("version"), "pod": start.get("pod"), "node": start.get("node"),
-        "at": start.get("startedAt"), "current": start.get("current"), "total": start.get("total"),
-        "stages": [
-            {part: each[part] for part in _PARTS if each.get(part) is not None}
-            for each in start.get("stages") or ()
-        ],
-    }  # fmt: skip
-    return {name: value for name, value in row.items() if value is not None}
 
 
 def _asked(document: Json) -> str:
