@@ -102,7 +102,7 @@ def test_who_may_read(headers: dict[str, str], status: int) -> None:
 def test_an_api_server_that_does_not_review_lets_nobody_in_and_keeps_its_reasons() -> None:
     async def scenario() -> None:
         async with served(Cluster()) as page, aiohttp.ClientSession() as session:
-            page.http.allows = lambda request: "tokenreviews" not in request.path
+            page.http.callers.allows = lambda request: "tokenreviews" not in request.path
             headers = {"Authorization": f"Bearer {TOKEN}"}
             async with session.get(f"{page.url}/page/events", headers=headers) as answer:
                 assert answer.status == 502
@@ -193,7 +193,12 @@ async def walk(page: Page) -> None:
     assert "n2" in await page.ask("document.getElementById('map-detail').textContent")
     await page.press("Home")
     assert (await page.ask(here)).startswith("n2, model-1")
-    assert await page.ask("document.querySelectorAll('#map-scroll [role=gridcell][tabindex=\"0\"]').length") == 1
+    assert (
+        await page.ask(
+            "document.querySelectorAll('#map-scroll [role=gridcell][tabindex=\"0\"]').length"
+        )
+        == 1
+    )
 
 
 @pytest.mark.servers

@@ -67,7 +67,7 @@ def test_a_percentage_is_never_100_before_the_end() -> None:
 
 def test_failures_and_complaints_are_problems_with_what_to_do() -> None:
     short = {
-        "type": "SpaceSufficient", "status": "False", "reason": "NoSpace", "message": "llama",
+        "type": "SpaceSufficient", "status": "False", "reason": "NoSpace", "message": "No space for llama.",
         "lastTransitionTime": VERIFIED,
     }  # fmt: skip
     refused = ExplainView(
@@ -83,7 +83,7 @@ def test_failures_and_complaints_are_problems_with_what_to_do() -> None:
     )
 
     assert rows.problems == (
-        {"where": "gpu-1", "what": "not enough space for llama"},
+        {"where": "gpu-1", "what": "No space for llama."},
         {"where": "model-1 on gpu-1", "what": "Log in to registry.example."},
         {"where": "pod a/b on gpu-1", "what": "no access"},
     )
