@@ -23,8 +23,8 @@ from pathlib import Path
 from aiohttp import web
 
 from cache_agent.api.page.feed import Feed
-from cache_agent.api.page.server import PageServer
-from cache_agent.api.page.view import View, difference
+from cache_agent.api.page.page_server import PageServer
+from cache_agent.api.page.panels import View, difference
 from tests.cache_agent.api.page.samples import cluster_view
 from tests.servers.chromium import Page, chromium
 

@@ -42,7 +42,7 @@ from modelimage.quantization import DEFAULT_VARIANT
 from modelimage.readback import check_publication
 from modelimage.record import Record
 from modelimage.referrers import Artifact, attach
-from modelimage.tracing import span
+from modelimage.spans import span
 
 
 @dataclass(frozen=True, slots=True)

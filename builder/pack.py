@@ -23,8 +23,8 @@ from modelimage.layer_source import StreamingLayer
 from modelimage.layout import Layout
 from modelimage.record import RecordFile, RecordLayer
 from modelimage.repository import StreamedContent, StreamedWriter
+from modelimage.spans import span
 from modelimage.stage_workers import available_cores, run_all
-from modelimage.tracing import span
 
 # One file keeps about three cores busy: two sha256, one BLAKE3, reading and writing.
 _CORES_PER_LAYER = 3

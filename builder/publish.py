@@ -24,8 +24,8 @@ from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Recipe
 from modelimage.referrers import blob_content
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
+from modelimage.spans import span
 from modelimage.stage_workers import both, run_all
-from modelimage.tracing import span
 
 SENDS_AT_ONCE: Final = 4
 

@@ -21,8 +21,8 @@ from modelimage.publication import Document
 from modelimage.ranges import ByteRange
 from modelimage.registry.retry import Backoff
 from modelimage.repository import BlobContent, ImageReader, ImageWriter
+from modelimage.spans import span
 from modelimage.stage_workers import both, run_all
-from modelimage.tracing import span
 
 WORKERS: Final = 4
 _BUFFER_BYTES: Final = 1 << 20

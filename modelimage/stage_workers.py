@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from modelimage.repository import StopRequested
-from modelimage.tracing import bound
+from modelimage.spans import bound
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

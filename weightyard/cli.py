@@ -18,7 +18,7 @@ from typing import Any, Final
 import click
 
 from modelimage.errors import WeightyardError
-from modelimage.tracing import is_on, tracing
+from modelimage.spans import is_on, tracing
 from weightyard import __version__, exits
 from weightyard.advanced import SuggestingGroup, help_all_option
 from weightyard.console import DEBUG_VARIABLE, Console, debugging

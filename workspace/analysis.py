@@ -84,7 +84,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """The result of one comparison, with a sentence that says why."""
 
     outcome: Outcome
@@ -98,7 +98,7 @@ class AnalysisResult:
 
     window: str
     seconds: float
-    verdict: Verdict
+    verdict: Judgement
 
 
 def parse_counts(text: str) -> ServerCounts:
@@ -144,11 +144,11 @@ def total(counts: Iterable[ServerCounts]) -> ServerCounts:
     )
 
 
-def judge(stable: ServerCounts, candidate: ServerCounts, settings: Analysis) -> Verdict:
+def judge(stable: ServerCounts, candidate: ServerCounts, settings: Analysis) -> Judgement:
     """Compares what both versions counted over the same time. A measure that one of them lacks isn't compared."""
     least = settings.min_requests
     if candidate.requests < least or stable.requests < least:
-        return Verdict(
+        return Judgement(
             Outcome.INCONCLUSIVE,
             f"{least} requests to each version are needed: the new one answered {candidate.requests:g}, the "
             f"serving one {stable.requests:g}.",
@@ -161,8 +161,8 @@ def judge(stable: ServerCounts, candidate: ServerCounts, settings: Analysis) -> 
             f"{_shown(each.limit)}"
             for each in worse
         )
-        return Verdict(Outcome.FAILED, f"The new version is worse: {said}.", measures)
-    return Verdict(
+        return Judgement(Outcome.FAILED, f"The new version is worse: {said}.", measures)
+    return Judgement(
         Outcome.PASSED, f"The new version is no worse in {len(measures)} measures.", measures
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from workspace.startup import Stage
+from workspace.startup import StageName
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,13 @@ class LogPattern:
 
     pattern: re.Pattern[str]
     shown: str
-    ends: Stage | None = None
+    ends: StageName | None = None
     last: bool = False
 
 
-def _row(pattern: str, shown: str, ends: Stage | None = None, *, last: bool = False) -> LogPattern:
+def _row(
+    pattern: str, shown: str, ends: StageName | None = None, *, last: bool = False
+) -> LogPattern:
     return LogPattern(re.compile(pattern), shown, ends, last)
 
 
@@ -35,22 +37,22 @@ def _row(pattern: str, shown: str, ends: Stage | None = None, *, last: bool = Fa
 VLLM: Final = (
     _row(r"Loading safetensors checkpoint shards:\s+(\d+)%", "loading weights, {0}%"),
     _row(r"Capturing CUDA graph\S*[^\d]*(\d+)%", "capturing CUDA graphs, {0}%"),
-    _row(r"Starting to load model", "loading weights", Stage.ENGINE),
+    _row(r"Starting to load model", "loading weights", StageName.ENGINE),
     _row(
         r"Loading weights took|Loading model weights took|Model loading took",
-        "preparing the KV cache", Stage.WEIGHTS, last=True,
+        "preparing the KV cache", StageName.WEIGHTS, last=True,
     ),
     _row(
         r"Dynamo bytecode transform|Compiling a graph|torch\.compile takes|torch\.compile took",
-        "compiling", Stage.COMPILE, last=True,
+        "compiling", StageName.COMPILE, last=True,
     ),
     _row(
-        r"Initializing a V1 LLM engine|Initializing an LLM engine", "starting the engine", Stage.PROCESS
+        r"Initializing a V1 LLM engine|Initializing an LLM engine", "starting the engine", StageName.PROCESS
     ),
     _row(
-        r"non-default args|vLLM API server version", "reading the model's configuration", Stage.PROCESS
+        r"non-default args|vLLM API server version", "reading the model's configuration", StageName.PROCESS
     ),
-    _row(r"init engine .* took", "starting the HTTP server", Stage.WARM_UP, last=True),
+    _row(r"init engine .* took", "starting the HTTP server", StageName.WARM_UP, last=True),
     _row(r"Starting vLLM (API )?server", "starting the HTTP server"),
 )  # fmt: skip
 # What follows is no start any more: a running server compiles and loads too.
@@ -68,7 +70,7 @@ def stage_of(line: str) -> str | None:
 class EngineLog:
     """Collects the ends of stages from lines in their order. `ends` are on the clock of the lines' times."""
 
-    ends: dict[Stage, float] = field(default_factory=dict)
+    ends: dict[StageName, float] = field(default_factory=dict)
     is_over: bool = False
 
     def read(self, at: float, line: str) -> None:

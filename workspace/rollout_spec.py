@@ -41,7 +41,7 @@ class AnalysisStep(Strict):
     )
 
 
-class Step(Strict):
+class RolloutStep(Strict):
     """One step of a rollout: exactly one of `weight`, `pause` and `analysis`."""
 
     weight: Annotated[int, Field(ge=1, le=99)] | None = Field(
@@ -102,7 +102,7 @@ class Rollout(Strict):
         description="rolling replaces one server after the other; canary gives the new version a growing share of "
         "requests; blueGreen starts it beside the old one and moves all requests at once.",
     )
-    steps: tuple[Step, ...] = Field(
+    steps: tuple[RolloutStep, ...] = Field(
         default=(), strict=False, max_length=32,
         description="What canary does, by default a weight of 10, an analysis, a weight of 50, an analysis; or what "
         "blueGreen waits for before it moves requests, by default nothing: pauses only.",

@@ -11,7 +11,7 @@ from cache_agent.api.kube_objects import Count, Reported, ReportedLine, Reported
 MOST_MEASURES = 32
 
 
-class Phase(StrEnum):
+class RolloutPhase(StrEnum):
     """How a rollout stands."""
 
     PROGRESSING = "Progressing"
@@ -35,7 +35,7 @@ class MeasureReport(Reported):
 class RolloutStatus(Reported):
     """Where the rollout of a new version stands."""
 
-    phase: Phase = Field(description="How the rollout stands.")
+    phase: RolloutPhase = Field(description="How the rollout stands.")
     version: ReportedLine = Field(
         description="The new version: the name of its ControllerRevision."
     )
@@ -69,12 +69,12 @@ class RolloutStatus(Reported):
     @property
     def is_open(self) -> bool:
         """Whether the old version still is the one that serves, and steps are left."""
-        return self.phase in (Phase.PROGRESSING, Phase.PAUSED)
+        return self.phase in (RolloutPhase.PROGRESSING, RolloutPhase.PAUSED)
 
     @property
     def is_withdrawn(self) -> bool:
         """Whether the new version was taken back."""
-        return self.phase in (Phase.FAILED, Phase.ABORTED)
+        return self.phase in (RolloutPhase.FAILED, RolloutPhase.ABORTED)
 
     @property
     def token(self) -> str:

@@ -37,7 +37,7 @@ from workspace.field_types import (
 )
 from workspace.rollout_spec import Rollout
 from workspace.tenancy import Tenancy
-from workspace.tracing import Tracing
+from workspace.trace_context import Tracing
 
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000

@@ -23,7 +23,7 @@ _LONGEST: Final = 1e8  # seconds
 _DIGITS: Final = 1  # pods' times are whole seconds; a log's aren't
 
 
-class Stage(StrEnum):
+class StageName(StrEnum):
     """The stages of a start, in their order. The values are those of status, metrics and pages."""
 
     NODE = "node"
@@ -39,21 +39,21 @@ class Stage(StrEnum):
 
 
 # What a server does in each stage, for people.
-MEANINGS: Final[Mapping[Stage, str]] = {
-    Stage.NODE: "wait for a node",
-    Stage.VOLUME: "fetch and mount the model",
-    Stage.IMAGE: "pull the runtime's image and create the container",
-    Stage.PROCESS: "start the process and import the engine",
-    Stage.ENGINE: "initialise the engine",
-    Stage.WEIGHTS: "load the weights",
-    Stage.COMPILE: "compile",
-    Stage.WARM_UP: "allocate the KV cache and warm up",
-    Stage.HEALTH: "answer the first health check",
-    Stage.FIRST_TOKEN: "wait for the first token",
+MEANINGS: Final[Mapping[StageName, str]] = {
+    StageName.NODE: "wait for a node",
+    StageName.VOLUME: "fetch and mount the model",
+    StageName.IMAGE: "pull the runtime's image and create the container",
+    StageName.PROCESS: "start the process and import the engine",
+    StageName.ENGINE: "initialise the engine",
+    StageName.WEIGHTS: "load the weights",
+    StageName.COMPILE: "compile",
+    StageName.WARM_UP: "allocate the KV cache and warm up",
+    StageName.HEALTH: "answer the first health check",
+    StageName.FIRST_TOKEN: "wait for the first token",
 }
 
 # Seconds since a start began at which stages ended.
-Ends = Mapping[Stage, float]
+Ends = Mapping[StageName, float]
 
 Seconds = Annotated[
     float,
@@ -101,14 +101,14 @@ class Startup(Reported):
     )
 
     @property
-    def ends(self) -> dict[Stage, float]:
+    def ends(self) -> dict[StageName, float]:
         """The ends of the stages. Law: `timeline(s.ends, s.parts)` has the stages of `s`."""
-        found: dict[Stage, float] = {}
+        found: dict[StageName, float] = {}
         at = 0.0
         for each in self.stages:
             if each.tier is None and each.name in _NAMES:
                 at = round(at + each.seconds, _DIGITS)
-                found[Stage(each.name)] = at
+                found[StageName(each.name)] = at
         return found
 
     @property
@@ -121,7 +121,7 @@ class Startup(Reported):
         )
 
 
-_NAMES: Final = frozenset(stage.value for stage in Stage)
+_NAMES: Final = frozenset(stage.value for stage in StageName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +141,13 @@ def timeline(ends: Ends, parts: Iterable[TierPart] = ()) -> tuple[StartStage, ..
     found: list[StartStage] = []
     volume = sorted(parts, key=lambda part: part.tier)
     at = 0.0
-    for stage in Stage:
+    for stage in StageName:
         if stage not in ends:
             continue
         end = max(at, round(min(ends[stage], _LONGEST), _DIGITS))
-        size = sum(part.size for part in volume) if stage is Stage.VOLUME and volume else None
+        size = sum(part.size for part in volume) if stage is StageName.VOLUME and volume else None
         found.append(StartStage(name=stage, seconds=round(end - at, _DIGITS), bytes=size))
-        if stage is Stage.VOLUME:
+        if stage is StageName.VOLUME:
             found += [
                 StartStage(name=stage, seconds=round(part.seconds, 3), bytes=part.size, tier=part.tier)
                 for part in volume
@@ -156,10 +156,10 @@ def timeline(ends: Ends, parts: Iterable[TierPart] = ()) -> tuple[StartStage, ..
     return tuple(found)
 
 
-def current_stage(ends: Ends) -> Stage | None:
+def current_stage(ends: Ends) -> StageName | None:
     """The stage that runs; None once the server is healthy."""
-    if Stage.HEALTH in ends or Stage.FIRST_TOKEN in ends:
+    if StageName.HEALTH in ends or StageName.FIRST_TOKEN in ends:
         return None
-    order = list(Stage)
+    order = list(StageName)
     last = max((order.index(stage) for stage in ends), default=-1)
     return order[last + 1]

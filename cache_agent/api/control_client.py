@@ -38,7 +38,7 @@ from cache_agent.api.wire import (
 )
 from cache_agent.api.wire_parsers import parse, parse_json, parse_pull_event
 from cache_agent.net.sockets import connect, is_listening
-from modelimage import tracing
+from modelimage import spans
 from modelimage.errors import RemoteRefused, Unreachable
 from modelimage.reference import LayoutReference, parse_image
 
@@ -177,9 +177,9 @@ class AgentClient:
         connection = _UnixConnection(self._path, timeout)
         data = json.dumps(to_document(body)).encode() if body is not None else None
         headers = {"Content-Type": "application/json"} if data else {}
-        parent = tracing.traceparent()
+        parent = spans.traceparent()
         if parent:
-            headers[tracing.TRACEPARENT] = parent
+            headers[spans.TRACEPARENT] = parent
         try:
             connection.request(method, path, data, headers)
             answer = connection.getresponse()

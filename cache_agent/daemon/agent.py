@@ -17,10 +17,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from cache_agent.api.kube.callers import CallerReview
 from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.kube.token_reviews import CallerReview
 from cache_agent.api.node_cache import NodeCache
-from cache_agent.api.page.server import PageServer
+from cache_agent.api.page.page_server import PageServer
 from cache_agent.config import AgentConfig
 from cache_agent.daemon.node_setup import (
     NodeOptions,
@@ -50,7 +50,7 @@ from cache_agent.servers.control_guard import guarding, new_token
 from cache_agent.servers.csi.mount_client import MounterClient
 from cache_agent.servers.csi.pod_events import PodEvents
 from cache_agent.servers.listener import serve_control
-from cache_agent.servers.node_page import LocalServers, NodeLook
+from cache_agent.servers.node_page import LocalServers, PageLook
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access
 from modelimage.errors import WeightyardError
@@ -175,7 +175,7 @@ async def _serve(
         # The stack closes in reverse: first the servers stop, then the reconciler, last the threads.
         status = await stack.enter_async_context(opening.wanted())
         service = control_service(node, status)
-        page = PageServer(NodeLook(service, executor, opening.local_servers))
+        page = PageServer(PageLook(service, executor, opening.local_servers))
         await stack.enter_async_context(page.looking())
         api = ControlApi(service, executor, observe, recent, page)
         sockets = []

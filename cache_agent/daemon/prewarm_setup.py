@@ -95,7 +95,9 @@ async def open_prewarming(
         stack.callback(executor.close)
         name = section.node or node_name()
         if section.in_cluster:
-            api = await stack.enter_async_context(KubeClient(cluster_connection(section), role="agent"))
+            api = await stack.enter_async_context(
+                KubeClient(cluster_connection(section), role="agent")
+            )
             reconciler, tasks = _of_cluster(parts, section, executor, api, name)
         else:
             reconciler, tasks = _of_folder(parts, section, executor)

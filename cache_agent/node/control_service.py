@@ -26,7 +26,7 @@ from cache_agent.node.store_service import StoreService
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.roots import Roots
 from modelimage.reference import parse_image
-from modelimage.tracing import traceparent
+from modelimage.spans import traceparent
 
 WATCH_SECONDS = 0.2
 

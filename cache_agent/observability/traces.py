@@ -1,6 +1,6 @@
 """Exports pulls as OpenTelemetry spans: one per pull, with a child for each phase and for each source's transfer.
 
-`modelimage.tracing` says what turns it on. Chunks have no spans: a large model has thousands.
+`modelimage.spans` says what turns it on. Chunks have no spans: a large model has thousands.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cache_agent.observability.events import Event, Events, PublishEnded, PullEnded
-from modelimage.tracing import context_of, is_on, open_provider, provider
+from modelimage.spans import context_of, is_on, open_provider, provider
 
 SERVICE: Final = "weightyard-agent"
 

@@ -23,7 +23,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from cache_agent.api.errors import status_of, to_view
-from cache_agent.api.page.server import PageServer
+from cache_agent.api.page.page_server import PageServer
 from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody, to_document
 from cache_agent.api.wire_parsers import parse_json
 from cache_agent.errors import AgentBug
@@ -32,7 +32,7 @@ from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.servers.observe import ObserveApi
 from modelimage.errors import InvalidInput, WeightyardError, first_line
-from modelimage.tracing import TRACEPARENT
+from modelimage.spans import TRACEPARENT
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

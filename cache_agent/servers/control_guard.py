@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from cache_agent.api.kube.callers import CallerReview
+from cache_agent.api.kube.token_reviews import CallerReview
 from cache_agent.api.page.guard import refusal_of_review
-from cache_agent.api.page.server import EVENTS, PREFIX
+from cache_agent.api.page.page_server import EVENTS, PREFIX
 from modelimage.errors import NotWritable
 
 TOKEN_NAME: Final = "agent.token"  # noqa: S105 - the name of a file

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cache_agent.api.kube.callers import ACCESS_REVIEWS, TOKEN_REVIEWS
+from cache_agent.api.kube.token_reviews import ACCESS_REVIEWS, TOKEN_REVIEWS
 from modelimage.access import Access
 from tests.chart.charting import CHART, find, helm, render
 from tests.chart.matrix import MATRIX

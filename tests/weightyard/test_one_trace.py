@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modelimage import tracing
+from modelimage import spans
 from modelimage.stage_workers import run_all
 from tests.cache_agent.daemon.test_agent import agent
 from tests.cache_agent.observability.test_traces import Collector
@@ -53,8 +53,8 @@ def test_a_build_and_a_pull_through_an_agent_are_one_trace(
     with agent(terminal.root, environment=environment):
         terminal.ok("pull", image)
     # All of them are sent: both programs have ended.
-    spans = by_name(collector)
-    assert set(spans) >= {
+    found = by_name(collector)
+    assert set(found) >= {
         "weightyard build", "survey", "collect", "pack", "hash", "publish", "upload",
         "weightyard pull", "pull", "resolving", "fetching", "publishing", "fetch from registry",
     }  # fmt: skip
@@ -63,8 +63,8 @@ def test_a_build_and_a_pull_through_an_agent_are_one_trace(
         ("hash", "pack"), ("pack", "weightyard build"), ("upload", "publish"),
         ("pull", "weightyard pull"), ("fetch from registry", "pull"),
     ):  # fmt: skip
-        assert spans[child].parent_span_id == spans[parent].span_id, child
-    fetched = {each.key: each.value for each in spans["fetch from registry"].attributes}
+        assert found[child].parent_span_id == found[parent].span_id, child
+    fetched = {each.key: each.value for each in found["fetch from registry"].attributes}
     assert fetched["weightyard.bytes"].int_value >= 1_000_000
 
 
@@ -82,10 +82,10 @@ def test_a_server_gets_the_trace_and_a_pull_without_an_agent_is_in_it(
     )
     terminal.ok("down", "tiny")
     process.communicate()
-    spans = by_name(collector)
+    found = by_name(collector)
     _, trace, parent, _ = variables["TRACEPARENT"].split("-")
-    assert (trace, parent) == (TRACE, spans["weightyard up"].span_id.hex())
-    assert spans["pull"].parent_span_id == spans["weightyard up"].span_id
+    assert (trace, parent) == (TRACE, found["weightyard up"].span_id.hex())
+    assert found["pull"].parent_span_id == found["weightyard up"].span_id
 
 
 def test_threads_of_a_stage_continue_the_trace(collector: Collector) -> None:
@@ -93,19 +93,19 @@ def test_threads_of_a_stage_continue_the_trace(collector: Collector) -> None:
     names: set[str] = set()
 
     def job(item: int, _: object) -> None:
-        with tracing.span(f"job {item}"):
+        with spans.span(f"job {item}"):
             names.add(threading.current_thread().name)
 
     before = dict(os.environ)
     os.environ.update(environ)
     try:
-        with tracing.tracing(environ, service="test", name="whole"):
+        with spans.tracing(environ, service="test", name="whole"):
             run_all([1, 2], job, advance=lambda _: None, workers=2)
     finally:
         os.environ.clear()
         os.environ.update(before)
-    spans = by_name(collector)
-    assert spans["job 1"].parent_span_id == spans["job 2"].parent_span_id == spans["whole"].span_id
+    found = by_name(collector)
+    assert found["job 1"].parent_span_id == found["job 2"].parent_span_id == found["whole"].span_id
     assert "MainThread" not in names
 
 
@@ -114,9 +114,9 @@ def test_threads_of_a_stage_continue_the_trace(collector: Collector) -> None:
     [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_SDK_DISABLED": "true"}],
 )
 def test_without_a_collector_nothing_is_traced(environ: dict[str, str]) -> None:
-    with tracing.tracing(environ, service="test", name="whole"), tracing.span("part"):
-        assert tracing.traceparent() == ""
-        assert tracing.provider() is None
+    with spans.tracing(environ, service="test", name="whole"), spans.span("part"):
+        assert spans.traceparent() == ""
+        assert spans.provider() is None
 
 
 def test_a_command_without_a_collector_imports_nothing_of_it() -> None:
@@ -132,4 +132,4 @@ def test_a_command_without_a_collector_imports_nothing_of_it() -> None:
 
 @pytest.mark.parametrize("header", ["", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "x" * 9999])  # fmt: skip
 def test_a_header_that_is_none_begins_a_trace(header: str) -> None:
-    assert not tracing.context_of(header)
+    assert not spans.context_of(header)

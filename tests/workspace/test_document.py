@@ -21,7 +21,7 @@ from workspace.rollout_spec import (
     MaxRegression,
     Pause,
     Rollout,
-    Step,
+    RolloutStep,
     Strategy,
 )
 from workspace.schema import (
@@ -190,9 +190,11 @@ labels = st.dictionaries(names, names, max_size=2)
 amounts = st.dictionaries(names, st.sampled_from(["4", "500m", "16Gi"]), max_size=2)
 # Each field of a class; what excludes another field is absent.
 later_steps = st.one_of(
-    st.integers(1, 99).map(lambda weight: Step(weight=weight)),
-    (st.none() | st.integers(1, 600)).map(lambda seconds: Step(pause=Pause(seconds=seconds))),
-    st.integers(1, 600).map(lambda seconds: Step(analysis=AnalysisStep(seconds=seconds))),
+    st.integers(1, 99).map(lambda weight: RolloutStep(weight=weight)),
+    (st.none() | st.integers(1, 600)).map(
+        lambda seconds: RolloutStep(pause=Pause(seconds=seconds))
+    ),
+    st.integers(1, 600).map(lambda seconds: RolloutStep(analysis=AnalysisStep(seconds=seconds))),
 )
 BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     Runtime: {
@@ -249,7 +251,7 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     Rollout: {
         "history": st.integers(1, 100), "restarted_at": st.none() | texts,
         "strategy": st.just(Strategy.CANARY), "keep_seconds": st.integers(0, 86_400),
-        "steps": st.just(()) | st.lists(later_steps, max_size=4).map(lambda rest: (Step(weight=5), *rest)),
+        "steps": st.just(()) | st.lists(later_steps, max_size=4).map(lambda rest: (RolloutStep(weight=5), *rest)),
         "analysis": st.builds(
             Analysis, interval_seconds=st.integers(2, 3600), min_requests=st.integers(1, 100),
             max_regression=st.builds(MaxRegression, error_rate=st.floats(0, 1), queue_time=st.floats(0, 100)),

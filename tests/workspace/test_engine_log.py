@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workspace.engine_log import VLLM, EngineLog, read_log, stage_of, stamped_lines
-from workspace.startup import Stage
+from workspace.startup import StageName
 
 # As kubelet gives it, of vLLM 0.32 with two ranks.
 LOG = """\
@@ -34,8 +34,8 @@ BEGAN = 1767225600.0  # 2026-01-01T00:00:00Z
 def test_a_log_tells_when_stages_ended() -> None:
     found = read_log(stamped_lines(LOG)).ends
     assert {stage: round(at - BEGAN, 3) for stage, at in found.items()} == {
-        Stage.PROCESS: 20.5, Stage.ENGINE: 30.2, Stage.WEIGHTS: 44, Stage.COMPILE: 64,
-        Stage.WARM_UP: 80,
+        StageName.PROCESS: 20.5, StageName.ENGINE: 30.2, StageName.WEIGHTS: 44, StageName.COMPILE: 64,
+        StageName.WARM_UP: 80,
     }  # fmt: skip
 
 

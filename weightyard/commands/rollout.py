@@ -13,7 +13,7 @@ from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from workspace.controller.revisions import POD_PARTS, Revision, history
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
-from workspace.rollout_status import Phase, RolloutStatus
+from workspace.rollout_status import RolloutPhase, RolloutStatus
 
 Json = dict[str, Any]
 _GROUP: Final = "/apis/weightyard.dev/v1alpha1"
@@ -200,7 +200,7 @@ def abort(
 def _state(document: Json) -> RolloutStatus:
     """Where the rollout stands. Raises InvalidInput when none goes on that could be steered."""
     name, found = document["metadata"]["name"], rollout_before(document)
-    if found is None or found.phase is Phase.COMPLETED:
+    if found is None or found.phase is RolloutPhase.COMPLETED:
         raise InvalidInput(
             f"no new version of {name} is being rolled out step by step",
             hint="spec.rollout.strategy canary or blueGreen does that; see: weightyard rollout history.",

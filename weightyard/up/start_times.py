@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cache_agent.api.kube_objects import timestamp
-from workspace.startup import Stage, Startup, TierPart, current_stage, timeline
+from workspace.startup import StageName, Startup, TierPart, current_stage, timeline
 
 # Seconds between two looks for the first token: at first, then a share of the time that passed, and when to give up.
 _FIRST_LOOK: Final = 2.0
@@ -22,21 +22,21 @@ class StartTimes:
     clock: Callable[[], float]
     began: float
     parts: tuple[TierPart, ...] = ()
-    _ends: dict[Stage, float] = field(default_factory=dict)
+    _ends: dict[StageName, float] = field(default_factory=dict)
     _next_look: float = 0.0
 
-    def ended(self, stage: Stage) -> None:
+    def ended(self, stage: StageName) -> None:
         """Note that a stage ends now."""
         self._ends[stage] = self.clock() - self.began
 
-    def logged(self, ends: Mapping[Stage, float]) -> None:
+    def logged(self, ends: Mapping[StageName, float]) -> None:
         """Note the ends that the server's log told, on the clock."""
         self._ends |= {stage: at - self.began for stage, at in ends.items()}
 
     def look_due(self) -> bool:
         """Whether to look for the first token now; from the first health check on."""
-        healthy = self._ends.get(Stage.HEALTH)
-        if healthy is None or Stage.FIRST_TOKEN in self._ends:
+        healthy = self._ends.get(StageName.HEALTH)
+        if healthy is None or StageName.FIRST_TOKEN in self._ends:
             return False
         now = self.clock() - self.began
         if now < self._next_look or now > healthy + _PATIENCE:
@@ -50,5 +50,5 @@ class StartTimes:
         entry = Startup(
             started_at=timestamp(self.began), stages=timeline(ends, self.parts), current=current_stage(ends)
         )  # fmt: skip
-        healthy = entry.ends.get(Stage.HEALTH)
+        healthy = entry.ends.get(StageName.HEALTH)
         return entry.model_copy(update={"total": healthy}).to_document()

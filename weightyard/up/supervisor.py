@@ -39,7 +39,7 @@ from workspace.fit import Fit
 from workspace.hardware import Hardware
 from workspace.schema import Workspace
 from workspace.sources import image_of
-from workspace.startup import Stage
+from workspace.startup import StageName
 
 STALL_SECONDS: Final = 300.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -181,7 +181,7 @@ class Supervisor:
         plan = launch_plan(
             self._workspace, fit, cached, self._fetch_adapters(), self._target, self._state.port
         )
-        self._times.ended(Stage.VOLUME)
+        self._times.ended(StageName.VOLUME)
         self._move(
             Event.CACHED, variant=plan.variant, key=str(plan.key), served_name=plan.served_name,
             model_dir=str(cached.path), startup=self._times.document(),
@@ -246,7 +246,7 @@ class Supervisor:
         return found
 
     def _serve(self, server: Server, on_ready: Callable[[State], None]) -> None:
-        self._times.ended(Stage.HEALTH)
+        self._times.ended(StageName.HEALTH)
         self._times.logged(server.log_times.ends)
         self._move(Event.HEALTHY, ready_at=self._clock(), startup=self._times.document())
         on_ready(self._state)
@@ -254,7 +254,7 @@ class Supervisor:
             if server.exited(servers.POLL):
                 raise server.death()
             if self._times.look_due() and server.has_generated():
-                self._times.ended(Stage.FIRST_TOKEN)
+                self._times.ended(StageName.FIRST_TOKEN)
                 self._update(startup=self._times.document())
         raise Stopped
 

@@ -21,7 +21,7 @@ GAUGES: Final = (WAITING, PASSED)
 COUNTERS: Final = (REFUSED,)
 
 
-class Metrics:
+class ActivatorMetrics:
     """One activator's metrics."""
 
     def __init__(self, gate: RequestQueue) -> None:

@@ -24,7 +24,7 @@ from modelimage.tcp_listener import listen_tcp
 from workspace.activator.bodies import Bodies, Share, TooLarge
 from workspace.activator.connection_guard import ConnectionGuard
 from workspace.activator.gate import QueueLimits, RequestQueue
-from workspace.activator.metrics import Metrics
+from workspace.activator.metrics import ActivatorMetrics
 
 PREFIX: Final = "/activator"
 _HOP_BY_HOP: Final = frozenset(
@@ -64,7 +64,7 @@ class Activator:
             each=options.max_body, total=options.all_bodies, seconds=options.body_seconds
         )
         self._requests = 0
-        self._metrics = Metrics(self.gate)
+        self._metrics = ActivatorMetrics(self.gate)
 
     def app(self) -> web.Application:
         """The aiohttp application."""

@@ -18,9 +18,9 @@ import aiohttp
 from modelimage.errors import InvalidInput, WeightyardError
 from workspace.analysis import (
     AnalysisResult,
+    Judgement,
     Outcome,
     ServerCounts,
-    Verdict,
     judge,
     parse_counts,
     total,
@@ -66,7 +66,7 @@ class VersionCounts:
 
 
 @dataclass(slots=True)
-class Comparison:
+class VersionComparison:
     """One comparison: the time over which a new version has had one weight. Times in seconds of the loop's clock."""
 
     window: str
@@ -77,7 +77,7 @@ class Comparison:
     def result(self, settings: Analysis, now: float, unread: int) -> AnalysisResult:
         """What the counts say; nothing, if some servers couldn't be read."""
         if unread:
-            verdict = Verdict(
+            verdict = Judgement(
                 Outcome.INCONCLUSIVE, f"The metrics of {unread} servers can't be read."
             )
         else:
@@ -97,7 +97,7 @@ class AnalysisLoop:
         self._session = session
         self._clock = clock
         self._sleep = sleep
-        self._comparisons: dict[Key, Comparison] = {}
+        self._comparisons: dict[Key, VersionComparison] = {}
         self._due: dict[Key, float] = {}
         self._busy: set[Key] = set()
 
@@ -157,12 +157,12 @@ class AnalysisLoop:
         self._runner.analyses[key] = comparison.result(settings, self._clock(), unread)
         self._runner.queue.add(key)
 
-    def _comparison(self, key: Key, status: RolloutStatus) -> Comparison:
+    def _comparison(self, key: Key, status: RolloutStatus) -> VersionComparison:
         """The comparison that goes on, or a new one under a new weight."""
         known, window = self._comparisons.get(key), window_of(status)
         if known is not None and known.window == window:
             return known
-        made = Comparison(window, self._clock())
+        made = VersionComparison(window, self._clock())
         # After all requests were moved, the old version answers none: it is remembered as it was before.
         if (
             known is not None

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from cache_agent.api.build_info import export_build_info
 from workspace.controller.workers import Passes
-from workspace.startup import Stage, Startup
+from workspace.startup import StageName, Startup
 
 PREFIX: Final = "weightyard_controller_"
 Samples = Mapping[tuple[str, ...], float]
@@ -133,12 +133,12 @@ class Metrics:
         """Counts a start that became healthy."""
         self._starts.observe(start.total or 0.0)
         for stage in start.stages:
-            if stage.tier is None and stage.name != Stage.FIRST_TOKEN:
+            if stage.tier is None and stage.name != StageName.FIRST_TOKEN:
                 self._stages.labels(stage.name).observe(stage.seconds)
 
     def first_token(self, seconds: float) -> None:
         """Counts a server's first token, some seconds after its first health check."""
-        self._stages.labels(Stage.FIRST_TOKEN.value).observe(seconds)
+        self._stages.labels(StageName.FIRST_TOKEN.value).observe(seconds)
 
     def scaled(self, direction: Literal["up", "down"]) -> None:
         """Counts a decision of the autoscaler."""

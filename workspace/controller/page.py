@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from cache_agent.api.kube.callers import CallerReview
 from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.kube.token_reviews import CallerReview
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.page.guard import refusal_of_review
 from cache_agent.api.page.node_rows import node_rows
-from cache_agent.api.page.server import EVENTS, HEADERS, PageServer
-from cache_agent.api.page.view import NodeRows, Row, View, compose
+from cache_agent.api.page.page_server import EVENTS, HEADERS, PageServer
+from cache_agent.api.page.panels import NodeRows, Row, View, compose
 from modelimage.tcp_listener import listen_tcp
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.object_cache import Key

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from cache_agent.api.page.panels import Row
 from cache_agent.api.page.starts import start_row
-from cache_agent.api.page.view import Row
 from workspace.controller import conditions
 from workspace.controller.mount_news import MountNews
 from workspace.controller.objects import condition_in, has_ended, is_ready, node_of

@@ -14,7 +14,7 @@ from typing import Any, Final
 from cache_agent.api.publish_record import PublishRecord
 from workspace.controller.objects import condition, node_of
 from workspace.render import names
-from workspace.startup import Stage, Startup, TierPart, current_stage, timeline
+from workspace.startup import StageName, Startup, TierPart, current_stage, timeline
 
 Json = dict[str, Any]
 
@@ -26,7 +26,7 @@ class StartNews:
     `log` has the ends of stages that the server's log tells of; `log_read`: nothing more will come from it.
     """
 
-    log: Mapping[Stage, float] = field(default_factory=dict)
+    log: Mapping[StageName, float] = field(default_factory=dict)
     log_read: bool = False
     first_token: float | None = None
 
@@ -70,14 +70,16 @@ def startup_of(
         # A complete entry stays: Ready may change again, and that is no start.
         ends = {**ends, **same.ends} if same.total is not None else {**same.ends, **ends}
         parts = same.parts or parts
-    healthy = ends.get(Stage.HEALTH)
+    healthy = ends.get(StageName.HEALTH)
     is_complete = healthy is not None and (news.log_read or (same and same.total is not None))
     stages = timeline(ends, parts)
     entry = Startup(
         version=version, pod=name, node=node_of(pod) or "", started_at=at, stages=stages,
         current=current_stage(ends),
     )  # fmt: skip
-    return entry.model_copy(update={"total": entry.ends[Stage.HEALTH]}) if is_complete else entry
+    return (
+        entry.model_copy(update={"total": entry.ends[StageName.HEALTH]}) if is_complete else entry
+    )
 
 
 def newest(pods: Sequence[Json]) -> Json | None:
@@ -94,7 +96,7 @@ def is_watched(pod: Json, entry: Startup | None, now: float, *, patience: float)
         return True
     if entry.started_at != _stamp(pod, began):
         return True
-    return Stage.FIRST_TOKEN not in entry.ends and now < began + entry.total + patience
+    return StageName.FIRST_TOKEN not in entry.ends and now < began + entry.total + patience
 
 
 def container_start(pod: Json) -> float | None:
@@ -130,23 +132,23 @@ def _stamp(pod: Json, began: float) -> str:
 
 def _ends(
     pod: Json, began: float, published: Sequence[PublishRecord], news: StartNews
-) -> dict[Stage, float]:
+) -> dict[StageName, float]:
     """The ends that are known now, in seconds since the start began."""
-    told: dict[Stage, float | None] = {}
+    told: dict[StageName, float | None] = {}
     if not _container(pod).get("restartCount"):
-        told[Stage.NODE] = _since_true(pod, "PodScheduled")
-        told[Stage.VOLUME] = max(
+        told[StageName.NODE] = _since_true(pod, "PodScheduled")
+        told[StageName.VOLUME] = max(
             (record.at for record in published), default=_since_true(pod, "PodReadyToStartContainers")
         )  # fmt: skip
-        told[Stage.IMAGE] = container_start(pod)
+        told[StageName.IMAGE] = container_start(pod)
     started = container_start(pod)
     if started is not None:
         # A log may begin with lines of the process before the last restart.
         told |= {stage: at for stage, at in news.log.items() if at >= started - 1}
         ready = _since_true(pod, "Ready")
-        told[Stage.HEALTH] = ready
+        told[StageName.HEALTH] = ready
         if ready is not None and news.first_token is not None:
-            told[Stage.FIRST_TOKEN] = news.first_token
+            told[StageName.FIRST_TOKEN] = news.first_token
     return {stage: max(0.0, at - began) for stage, at in told.items() if at is not None}
 
 

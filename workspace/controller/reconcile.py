@@ -50,7 +50,7 @@ from workspace.render.kubernetes import (
     wanted_range,
 )
 from workspace.render.release import ResolvedImages, plan_release, pod_site, server_port
-from workspace.rollout_status import Phase
+from workspace.rollout_status import RolloutPhase
 from workspace.schema import Autoscaler, Workspace
 from workspace.sources import NotBuilt
 
@@ -239,7 +239,7 @@ class _Reconciliation:
         if (
             self.observed.wanted is None
             and before is not None
-            and before.phase is not Phase.COMPLETED
+            and before.phase is not RolloutPhase.COMPLETED
         ):
             wanted = max(wanted, before.replicas)
         return max(least, min(most, wanted))

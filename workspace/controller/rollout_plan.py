@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from workspace.analysis import AnalysisResult, Outcome, Verdict
+from workspace.analysis import AnalysisResult, Judgement, Outcome
 from workspace.controller.reasons import Reason
-from workspace.rollout_spec import AnalysisStep, Rollout, Step, Strategy
-from workspace.rollout_status import MeasureReport, Phase, RolloutStatus
+from workspace.rollout_spec import AnalysisStep, Rollout, RolloutStep, Strategy
+from workspace.rollout_status import MeasureReport, RolloutPhase, RolloutStatus
 
 _CANARY_STEPS: Final = (
-    Step(weight=10), Step(analysis=AnalysisStep()), Step(weight=50), Step(analysis=AnalysisStep()),
+    RolloutStep(weight=10), RolloutStep(analysis=AnalysisStep()),
+    RolloutStep(weight=50), RolloutStep(analysis=AnalysisStep()),
 )  # fmt: skip
 
 
@@ -103,23 +104,23 @@ def advance(seen: RolloutInput, before: RolloutStatus | None) -> RolloutStatus:
     plan = stages(seen.spec)
     # Edited steps may be fewer than those that are done.
     state = _with(before, step=min(before.step, len(plan)), steps=len(plan), replicas=seen.goal)
-    if state.phase is Phase.COMPLETED:
+    if state.phase is RolloutPhase.COMPLETED:
         return state
     if state.is_withdrawn:
         state = _again(seen, state)
     if state.is_open:
         state = _onward(seen, plan, state)
-    if state.phase is Phase.PROMOTING:
+    if state.phase is RolloutPhase.PROMOTING:
         state = _taken_over(seen, state)
     return _with(state, attained=_attained(seen, state))
 
 
 def split(state: RolloutStatus, seen: RolloutInput) -> ReplicaSplit:
-    """How many servers each Deployment gets. Law: ready servers never become fewer than wanted, with room for more."""
+    """How many servers each Deployment gets. Law: where both versions fit, none is missing meanwhile."""
     goal = seen.goal
-    if goal == 0 or state.is_withdrawn or state.phase is Phase.COMPLETED:
+    if goal == 0 or state.is_withdrawn or state.phase is RolloutPhase.COMPLETED:
         return ReplicaSplit(goal, 0)
-    if state.phase is Phase.PROMOTING:
+    if state.phase is RolloutPhase.PROMOTING:
         return _promoting(seen, state)
     if seen.spec.strategy is Strategy.BLUE_GREEN:
         return ReplicaSplit(goal, goal)
@@ -139,9 +140,9 @@ def serving(state: RolloutStatus, seen: RolloutInput) -> str | None:
     """The version that alone gets requests; None when all ready servers do, as when the one meant has none."""
     if state.is_withdrawn:
         return state.stable if seen.stable_ready else None
-    if seen.spec.strategy is not Strategy.BLUE_GREEN or state.phase is Phase.COMPLETED:
+    if seen.spec.strategy is not Strategy.BLUE_GREEN or state.phase is RolloutPhase.COMPLETED:
         return None
-    if state.phase is Phase.PROMOTING or state.weight == 100:
+    if state.phase is RolloutPhase.PROMOTING or state.weight == 100:
         return state.version if seen.candidate_ready >= max(1, seen.goal) else None
     return state.stable if seen.stable_ready else None
 
@@ -164,7 +165,7 @@ def window_of(state: RolloutStatus) -> str:
 def _begun(seen: RolloutInput) -> RolloutStatus:
     first = next(iter(stages(seen.spec)), None)
     return RolloutStatus(
-        phase=Phase.PROGRESSING, version=seen.candidate, stable=seen.stable, since=seen.now,
+        phase=RolloutPhase.PROGRESSING, version=seen.candidate, stable=seen.stable, since=seen.now,
         weight=first.weight if first else 0,
     )  # fmt: skip
 
@@ -185,9 +186,9 @@ def _onward(seen: RolloutInput, plan: tuple[_Stage, ...], state: RolloutStatus) 
         return ended
     if seen.goal == 0:
         text = "No replicas are requested, so it waits."
-        return _said(state, Phase.PAUSED, Reason.NOT_NEEDED, text)
+        return _said(state, RolloutPhase.PAUSED, Reason.NOT_NEEDED, text)
     if seen.commands.pause:
-        return _said(state, Phase.PAUSED, Reason.PAUSED, "The rollout was paused by hand.")
+        return _said(state, RolloutPhase.PAUSED, Reason.PAUSED, "The rollout was paused by hand.")
     if seen.crowded and _can_make_room(seen):
         state = _with(state, in_place=True)
     while state.step < len(plan):
@@ -209,14 +210,14 @@ def _ended(
     """The state if people or the new version's own faults end its steps."""
     if seen.commands.abort == state.version:
         text = "The rollout was aborted by hand."
-        return _withdrawn(state, seen, Phase.ABORTED, Reason.ABORTED, text)
+        return _withdrawn(state, seen, RolloutPhase.ABORTED, Reason.ABORTED, text)
     if seen.commands.promote == state.version:
         return _promoted(state, seen.now)
     if seen.problem:
-        return _withdrawn(state, seen, Phase.FAILED, Reason.NEW_VERSION_FAILED, seen.problem)
+        return _withdrawn(state, seen, RolloutPhase.FAILED, Reason.NEW_VERSION_FAILED, seen.problem)
     if result is not None and result.verdict.outcome is Outcome.FAILED:
         state = _with(state, measures=_reported(result.verdict))
-        return _withdrawn(state, seen, Phase.FAILED, Reason.REGRESSED, result.verdict.text)
+        return _withdrawn(state, seen, RolloutPhase.FAILED, Reason.REGRESSED, result.verdict.text)
     return None
 
 
@@ -239,25 +240,29 @@ def _is_finished(
 
 def _waiting(
     stage: _Stage, seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
-) -> tuple[Phase, Reason, str]:
+) -> tuple[RolloutPhase, Reason, str]:
     """What is waited for, in words that change only when that does: each change is written."""
     if stage.kind == "weight":
-        return (Phase.PROGRESSING, *_starting(seen, state))
+        return (RolloutPhase.PROGRESSING, *_starting(seen, state))
     if stage.kind == "pause":
         until = f"for {stage.seconds} s" if stage.seconds else "until it is resumed or promoted"
-        return Phase.PAUSED, Reason.PAUSED, f"It pauses {until}."
+        return RolloutPhase.PAUSED, Reason.PAUSED, f"It pauses {until}."
     if stage.kind == "keep":
         text = f"All requests go to the new version; the old one stays ready for {stage.seconds} s."
-        return Phase.PROGRESSING, Reason.ROLLING_OUT, text
+        return RolloutPhase.PROGRESSING, Reason.ROLLING_OUT, text
     # Only once the time is over: before, too few requests are no news.
     if result is not None and result.seconds >= (stage.seconds or 0):
         least = seen.spec.analysis.min_requests
         return (
-            Phase.PAUSED, Reason.INCONCLUSIVE,
+            RolloutPhase.PAUSED, Reason.INCONCLUSIVE,
             f"The comparison says nothing yet: it needs {least} requests to each version and servers whose metrics "
             "can be read. It goes on by itself with more requests; resume skips the comparison.",
         )  # fmt: skip
-    return Phase.PROGRESSING, Reason.COMPARING, f"Both versions are compared for {stage.seconds} s."
+    return (
+        RolloutPhase.PROGRESSING,
+        Reason.COMPARING,
+        f"Both versions are compared for {stage.seconds} s.",
+    )
 
 
 def _starting(seen: RolloutInput, state: RolloutStatus) -> tuple[Reason, str]:
@@ -276,13 +281,13 @@ def _taken_over(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
     if seen.stable_ready == 0 and seen.own_ready >= seen.goal:
         return _said(
             _with(state, since=seen.now, weight=100),
-            Phase.COMPLETED,
+            RolloutPhase.COMPLETED,
             Reason.READY,
             "The new version serves alone.",
         )
     return _said(
         state,
-        Phase.PROMOTING,
+        RolloutPhase.PROMOTING,
         Reason.PROMOTING,
         "The new version takes over: the old version's servers are replaced.",
     )
@@ -305,11 +310,11 @@ def _can_make_room(seen: RolloutInput) -> bool:
 
 
 def _promoted(state: RolloutStatus, now: str) -> RolloutStatus:
-    return _with(state, phase=Phase.PROMOTING, since=now)
+    return _with(state, phase=RolloutPhase.PROMOTING, since=now)
 
 
 def _withdrawn(
-    state: RolloutStatus, seen: RolloutInput, phase: Phase, reason: Reason, text: str
+    state: RolloutStatus, seen: RolloutInput, phase: RolloutPhase, reason: Reason, text: str
 ) -> RolloutStatus:
     said = (
         f"{text} The previous version gets all requests again. This version isn't tried again by itself: change the "
@@ -327,7 +332,7 @@ def _attained(seen: RolloutInput, state: RolloutStatus) -> int:
     return round(100 * seen.candidate_ready / ready) if ready else 0
 
 
-def _reported(verdict: Verdict) -> tuple[MeasureReport, ...]:
+def _reported(verdict: Judgement) -> tuple[MeasureReport, ...]:
     return tuple(
         MeasureReport(
             name=each.name, stable=f"{each.stable:.3g}", candidate=f"{each.candidate:.3g}",
@@ -337,7 +342,7 @@ def _reported(verdict: Verdict) -> tuple[MeasureReport, ...]:
     )  # fmt: skip
 
 
-def _said(state: RolloutStatus, phase: Phase, reason: Reason, text: str) -> RolloutStatus:
+def _said(state: RolloutStatus, phase: RolloutPhase, reason: Reason, text: str) -> RolloutStatus:
     return _with(state, phase=phase, reason=reason.value, message=text)
 
 

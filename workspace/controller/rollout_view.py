@@ -23,7 +23,7 @@ from workspace.controller.rollout_plan import (
 )
 from workspace.render import names
 from workspace.rollout_spec import Strategy
-from workspace.rollout_status import Phase, RolloutStatus
+from workspace.rollout_status import RolloutPhase, RolloutStatus
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -86,7 +86,7 @@ def active_rollout(
     known = before if before is not None and before.version == target.name else None
     stable = deployed.name
     if stable == target.name:
-        if known is None or known.phase not in (Phase.PROMOTING, Phase.COMPLETED):
+        if known is None or known.phase not in (RolloutPhase.PROMOTING, RolloutPhase.COMPLETED):
             return None
         stable = known.stable
     elif known is None and not _is_served(observed, workspace.name):

@@ -12,7 +12,7 @@ from workspace.controller.observed import Observed
 from workspace.controller.pod_start import NO_NEWS, is_watched, newest, startup_of
 from workspace.controller.revisions import Revision
 from workspace.render import names
-from workspace.startup import MOST_STARTS, Stage, Startup
+from workspace.startup import MOST_STARTS, StageName, Startup
 
 Json = dict[str, Any]
 
@@ -84,13 +84,13 @@ def completed(before: Json, after: Json) -> list[Startup]:
 
 def first_tokens(before: Json, after: Json) -> list[float]:
     """The seconds from health to the first token, of starts for which a document has them and an earlier one hadn't."""
-    known = {_identity(each) for each in entries_of(before) if Stage.FIRST_TOKEN in each.ends}
+    known = {_identity(each) for each in entries_of(before) if StageName.FIRST_TOKEN in each.ends}
     return [
         stage.seconds
         for each in entries_of(after)
         if _identity(each) not in known
         for stage in each.stages
-        if stage.name == Stage.FIRST_TOKEN
+        if stage.name == StageName.FIRST_TOKEN
     ]
 
 

@@ -6,7 +6,7 @@ import logging
 
 from aiohttp import web
 
-from cache_agent.api.kube.callers import CallerReview, bearer_token
+from cache_agent.api.kube.token_reviews import CallerReview, bearer_token
 from modelimage.errors import RateLimited, WeightyardError
 
 logger = logging.getLogger(__name__)

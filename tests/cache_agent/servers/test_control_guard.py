@@ -11,12 +11,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.cache_agent.api.kube.test_callers import ApiServer
 
-from cache_agent.api.kube.callers import CallerReview
+from cache_agent.api.kube.token_reviews import CallerReview
 from cache_agent.net.sockets import listen
 from cache_agent.servers.control_guard import guarding, new_token
 from cache_agent.servers.listener import serve_control
-from tests.cache_agent.api.kube.test_callers import ApiServer
 
 TOKEN = "secret"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}

@@ -71,7 +71,9 @@ def test_a_person_sees_the_node_after_signing_in_and_each_change_as_it_comes(
             await page.wait(f"{ROWS} === 1")
             lease = LeaseBody(model=done.key, holder="manual:someone")
             await asyncio.to_thread(running.client.lease, lease)
-            await page.wait("document.getElementById('map').innerText.includes('in use by manual:someone')")
+            await page.wait(
+                "document.getElementById('map').innerText.includes('in use by manual:someone')"
+            )
             spoken = await page.spoken()
             assert ("heading", "Models") in spoken
             # The token survives a reload of this tab, and is nowhere else.

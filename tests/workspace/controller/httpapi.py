@@ -16,9 +16,9 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from cache_agent.api.kube.callers import ACCESS_REVIEWS, TOKEN_REVIEWS
 from cache_agent.api.kube.connection import Connection, TokenCredentials, make_context
 from cache_agent.api.kube.kube_client import KubeClient
+from cache_agent.api.kube.token_reviews import ACCESS_REVIEWS, TOKEN_REVIEWS
 from tests.cache_agent.peers.certificates import Authority
 from tests.workspace.controller.admitting import (
     Invalid,

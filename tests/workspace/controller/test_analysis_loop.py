@@ -17,7 +17,7 @@ from workspace.controller.analysis_loop import TICK, AnalysisLoop
 from workspace.controller.object_cache import Key
 from workspace.controller.runner import Runner
 from workspace.render import names
-from workspace.rollout_status import Phase, RolloutStatus
+from workspace.rollout_status import RolloutPhase, RolloutStatus
 
 Json = dict[str, Any]
 KEY: Key = ("team-a", "chat")
@@ -28,7 +28,11 @@ Pages = dict[str, Callable[[], web.Response]]
 
 def status(**changes: Any) -> RolloutStatus:
     return RolloutStatus(
-        phase=Phase.PROGRESSING, version=NEW, stable=OLD, since="2026-01-01T00:00:00Z", weight=50
+        phase=RolloutPhase.PROGRESSING,
+        version=NEW,
+        stable=OLD,
+        since="2026-01-01T00:00:00Z",
+        weight=50,
     ).model_copy(update=changes)
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.workspace import samples
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from workspace.analysis import AnalysisResult, Outcome, Verdict
+from workspace.analysis import AnalysisResult, Judgement, Outcome
 from workspace.controller.rollout_plan import window_of
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
-from workspace.rollout_status import Phase, RolloutStatus
+from workspace.rollout_status import RolloutPhase, RolloutStatus
 
 Json = dict[str, Any]
 V2 = "registry.example/team/llama:v2"
@@ -48,7 +48,7 @@ def count(cluster: Cluster, image: str) -> int:
 
 
 def compared(cluster: Cluster, outcome: Outcome, seconds: float) -> None:
-    verdict = Verdict(
+    verdict = Judgement(
         outcome, "p95 time to first token in seconds is 2 beside 1, above the limit of 1.25."
     )
     cluster.analysis = AnalysisResult(window_of(status(cluster)), seconds, verdict)
@@ -68,7 +68,7 @@ def test_a_canary_takes_its_steps_and_then_replaces_the_old_version() -> None:
     cluster = cluster_of(strategy="canary", steps=STEPS)
     # 1 of 4 servers is a quarter of the requests; the old version keeps all of its own.
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 1)
-    assert (status(cluster).phase, status(cluster).step) == (Phase.PAUSED, 1)
+    assert (status(cluster).phase, status(cluster).step) == (RolloutPhase.PAUSED, 1)
     assert (status(cluster).weight, status(cluster).attained) == (25, 25)
     cluster.annotate(resume=status(cluster).token)
     cluster.settle()
@@ -79,7 +79,7 @@ def test_a_canary_takes_its_steps_and_then_replaces_the_old_version() -> None:
     assert status(cluster).is_open  # 30 of 60 s
     compared(cluster, Outcome.PASSED, 60)
     cluster.settle()
-    assert status(cluster).phase is Phase.COMPLETED
+    assert status(cluster).phase is RolloutPhase.COMPLETED
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (0, 3)
     assert ready(cluster)["status"] == "True"
     assert ("Deployment", NAMESPACE, names.candidate(NAME)) not in cluster.api.objects
@@ -89,7 +89,7 @@ def test_a_worse_version_is_taken_back_and_not_tried_again() -> None:
     cluster = cluster_of(strategy="canary", steps=STEPS)
     compared(cluster, Outcome.FAILED, 15)
     cluster.settle()
-    assert (status(cluster).phase, status(cluster).reason) == (Phase.FAILED, "Regressed")
+    assert (status(cluster).phase, status(cluster).reason) == (RolloutPhase.FAILED, "Regressed")
     assert "2 beside 1" in ready(cluster)["message"]
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 0)
     cluster.analysis = None
@@ -98,7 +98,7 @@ def test_a_worse_version_is_taken_back_and_not_tried_again() -> None:
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 0)
     cluster.annotate(resume=status(cluster).token)
     cluster.settle()
-    assert (status(cluster).phase, status(cluster).step) == (Phase.PAUSED, 1)
+    assert (status(cluster).phase, status(cluster).step) == (RolloutPhase.PAUSED, 1)
 
 
 def test_the_version_before_serves_from_zero_after_the_new_one_was_taken_back() -> None:
@@ -117,11 +117,11 @@ def test_promote_skips_the_steps_and_abort_goes_back(strategy: str) -> None:
     version = status(cluster).version
     cluster.annotate(abort=version)
     cluster.settle()
-    assert status(cluster).phase is Phase.ABORTED
+    assert status(cluster).phase is RolloutPhase.ABORTED
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 0)
     cluster.annotate(abort=None, promote=version)
     cluster.settle()
-    assert status(cluster).phase is Phase.COMPLETED
+    assert status(cluster).phase is RolloutPhase.COMPLETED
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (0, 3)
 
 
@@ -140,7 +140,7 @@ def test_blue_green_moves_all_requests_at_once_and_keeps_the_old_version() -> No
     assert cluster.decide().wake_after == 300
     cluster.later(300)
     cluster.settle()
-    assert status(cluster).phase is Phase.COMPLETED
+    assert status(cluster).phase is RolloutPhase.COMPLETED
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (0, 3)
     assert names.REVISION not in selected(cluster)
 
@@ -155,7 +155,7 @@ def test_without_room_the_old_version_makes_some() -> None:
         cluster.step()
         assert len(cluster.ready_servers()) >= 2
     cluster.settle()
-    assert status(cluster).phase is Phase.COMPLETED
+    assert status(cluster).phase is RolloutPhase.COMPLETED
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (0, 3)
 
 
@@ -183,7 +183,10 @@ def test_a_version_that_crashes_is_taken_back() -> None:
             )
     cluster.reconcile()
     cluster.settle()
-    assert (status(cluster).phase, status(cluster).reason) == (Phase.FAILED, "NewVersionFailed")
+    assert (status(cluster).phase, status(cluster).reason) == (
+        RolloutPhase.FAILED,
+        "NewVersionFailed",
+    )
     assert "no such option" in ready(cluster)["message"]
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 0)
 
@@ -206,7 +209,7 @@ def test_a_pause_by_hand_holds_even_after_its_time() -> None:
     cluster.annotate(pause="true")
     cluster.later(600)
     cluster.settle()
-    assert (status(cluster).phase, status(cluster).step) == (Phase.PAUSED, 1)
+    assert (status(cluster).phase, status(cluster).step) == (RolloutPhase.PAUSED, 1)
     cluster.annotate(pause=None)
     cluster.settle()
-    assert status(cluster).phase is Phase.COMPLETED
+    assert status(cluster).phase is RolloutPhase.COMPLETED

@@ -14,7 +14,7 @@ from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_canary import STEPS, V2, cluster_of, compared, count, status
 from weightyard.cli import main
 from workspace.analysis import Outcome
-from workspace.rollout_status import Phase
+from workspace.rollout_status import RolloutPhase
 
 Json = dict[str, Any]
 
@@ -70,10 +70,10 @@ def test_pause_holds_and_resume_lets_go_on(cluster: Cluster) -> None:
 def test_promote_takes_over_and_undo_returns_at_once(cluster: Cluster) -> None:
     assert ask("promote") == 0
     cluster.settle()
-    assert status(cluster).phase is Phase.COMPLETED
+    assert status(cluster).phase is RolloutPhase.COMPLETED
     assert ask("undo") == 0
     cluster.settle()
-    assert status(cluster).phase is Phase.COMPLETED
+    assert status(cluster).phase is RolloutPhase.COMPLETED
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 0)
 
 
@@ -97,7 +97,7 @@ def test_abort_goes_back_and_whats_over_isnt_steered(
 ) -> None:
     assert ask("abort") == 0
     cluster.settle()
-    assert status(cluster).phase is Phase.ABORTED
+    assert status(cluster).phase is RolloutPhase.ABORTED
     assert ask("abort") == 2
     assert ask("promote") == 0
     cluster.settle()

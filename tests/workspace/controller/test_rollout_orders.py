@@ -16,7 +16,7 @@ from cache_agent.api.kube_objects import timestamp
 from tests.examples import examples
 from tests.workspace.controller.simulation import NAME, NAMESPACE
 from tests.workspace.controller.test_fixed_point import Controller
-from workspace.analysis import AnalysisResult, Outcome, Verdict
+from workspace.analysis import AnalysisResult, Judgement, Outcome
 from workspace.controller.rollout_plan import (
     Commands,
     ReplicaSplit,
@@ -29,7 +29,7 @@ from workspace.controller.rollout_plan import (
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
 from workspace.rollout_spec import Rollout
-from workspace.rollout_status import Phase, RolloutStatus
+from workspace.rollout_status import RolloutPhase, RolloutStatus
 
 Json = dict[str, Any]
 OLD, NEW = "chat-old", "chat-new"
@@ -87,7 +87,7 @@ class Play:
         self.state = advance(seen, self.state)
         assert advance(seen, self.state) == self.state, "the same observation decides the same"
         self.wanted = split(self.state, seen)
-        if self.state.phase is Phase.PROMOTING:
+        if self.state.phase is RolloutPhase.PROMOTING:
             self.template = NEW
         self.check(seen, self.state)
 
@@ -99,7 +99,7 @@ class Play:
         if self.goal and state.is_open:
             assert self.wanted.own + beside >= self.goal - state.in_place
             assert self.wanted.own >= 1
-        if state.phase is Phase.PROMOTING and not state.in_place:
+        if state.phase is RolloutPhase.PROMOTING and not state.in_place:
             assert self.wanted.own == self.goal
         if state.is_withdrawn:
             assert self.wanted == ReplicaSplit(self.goal, 0)
@@ -135,7 +135,7 @@ class Play:
 
     def compare(self, outcome: Outcome) -> None:
         if self.state is not None:
-            verdict = Verdict(outcome, "It is worse.")
+            verdict = Judgement(outcome, "It is worse.")
             self.result = AnalysisResult(window_of(self.state), self.dice.choice([5, 500]), verdict)
 
     def ask(self, **commands: Any) -> None:
@@ -163,14 +163,14 @@ class Play:
                 self.ask()
             self.clock += 10_000
             self.decide()
-            if self.state is not None and self.state.phase is Phase.PAUSED:
+            if self.state is not None and self.state.phase is RolloutPhase.PAUSED:
                 self.resume()
             for _ in range(3):
                 self.run_deployments()
                 self.start_one()
             settled = len(self.servers) == self.goal and all(each.ready for each in self.servers)
             ended = self.state is not None and not self.state.is_open
-            if settled and ended and self.state and self.state.phase is not Phase.PROMOTING:
+            if settled and ended and self.state and self.state.phase is not RolloutPhase.PROMOTING:
                 return
             self.compare(Outcome.PASSED)
         raise AssertionError(f"no end: {self.state}, {self.servers}, {self.wanted}")
@@ -261,7 +261,7 @@ class RolloutController(Controller):
         state = self.state()
         if state is not None:
             self.cluster.analysis = AnalysisResult(
-                window_of(state), seconds, Verdict(outcome, "Said so.")
+                window_of(state), seconds, Judgement(outcome, "Said so.")
             )
 
     @rule(command=st.sampled_from(["pause", "resume", "promote", "abort"]))

@@ -28,7 +28,7 @@ from workspace.controller.pod_start import NO_NEWS, StartNews, is_watched, secon
 from workspace.controller.start_watch import StartWatch
 from workspace.engine_log import read_log, stamped_lines
 from workspace.server_metrics import has_generated
-from workspace.startup import Stage, Startup
+from workspace.startup import StageName, Startup
 
 Json = dict[str, Any]
 RECORD = PublishRecord(
@@ -86,7 +86,7 @@ def test_without_agent_and_log_stages_are_told_together() -> None:
 
 
 def test_a_start_under_way_says_what_it_does_now() -> None:
-    entry = startup_of(pod(ready=None), 1, news=StartNews({Stage.PROCESS: BEGAN + 20}))
+    entry = startup_of(pod(ready=None), 1, news=StartNews({StageName.PROCESS: BEGAN + 20}))
     assert entry is not None
     assert (entry.current, entry.total) == ("engine", None)
 

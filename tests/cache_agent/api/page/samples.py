@@ -6,7 +6,7 @@ from typing import Any
 
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.page.node_rows import node_rows
-from cache_agent.api.page.view import View, compose
+from cache_agent.api.page.panels import View, compose
 
 Json = dict[str, Any]
 GB = 10**9

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.api.kube.callers import (
+from cache_agent.api.kube.token_reviews import (
     ACCESS_REVIEWS,
     TOKEN_REVIEWS,
     CallerReview,

@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from cache_agent.api.page.feed import Feed
-from cache_agent.api.page.view import View
+from cache_agent.api.page.panels import View
 from modelimage.errors import RateLimited
 
 PREFIX: Final = "/page/"

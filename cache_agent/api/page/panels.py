@@ -36,7 +36,7 @@ class NodeRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PageLimits:
     """How much of each section a view has."""
 
     nodes: int = MOST_NODES
@@ -51,7 +51,7 @@ def compose(
     nodes: Sequence[NodeRows],
     workspaces: Mapping[str, Row],
     problems: Iterable[Row] = (),
-    limits: Limits = Limits(),
+    limits: PageLimits = PageLimits(),
 ) -> View:
     """One view of some nodes and Workspaces. What exceeds a limit is counted in `about.leftOut`.
 

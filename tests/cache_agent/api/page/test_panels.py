@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.api.page.node_rows import AgentLook, node_rows
-from cache_agent.api.page.view import Limits, NodeRows, View, apply, compose, difference
+from cache_agent.api.page.panels import NodeRows, PageLimits, View, apply, compose, difference
 from cache_agent.api.wire import ExplainView, SpaceReport, VictimView
 from tests.cache_agent.api.page.samples import (
     GB,
@@ -142,7 +142,7 @@ def test_a_node_that_has_not_begun_is_in_the_column_of_the_model_that_others_kno
 def test_a_view_is_bounded_and_says_what_it_leaves_out() -> None:
     found = [node_rows(busy_node(number, 8)) for number in range(9)]
     quiet = [NodeRows(f"quiet-{number}", {"name": "q"}) for number in range(9)]
-    limits = Limits(nodes=10, models=5, moves=3, workspaces=1, problems=1)
+    limits = PageLimits(nodes=10, models=5, moves=3, workspaces=1, problems=1)
 
     view = compose(
         ABOUT,

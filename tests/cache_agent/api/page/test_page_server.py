@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from cache_agent.api.page.feed import Feed
-from cache_agent.api.page.server import PageServer, PageTimes
-from cache_agent.api.page.view import View
+from cache_agent.api.page.page_server import PageServer, PageTimes
+from cache_agent.api.page.panels import View
 from tests.servers.process import until
 
 LIMIT_BYTES = 200_000
