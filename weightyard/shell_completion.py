@@ -1,7 +1,8 @@
-"""Answers a shell's Tab: commands from the table, names of models, workspaces, variants and leases from the disk.
+"""Answers a shell's Tab: commands and options from tables, names of models, workspaces, variants and leases from disk.
 
-What can be answered so is, without importing the command, since a Tab must cost little; options and all else are
-click's. Reads only: it asks no agent and takes no lock, and a cache that can't be read has no names.
+What can be answered so is, without importing the command, since a Tab must cost little: the table of options is made of
+the commands by `scripts/completion_options.py`. The rest is click's. Reads only: it asks no agent and takes no lock,
+and a cache that can't be read has no names.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
@@ -82,8 +83,8 @@ OPTIONS: Final[Mapping[tuple[str, str], Source]] = {
 }
 # What no shell has a meaning for.
 _WORD: Final = re.compile(r"[A-Za-z0-9@%+,./:=_-]+")
-_FILE_OPTIONS: Final = frozenset({("render", "-f"), ("render", "--file")})
-_GROUPS: Final = frozenset({"lease"})
+_GROUPS: Final = frozenset({"crds", "lease", "rollout"})
+_OPTIONS_FILE: Final = Path(__file__).with_name("completion_options.json")
 
 
 def quick(
@@ -92,27 +93,51 @@ def quick(
     """Completions as value, kind and note; None where click must be asked. `commands`: names with their summaries."""
     words, head, incomplete = _rejoined(words, incomplete)
     given = [word for word in words if not word.startswith("-")]
-    # Options are the commands' own, so that only click knows them.
-    if incomplete.startswith("-"):
+    # A value that is written behind its option's `=`, or an option before any command.
+    if incomplete.startswith("-") and ("=" in incomplete or not given):
         return None
     if not given:
-        found: Iterator[tuple[str, str]] = iter(commands.items())
-        return _matching(found, head, incomplete)
+        return _matching(commands.items(), head, incomplete)
     command = tuple(given[:2]) if given[0] in _GROUPS else (given[0],)
-    last = words[-1]
     if command == ("help",):
         topics = ((name, summary) for name, (summary, _) in TOPICS.items())
         return _matching(itertools.chain(topics, commands.items()), head, incomplete)
-    if (command[0], last) in _FILE_OPTIONS:
-        return [(incomplete, "file", "")]
-    # Whether another one takes a value is click's to know.
+    root, last = _root(words, environ), words[-1]
+    if incomplete.startswith("-"):
+        options = _options(command)
+        named = ((name, note) for name, (_, note, *_) in options.items())
+        return _matching(named, head, incomplete) if options else None
     if last.startswith("-"):
-        source = OPTIONS.get((command[0], last))
-    elif command in FILES:
+        kind, _, *choices = _options(command).get(last, ["value", ""])
+        if kind != "flag":
+            return _value((command[0], last), kind, choices, root, head, incomplete)
+    return _argument(command, root, head, incomplete)
+
+
+def _argument(
+    command: tuple[str, ...], root: Path, head: str, incomplete: str
+) -> list[tuple[str, str, str]] | None:
+    if command in FILES:
         return [(incomplete, "file", "")]
-    else:
-        source = ARGUMENTS.get(command)
-    return None if source is None else _matching(source(_root(words, environ)), head, incomplete)
+    source = ARGUMENTS.get(command)
+    return None if source is None else _matching(source(root), head, incomplete)
+
+
+def _value(
+    option: tuple[str, str], kind: str, choices: Words, root: Path, head: str, incomplete: str
+) -> list[tuple[str, str, str]] | None:
+    """Completions of an option's value."""
+    if kind in ("file", "dir"):
+        return [(incomplete, kind, "")]
+    source = OPTIONS.get(option)
+    found = source(root) if source else ((each, "") for each in choices)
+    return _matching(found, head, incomplete) if source or choices else None
+
+
+def _options(command: tuple[str, ...]) -> dict[str, list[str]]:
+    """A command's options: the kind of the value, a note, and its choices."""
+    table: dict[str, dict[str, list[str]]] = json.loads(_OPTIONS_FILE.read_bytes())
+    return table.get(" ".join(command), {})
 
 
 def _rejoined(words: Words, incomplete: str) -> tuple[Words, str, str]:
@@ -130,7 +155,7 @@ def _rejoined(words: Words, incomplete: str) -> tuple[Words, str, str]:
 
 
 def _matching(
-    found: Iterator[tuple[str, str]], head: str, incomplete: str
+    found: Iterable[tuple[str, str]], head: str, incomplete: str
 ) -> list[tuple[str, str, str]]:
     return [
         # Fields of an answer are lines: a note that has some would be read as further words.

@@ -10,13 +10,16 @@ from pathlib import Path
 import click
 import pytest
 
+from scripts import completion_options
 from tests.servers.process import child_environment
 from tests.weightyard.local import Terminal
+from weightyard import shell_completion
 from weightyard.cli import entries, main
 from weightyard.cli import weightyard as program
 from weightyard.options import ModelName
 from weightyard.shell_completion import ARGUMENTS, FILES, OPTIONS, quick
 
+TABLE = Path(shell_completion.__file__).with_name("completion_options.json")
 PROGRAM = """
 import atexit, sys
 from weightyard import cli
@@ -76,8 +79,38 @@ def test_names_on_this_machine(cached: tuple[Terminal, str], shell: str) -> None
         assert heavy <= {"cache_agent", "cache_agent.errors", "builder", "builder.reporter"}, words
 
 
-def test_options_are_asked_of_the_command(tmp_path: Path) -> None:
-    assert any("--detach" in line for line in tab(tmp_path, "bash", "up", "--det")[0])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("up", "--det"), "--detach"), (("build", "--eng"), "--engine"),
+        (("build", "--engine", "llm"), "llm-compressor"),
+        (("lease", "take", "--hol"), "--holder"), (("rollout", "status", "--name"), "--namespace"),
+        (("render", "--t"), "--to"),
+    ],
+)  # fmt: skip
+def test_options_and_their_choices_import_no_command(
+    tmp_path: Path, words: tuple[str, ...], expected: str
+) -> None:
+    lines, modules = tab(tmp_path, "bash", *words)
+    assert any(expected in line for line in lines)
+    assert not [each for each in modules if each.startswith("weightyard.commands.")]
+
+
+def test_the_table_of_options_is_what_the_commands_have() -> None:
+    """Made again by: python scripts/completion_options.py > weightyard/completion_options.json."""
+    assert TABLE.read_text() == completion_options.rendered()
+    # What click offers, so that a Tab and the command agree.
+    context = click.Context(program, info_name="weightyard")
+    for name, options in completion_options.table().items():
+        if " " not in name:
+            command = program.get_command(context, name)
+            assert command is not None
+            offered = command.shell_complete(click.Context(command, parent=context), "--")
+            assert {each.value for each in offered} <= set(options), name
+
+
+def test_a_value_that_is_a_file_is_the_shells() -> None:
+    assert quick(["pull", "--ca-file"], "./c", {}, {}) == [("./c", "file", "")]
 
 
 def test_bash_splits_words_at_colons(cached: tuple[Terminal, str]) -> None:
