@@ -42,6 +42,10 @@ def make_root(root: Path) -> None:
     (root / "tmp").chmod(0o1777)
     python = Path(sys.executable).resolve()
     shutil.copytree(library, _under(root, library), ignore=_UNWANTED, symlinks=True)
+    # Debian's ensurepip takes pip's wheel from beside the library.
+    wheels = sysconfig.get_config_var("WHEEL_PKG_DIR")
+    if wheels and Path(wheels).is_dir():
+        shutil.copytree(wheels, _under(root, Path(wheels)))
     _copy(root, prefix / "bin" / version, python)
     for name in ("python3", "python"):
         (root / "usr/local/bin" / name).symlink_to(prefix / "bin" / version)

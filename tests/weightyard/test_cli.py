@@ -305,3 +305,14 @@ def test_every_group_suggests() -> None:
     groups = [each for each in found if isinstance(each, click.Group)]
     assert groups
     assert all(isinstance(each, SuggestingGroup) for each in groups)
+
+
+def test_the_lines_of_a_groups_commands_are_whole() -> None:
+    """click cuts a first sentence that is long, which says less than a short one."""
+    context = click.Context(cli.weightyard)
+    for name in cli.weightyard.list_commands(context):
+        group = cli.weightyard.get_command(context, name)
+        for child in group.list_commands(context) if isinstance(group, click.Group) else ():
+            command = group.get_command(context, child) if isinstance(group, click.Group) else None
+            assert command is not None
+            assert not command.get_short_help_str().endswith("..."), f"{name} {child}"

@@ -69,7 +69,7 @@ def show_history(
     context: str | None,
     kubeconfig: str | None,
 ) -> None:
-    """List the versions of a workspace, oldest first."""
+    """List the versions, oldest first."""
     kept = _reach(namespace, context, kubeconfig).revisions(name)
     console.table(
         ["revision", "variant", "image", "id"],
@@ -90,7 +90,10 @@ def status(
     context: str | None,
     kubeconfig: str | None,
 ) -> None:
-    """Show how far a new version is, how it compares, and the workspace's conditions."""
+    """Show how far a new version is.
+
+    With it how it compares with the version that serves, and the workspace's conditions.
+    """
     found = _reach(namespace, context, kubeconfig).workspace(name).get("status") or {}
     # For programs it is whole; for people each part that there is has its own table.
     if console.json:
@@ -142,7 +145,10 @@ def _rows(state: RolloutStatus) -> list[list[str]]:
 def pause(
     console: Console, *, name: str, namespace: str | None, context: str | None, kubeconfig: str | None
 ) -> None:  # fmt: skip
-    """Hold the rollout at its step until it is resumed; a worse version is still taken back."""
+    """Hold the rollout at its step.
+
+    It stays there until it is resumed. A version that is worse is still taken back.
+    """
     _ask(console, _reach(namespace, context, kubeconfig), name, {names.PAUSE: "true"}, "pauses")
 
 
@@ -154,7 +160,10 @@ def pause(
 def resume(
     console: Console, *, name: str, namespace: str | None, context: str | None, kubeconfig: str | None
 ) -> None:  # fmt: skip
-    """Go on: after a pause, past a comparison that says nothing, or again with a version that was taken back."""
+    """Go on with the rollout.
+
+    After a pause, past a comparison that says nothing, or again with a version that was taken back.
+    """
     cluster = _reach(namespace, context, kubeconfig)
     document = cluster.workspace(name)
     state = _state(document)
@@ -172,7 +181,10 @@ def resume(
 def promote(
     console: Console, *, name: str, namespace: str | None, context: str | None, kubeconfig: str | None
 ) -> None:  # fmt: skip
-    """Let the new version take over now, without the steps that are left."""
+    """Let the new version take over now.
+
+    The steps that are left are skipped; the old version serves until the new one is ready.
+    """
     cluster = _reach(namespace, context, kubeconfig)
     version = _state(cluster.workspace(name)).version
     _ask(console, cluster, name, {names.PROMOTE: version}, f"is promoted to {version}")
@@ -186,7 +198,10 @@ def promote(
 def abort(
     console: Console, *, name: str, namespace: str | None, context: str | None, kubeconfig: str | None
 ) -> None:  # fmt: skip
-    """Take the new version back: the one before gets all requests again."""
+    """Take the new version back.
+
+    The version before gets all requests again.
+    """
     cluster = _reach(namespace, context, kubeconfig)
     state = _state(cluster.workspace(name))
     if not state.is_open:
@@ -233,7 +248,10 @@ def undo(
     console: Console, *, name: str, to_revision: int | None, namespace: str | None, context: str | None,
     kubeconfig: str | None,
 ) -> None:  # fmt: skip
-    """Return to an earlier version: the same spec, and the same bytes, even if a tag has moved since."""
+    """Return to an earlier version.
+
+    The same spec and the same bytes, even if a tag has moved since.
+    """
     cluster = _reach(namespace, context, kubeconfig)
     target = pick(cluster.revisions(name), to_revision)
     # With the resourceVersion that was read: a concurrent edit makes it fail and isn't lost.
