@@ -74,10 +74,22 @@ class Console:
             self.out, printable(json.dumps(document, ensure_ascii=False) if self.json else text)
         )
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Writes rows to stdout under upper-case headings; with --json a list of objects keyed by column."""
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        empty: str,
+        document: object = None,
+    ) -> None:
+        """Writes rows to stdout under upper-case headings; the sentence `empty` where there is none.
+
+        With --json it writes `document`, by default a list of objects keyed by column.
+        """
         keyed = [dict(zip(columns, row, strict=True)) for row in rows]
-        self.result(keyed, format_table(columns, rows, width=self.width))
+        # Headings alone leave open whether something went wrong.
+        text = format_table(columns, rows, width=self.width) if rows else empty
+        self.result(keyed if document is None else document, text)
 
     @property
     def width(self) -> int | None:

@@ -11,7 +11,7 @@ import click
 
 from builder.variants import EVALUATORS, EvaluationChoices
 from weightyard.advanced import AdvancedOption
-from weightyard.options import Number
+from weightyard.options import Number, PathName
 
 R = TypeVar("R")
 
@@ -38,7 +38,7 @@ def evaluation_options(command: Callable[..., R]) -> Callable[..., R]:
     @click.option(
         "--evaluation-text",
         cls=AdvancedOption,
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        type=PathName(exists=True, dir_okay=False),
         metavar="FILE",
         help="Text to compare on, instead of the shipped one; implies --evaluate.",
     )

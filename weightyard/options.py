@@ -31,13 +31,30 @@ def root_option(command: Callable[P, R]) -> Callable[P, R]:
     """Adds `--root DIR`, the cache's directory, passed as the keyword `root: Path`, absolute."""
     return click.option(
         "--root",
-        type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+        type=PathName(file_okay=False, resolve_path=True),
         envvar=ROOT_VARIABLE,
         default=lambda: default_root(os.environ),
         show_default="~/.cache/weightyard/store",
         show_envvar=True,
         help="Directory of the model cache.",
     )(command)
+
+
+def workspace_argument(command: Callable[..., R]) -> Callable[..., R]:
+    """Adds the argument WORKSPACE, passed as the keyword `given: str`; `-f WORKSPACE` is the same, as in kubectl."""
+
+    @click.argument("argument", required=False, metavar="WORKSPACE")
+    @click.option("-f", "--file", metavar="WORKSPACE", help="The same as the argument.")
+    @wraps(command)
+    def with_workspace(*args: Any, argument: str | None, file: str | None, **kwargs: Any) -> R:
+        given = [each for each in (argument, file) if each is not None]
+        if not given:
+            raise click.UsageError("Missing argument 'WORKSPACE'.")
+        if len(given) > 1:
+            raise click.UsageError(f"Name one workspace: {given[0]}, or -f {given[1]}.")
+        return command(*args, given=given[0], **kwargs)
+
+    return with_workspace
 
 
 class Number(click.FloatRange):
@@ -50,6 +67,31 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a number.", param, ctx)
         return number
+
+
+class PathName(click.Path):
+    """A path of the command line. An empty one, as of a variable that isn't set, isn't the working directory."""
+
+    def __init__(
+        self,
+        *,
+        exists: bool = False,
+        file_okay: bool = True,
+        dir_okay: bool = True,
+        resolve_path: bool = False,
+    ) -> None:
+        super().__init__(
+            exists=exists,
+            file_okay=file_okay,
+            dir_okay=dir_okay,
+            resolve_path=resolve_path,
+            path_type=Path,
+        )
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("an empty path", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class ModelName(click.ParamType[str]):
@@ -91,7 +133,7 @@ def access_options(command: Callable[..., R]) -> Callable[..., R]:
     )
     @click.option(
         "--ca-file",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        type=PathName(exists=True, dir_okay=False),
         envvar="WEIGHTYARD_CA_FILE",
         show_envvar=True,
         help="PEM file of additional certificate authorities to trust: of registries, the Hub and S3.",

@@ -86,5 +86,4 @@ def workspace_of(document: Mapping[str, Any]) -> Workspace:
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidInput(f"{where}: {first['msg']}", hint="Correct the Workspace.") from error
+        raise InvalidInput(sentence(first, Workspace), hint="Correct the Workspace.") from error

@@ -7,8 +7,8 @@ keys, which a plain load drops.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, get_args
 
 import yaml
 from pydantic import BaseModel
@@ -16,6 +16,16 @@ from pydantic_core import ErrorDetails
 
 from modelimage.errors import InvalidInput
 from modelimage.yaml_text import Loader
+
+# By pydantic's kind of error: its own words name Python's types.
+_EXPECTED: Final[Mapping[str, str]] = {
+    "path_type": "expected a path",
+    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "expected a list"),
+    "string_type": "expected text, in quotes where it looks like a number or true",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
+}
 
 
 def compose(text: str, name: str, *, hint: str) -> list[yaml.Node]:
@@ -96,7 +106,8 @@ def sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{field}: expected a mapping{of}"
     if kind == "is_instance_of":
         return f"{field}: {_choices(path, message, model)}"
-    return f"{field}: {message[:1].lower()}{message[1:]}" if field else message
+    told = _EXPECTED.get(kind) or f"{message[:1].lower()}{message[1:]}"
+    return f"{field}: {told}" if field else told
 
 
 def _meant(path: Sequence[str | int], model: type[BaseModel]) -> str:

@@ -49,6 +49,16 @@ def _amount(text: str) -> str:
 
 
 AmountText = Annotated[str, BeforeValidator(_text), AfterValidator(_amount)]
+
+
+def _path(value: Any) -> Any:
+    """Refuse an empty path, as of a variable that isn't set: it would be the working directory."""
+    if value == "":
+        raise ValueError("expected a path, not an empty text")
+    return value
+
+
+FilePath = Annotated[Path, BeforeValidator(_path)]
 TierName = Literal["peer", "shared", "registry", "hub"]
 
 
@@ -105,7 +115,7 @@ class SharedSection(_Section):
     """One shared store: exactly one of `s3` and `directory`."""
 
     s3: S3Section | None = None
-    directory: Path | None = None
+    directory: FilePath | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> SharedSection:
@@ -167,11 +177,11 @@ AddressText = Annotated[str, BeforeValidator(_text), AfterValidator(_address)]
 class CsiSection(_Section):
     """The CSI driver: kubelet's directory, mounted at the same path as on the host, and the mounter's socket."""
 
-    kubelet: Path = Field(
+    kubelet: FilePath = Field(
         default=Path("/var/lib/kubelet"),
         description="kubelet's directory, mounted at the same path as on the host.",
     )
-    mounter: Path = Field(description="Unix socket of the mounter.")
+    mounter: FilePath = Field(description="Unix socket of the mounter.")
 
 
 class ServersSection(_Section):
@@ -209,9 +219,9 @@ class PeerSection(_Section):
 class PeerTlsSection(_Section):
     """PEM files for mutual TLS between peers. With TLS, private models are shared too."""
 
-    ca: Path = Field(description="PEM file of the CA that issued the peers' certificates.")
-    certificate: Path = Field(description="PEM file of this node's certificate.")
-    key: Path = Field(description="PEM file of this node's private key.")
+    ca: FilePath = Field(description="PEM file of the CA that issued the peers' certificates.")
+    certificate: FilePath = Field(description="PEM file of this node's certificate.")
+    key: FilePath = Field(description="PEM file of this node's private key.")
     name: str | None = Field(
         default=None, description="DNS name that each peer's certificate must have."
     )
@@ -231,7 +241,7 @@ class PeersSection(_Section):
     dns: AddressText | None = Field(
         default=None, description="NAME:PORT; every address that NAME resolves to is a peer."
     )
-    key_file: Path = Field(
+    key_file: FilePath = Field(
         description="File with the shared keys, one per line; the first one signs."
     )
     tls: PeerTlsSection | None = None
@@ -273,7 +283,7 @@ class SignatureSection(_Section):
     images: str = Field(
         description="Pattern of repositories, `registry.example/team/*`; `*` means all."
     )
-    keys: tuple[Path, ...] = Field(
+    keys: tuple[FilePath, ...] = Field(
         min_length=1, description="PEM files of public keys; a signature by any of them is enough."
     )
 
@@ -281,7 +291,7 @@ class SignatureSection(_Section):
 class PrewarmSection(_Section):
     """Settings of pre-warming: where the desired models come from, and limits for fetching them."""
 
-    path: Path | None = Field(
+    path: FilePath | None = Field(
         default=None,
         description="Directory or file of CachedModels and Workspaces; by default prewarm/ in the root.",
     )
@@ -289,7 +299,7 @@ class PrewarmSection(_Section):
         default=False,
         description="Read CachedModels from the cluster's API server and report to it.",
     )
-    kubeconfig: Path | None = Field(
+    kubeconfig: FilePath | None = Field(
         default=None,
         description="Kubeconfig file, to reach the API server from outside the cluster.",
     )
@@ -301,7 +311,7 @@ class PrewarmSection(_Section):
         default_factory=dict,
         description="This node's labels, for node selectors without a cluster.",
     )
-    secrets: Path | None = Field(
+    secrets: FilePath | None = Field(
         default=None,
         description="Directory of pull secrets (NAME/.dockerconfigjson), used without a cluster.",
     )
@@ -312,7 +322,7 @@ class PrewarmSection(_Section):
         default="0",
         description="Limit for pre-warming, in bytes per second: 100MB. 0: none. It excludes pulls that pods wait for.",
     )
-    runtime: Path | None = Field(
+    runtime: FilePath | None = Field(
         default=None,
         description="CRI socket of the container runtime, for runtimeImage: /run/containerd/containerd.sock.",
     )
@@ -326,8 +336,8 @@ class PrewarmSection(_Section):
 class AgentConfig(_Section):
     """All settings of the agent. `budget` and `min_free` apply to `root` and to each of `extra_roots`."""
 
-    root: Path | None = Field(default=None, description="Directory of the model cache.")
-    extra_roots: tuple[Path, ...] = Field(
+    root: FilePath | None = Field(default=None, description="Directory of the model cache.")
+    extra_roots: tuple[FilePath, ...] = Field(
         default=(),
         description="An additional cache directory, on a disk of its own. Repeatable.",
     )

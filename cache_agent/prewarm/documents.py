@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import KIND, CachedModel
+from cache_agent.api.document_errors import sentence
 from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.reference import LayoutReference, parse_image
@@ -54,9 +55,7 @@ def parse_documents(text: str, *, where: str, base: Path) -> Parsed:
 
 def explain(error: ValidationError) -> str:
     """A document's first problem, with the field's path."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return sentence(error.errors(include_url=False)[0], CachedModel)
 
 
 def _documents(text: str, where: str) -> Iterator[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -99,3 +101,23 @@ def test_an_option_or_variable_is_named_once(setting: Setting) -> None:
         about = [line for line in lines if line.startswith(f"{place}: ")]
         assert about, lines
         assert not any(line.startswith(f"{place}: {setting.name}") for line in about)
+
+
+@pytest.mark.parametrize("value", [[[]], {"a": {}}, 5.5, "", True])
+@pytest.mark.parametrize("setting", list(settings()), ids=lambda each: str(each.name))
+def test_a_value_of_another_kind_is_refused_without_the_words_of_python(
+    setting: Setting, value: object
+) -> None:
+    try:
+        config = parse_config("", {}, {setting.name: value})
+    except InvalidInput as error:
+        told = error.message
+        assert not re.search(
+            r"<class|tuple|dict|pathlib|instance of|valid (string|bool|list)", told
+        )
+        return
+    # An empty path is the working directory, which nobody means.
+    found: Any = config
+    for part in setting.name.split("."):
+        found = getattr(found, part)
+    assert found != Path()

@@ -55,11 +55,20 @@ def test_json() -> None:
     console.configure(json=True)
     console.say("working")
     console.event("blob", size=3)
-    console.table(["name", "size"], [("é", None)])
+    console.table(["name", "size"], [("é", None)], empty="none")
     assert json.loads(out.getvalue()) == [{"name": "é", "size": None}]
     assert [json.loads(line) for line in err.getvalue().splitlines()] == [
         {"event": "note", "text": "working"}, {"event": "blob", "size": 3},
     ]  # fmt: skip
+
+
+def test_a_table_without_rows_is_a_sentence() -> None:
+    console, out, _, _ = consoles()
+    console.table(["name"], [], empty="nothing here")
+    console.configure(json=True)
+    console.table(["name"], [], empty="nothing here")
+    console.table(["name"], [], empty="nothing here", document={"names": []})
+    assert out.getvalue().splitlines() == ["nothing here", "[]", '{"names": []}']
 
 
 def test_quiet_keeps_results_and_errors() -> None:
@@ -280,7 +289,7 @@ def test_texts_are_short(a: float, b: float) -> None:
 def test_no_text_of_others_reaches_the_terminal_as_a_command(as_json: bool) -> None:
     console, out, err, _ = consoles(err=FakeTerminal())
     console.configure(json=as_json, no_color=True)
-    console.table(("name",), [[f"{HOSTILE}\nsecond"]])
+    console.table(("name",), [[f"{HOSTILE}\nsecond"]], empty="none")
     console.result({"name": HOSTILE}, HOSTILE)
     console.say(HOSTILE)
     console.heading(HOSTILE)

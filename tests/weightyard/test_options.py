@@ -45,3 +45,30 @@ def test_bounds_hold() -> None:
     assert Number(min=0, max=1).convert("0.5", None, None) == 0.5
     with pytest.raises(click.BadParameter):
         Number(min=0, max=1).convert("2", None, None)
+
+
+PATHS = {
+    name: option for name, option in options(cli.weightyard) if isinstance(option.type, click.Path)
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_an_empty_path_is_not_the_working_directory(name: str) -> None:
+    """`--root "$CACHE"` without that variable would make a cache, or remove one, wherever one stands."""
+    with pytest.raises(click.BadParameter, match="empty path"):
+        PATHS[name].type.convert("", None, None)
+
+
+def test_there_are_options_with_paths() -> None:
+    assert {"rm --root", "sign --key", "mount directory", "agent --config"} <= PATHS.keys()
+
+
+def test_arguments_are_named_by_one_word() -> None:
+    """Click names a choice's argument by its values, in the usage line and in errors."""
+    shown = {
+        name: option.make_metavar(click.Context(cli.weightyard))
+        for name, option in options(cli.weightyard)
+        if isinstance(option, click.Argument)
+    }
+    assert shown["completion shell"] == "SHELL"
+    assert not [each for each in shown.values() if "{" in each]

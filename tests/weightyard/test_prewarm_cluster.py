@@ -141,7 +141,7 @@ def test_a_cluster_that_holds_nothing_or_knows_no_weightyard(
     agents: Agents, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["status", "--cluster"]) == 0
-    assert "no models are desired or cached on 2 nodes" in capsys.readouterr().err
+    assert "no models are desired or cached on 2 nodes" in capsys.readouterr().out
     for kind in ("CachedModel", "NodeCache"):
         monkeypatch.delitem(RESOURCES, kind)
     for requested in (["status", "--cluster"], ["prewarm", IMAGE, "--cluster"]):

@@ -16,7 +16,7 @@ from cache_agent.config.settings_file import parse_config
 from modelimage.errors import InvalidInput, NotFound, why
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
-from weightyard.options import ROOT_VARIABLE, access_options, default_root
+from weightyard.options import ROOT_VARIABLE, PathName, access_options, default_root
 from weightyard.settings import setting_options
 from weightyard.text import plural
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--root",
-    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    type=PathName(file_okay=False, resolve_path=True),
     envvar=ROOT_VARIABLE,
     show_envvar=True,
     show_default="~/.cache/weightyard/store",
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--config",
     "config_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     envvar="WEIGHTYARD_CONFIG",
     show_envvar=True,
     help="Settings file in YAML; read again at SIGHUP.",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     "containerd_dir",
     cls=AdvancedOption,
     metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     help="Configure containerd in DIR to use the mirror (see configure-containerd).",
 )
 @click.option(

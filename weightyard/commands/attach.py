@@ -20,7 +20,7 @@ from modelimage.referrers import (
     attach as attach_artifact,
 )
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options
+from weightyard.options import PathName, access_options
 
 
 @click.command(
@@ -31,9 +31,7 @@ Examples:
 """
 )
 @click.argument("image")
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
-)
+@click.argument("files", nargs=-1, required=True, type=PathName(exists=True, dir_okay=False))
 @click.option(
     "--type", "artifact_type", required=True, metavar="MEDIATYPE", help="Media type of the files."
 )

@@ -40,7 +40,7 @@ from weightyard.advanced import AdvancedOption
 from weightyard.build_report import shown_plan, shown_result
 from weightyard.console import Console, pass_console
 from weightyard.evaluation_options import evaluation_options
-from weightyard.options import access_options
+from weightyard.options import PathName, access_options
 from weightyard.signals import stops_gently
 from weightyard.text import parse_bytes
 
@@ -175,7 +175,7 @@ Examples:
 @click.option(
     "--work-dir",
     cls=AdvancedOption,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     help="Directory for temporary weights: converted, quantized, downloaded. [default: ~/.cache/weightyard]",
 )
 @click.option(

@@ -9,11 +9,11 @@ from weightyard.console import Console, pass_console
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 @pass_console
 @click.pass_context
 def completion(ctx: click.Context, console: Console, shell: str) -> None:
-    """Print the completion script of a shell.
+    """Print the completion script of SHELL: bash, zsh or fish.
 
     \b
     bash:  source <(weightyard completion bash)

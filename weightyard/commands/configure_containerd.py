@@ -10,10 +10,11 @@ from cache_agent.servers.mirror.containerd import configure, unconfigure
 from modelimage.allowed_registries import PUBLIC_REGISTRIES
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
+from weightyard.options import PathName
 
 
 @click.command("configure-containerd")
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=PathName(file_okay=False))
 @click.option("--mirror", metavar="URL", help="The mirror's URL: http://127.0.0.1:5080.")
 @click.option(
     "--registry",

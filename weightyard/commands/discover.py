@@ -14,8 +14,8 @@ from modelimage.path_rules import check_path
 from modelimage.push import read_tree
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.referrers import UNSOUND, list_referrers, read_artifact
-from weightyard.console import Console, format_table, pass_console
-from weightyard.options import access_options
+from weightyard.console import Console, pass_console
+from weightyard.options import PathName, access_options
 
 
 @click.command(
@@ -32,7 +32,7 @@ Examples:
 @click.option(
     "--to",
     "directory",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     help="Also fetch their files into this directory, one subdirectory each.",
 )
 @access_options
@@ -78,7 +78,12 @@ def discover(
         for subject, artifact in found
     ]
     rows = [(each["type"], each["digest"], each["about"]) for each in document]
-    console.result(document, format_table(["type", "digest", "about"], rows, width=console.width))
+    console.table(
+        ["type", "digest", "about"],
+        rows,
+        empty=f"nothing {'readable ' if left_out else ''}is attached to {image}",
+        document=document,
+    )
     for other in left_out[1:]:
         console.say(other.message)
     if left_out:

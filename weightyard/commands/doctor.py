@@ -23,7 +23,7 @@ from weightyard.doctor.node_checks import NodePurpose, check_node
 from weightyard.doctor.pods import Probe, Probing
 from weightyard.doctor.result import Finding, Level, PreflightFailed, fail
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
-from weightyard.options import default_root
+from weightyard.options import PathName, default_root
 
 _RBAC: Final = "rbac.authorization.k8s.io"
 # The objects that `helm install` creates.
@@ -108,7 +108,7 @@ class Preflight:
 )
 @click.option(
     "--root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     envvar="WEIGHTYARD_ROOT",
     show_envvar=True,
     help="Directory of the model cache.  [default: ~/.cache/weightyard/store; of nodes: /var/lib/weightyard]",
@@ -116,7 +116,7 @@ class Preflight:
 @click.option(
     "--kubelet",
     cls=AdvancedOption,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     default=Path("/var/lib/kubelet"),
     show_default=True,
     help="kubelet's directory.",
@@ -144,7 +144,7 @@ class Preflight:
 @click.option(
     "--host",
     cls=AdvancedOption,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     default=Path("/"),
     help="Mount point of the node's root filesystem, in a pod.",
 )
@@ -157,7 +157,7 @@ class Preflight:
 @click.option(
     "--api-ca",
     cls=AdvancedOption,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     help="PEM file of the authorities that this server's certificate is checked with.",
 )
 @cluster_options

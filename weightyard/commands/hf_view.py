@@ -12,13 +12,13 @@ from modelimage import durable
 from modelimage.path_rules import RECORD_NAME
 from modelimage.record import Record
 from weightyard.console import Console, pass_console
-from weightyard.options import ModelName, root_option
+from weightyard.options import ModelName, PathName, root_option
 from weightyard.text import plural
 
 
 @click.command("hf-view")
 @click.argument("model", type=ModelName())
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=PathName(file_okay=False))
 @root_option
 @pass_console
 def hf_view(console: Console, *, model: str, directory: Path, root: Path) -> None:

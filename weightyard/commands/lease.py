@@ -40,7 +40,7 @@ def list_leases(console: Console, *, root: Path) -> None:
         )
         for each in found
     ]
-    console.table(("lease", "model", "holder", "for"), rows)
+    console.table(("lease", "model", "holder", "for"), rows, empty="no leases")
 
 
 @lease.command()

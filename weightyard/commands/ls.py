@@ -9,7 +9,7 @@ import click
 
 from cache_agent.api.wire import ModelView, to_document
 from cache_agent.daemon.cache_api import open_cache
-from weightyard.console import Console, format_table, pass_console
+from weightyard.console import Console, pass_console
 from weightyard.options import ModelName, root_option
 from weightyard.text import format_bytes, format_duration
 from weightyard.up.holders import HolderNames
@@ -27,11 +27,11 @@ def ls(console: Console, *, model: str | None, root: Path) -> None:
         found = [cache.find(model)] if model else cache.models()
     now, names = time.time(), HolderNames(root)
     rows = [_row(each, now, names) for each in found]
-    console.result(
-        [to_document(each) for each in found],
-        format_table(_COLUMNS, rows, width=console.width)
-        if rows
-        else "no models; pull one with `weightyard pull IMAGE`",
+    console.table(
+        _COLUMNS,
+        rows,
+        empty="no models; pull one with `weightyard pull IMAGE`",
+        document=[to_document(each) for each in found],
     )
 
 

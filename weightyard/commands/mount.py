@@ -12,13 +12,13 @@ from cache_agent.mounter.manual import lease_id, mount_model, shown_at
 from modelimage.access import Access
 from modelimage.errors import Busy
 from weightyard.console import Console, pass_console
-from weightyard.options import ModelName, access_options, root_option
+from weightyard.options import ModelName, PathName, access_options, root_option
 from weightyard.pull_progress import follow
 
 
 @click.command()
 @click.argument("image", type=ModelName())
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
+@click.argument("directory", type=PathName(file_okay=False, resolve_path=True))
 @click.option("--variant", metavar="NAME", help="Variant to mount; by default the image's own.")
 @root_option
 @access_options

@@ -23,9 +23,6 @@ def ps(console: Console, /, *, everything: bool, root: Path) -> None:
     """List the workspaces that run here: name, model, variant, state, port and uptime."""
     known = all_workspaces(root, lambda error: console.say(error.message))
     shown = [state for state in known if everything or is_running(state)]
-    if console.json:
-        console.result([_document(state) for state in shown], "")
-        return
     console.table(
         ["name", "model", "variant", "state", "port", "up"],
         [
@@ -39,6 +36,8 @@ def ps(console: Console, /, *, everything: bool, root: Path) -> None:
             )
             for s in shown
         ],
+        empty="no workspace runs here; start one with `weightyard up WORKSPACE`",
+        document=[_document(state) for state in shown],
     )
 
 

@@ -22,7 +22,7 @@ from quantize.schemes import Format, Method, QuantizationEngine, Scheme
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.evaluation_options import evaluation_options
-from weightyard.options import Number
+from weightyard.options import Number, PathName
 
 
 def _choice(
@@ -31,7 +31,7 @@ def _choice(
     return click.Choice([member.value for member in kind])
 
 
-_FILE = click.Path(path_type=Path)
+_FILE = PathName()
 
 
 @click.command()

@@ -74,6 +74,7 @@ def show_history(
     console.table(
         ["revision", "variant", "image", "id"],
         [[each.number, each.variant, each.image, each.id] for each in kept],
+        empty=f"{name} has no versions yet",
     )
 
 
@@ -102,7 +103,7 @@ def status(
         return
     state = rollout_before({"status": found})
     if state is not None:
-        console.table(["rollout", ""], _rows(state))
+        console.table(["rollout", ""], _rows(state), empty="no rollout")
         if state.measures:
             console.table(
                 ["measure", "serving", "new", "limit", "passed"],
@@ -116,12 +117,17 @@ def status(
                     ]
                     for each in state.measures
                 ],
+                empty="no measures",
             )
     rows = [
         [each["type"], each["status"], each["reason"], each["message"]]
         for each in found.get("conditions", ())
     ]
-    console.table(["condition", "status", "reason", "message"], rows)
+    console.table(
+        ["condition", "status", "reason", "message"],
+        rows,
+        empty=f"{name} has no conditions yet: no controller has seen it",
+    )
 
 
 def _rows(state: RolloutStatus) -> list[list[str]]:

@@ -12,7 +12,7 @@ from modelimage.access import Access, open_image_repository
 from modelimage.errors import InvalidInput
 from modelimage.reference import DEFAULT_TAG, LayoutReference, RegistryReference, parse_image
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options
+from weightyard.options import PathName, access_options
 
 PASSWORD_VARIABLE = "WEIGHTYARD_KEY_PASSWORD"  # noqa: S105 (the variable's name)
 
@@ -29,7 +29,7 @@ Examples:
 @click.option(
     "--key",
     required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=PathName(exists=True, dir_okay=False),
     help=f"The private key, PEM. The password of an encrypted one comes from {PASSWORD_VARIABLE}.",
 )
 @access_options

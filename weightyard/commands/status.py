@@ -73,11 +73,8 @@ def status(
             f"no model called {name} is desired or cached",
             hint="See all of them: weightyard status.",
         )
-    if not rows:
-        console.say(
-            f"no models are desired or cached on {len(nodes)} node{'s' * (len(nodes) != 1)}"
-        )
-    console.table(_COLUMNS, rows)
+    where = f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
+    console.table(_COLUMNS, rows, empty=f"no models are desired or cached on {where}")
 
 
 def _rows(node: NodeCache, now: float) -> Iterator[list[Any]]:

@@ -10,11 +10,11 @@ from cache_agent.daemon.cache_api import open_cache
 from cache_agent.mounter.manual import lease_id, unmount_model
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import root_option
+from weightyard.options import PathName, root_option
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
+@click.argument("directory", type=PathName(file_okay=False, resolve_path=True))
 @root_option
 @pass_console
 def umount(console: Console, *, directory: Path, root: Path) -> None:

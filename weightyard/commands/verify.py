@@ -23,7 +23,7 @@ from modelimage.foreign import describe_foreign, resolve_ours
 from modelimage.path_rules import RECORD_NAME
 from modelimage.reference import EngineReference, parse_image
 from weightyard.console import Console, pass_console
-from weightyard.options import access_options
+from weightyard.options import PathName, access_options
 from weightyard.text import format_bytes, plural
 
 
@@ -40,7 +40,7 @@ Examples:
     "--key",
     "keys",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=PathName(exists=True, dir_okay=False),
     help="Also require a signature by this public key (PEM). Repeatable; one of several keys is enough.",
 )
 @click.option(

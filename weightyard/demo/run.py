@@ -33,6 +33,7 @@ from weightyard.demo.comparison import (
     pull,
 )
 from weightyard.demo.smollm import default_cache, smollm2_checkpoint
+from weightyard.options import PathName
 from weightyard.text import format_duration
 from weightyard.up.state import WorkspaceDirectory
 
@@ -190,7 +191,7 @@ def summary(times: Mapping[str, float], answer: Completion, pictures: Sequence[s
 
 @click.command()
 @click.option(
-    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    "--dir", "directory", type=PathName(file_okay=False, resolve_path=True),
     default=lambda: default_cache(os.environ).parent / "demo",
     show_default="~/.cache/weightyard/demo", help="Where image, cache and workspace are kept.",
 )  # fmt: skip
