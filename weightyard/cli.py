@@ -301,7 +301,8 @@ def _usage(error: click.ClickException, console: Console) -> int:
     hint = None
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"See `{error.ctx.command_path} --help`."
-    console.fail(error.format_message(), hint=hint, kind="Usage")
+    # Click lists choices in lines of their own, behind tabs.
+    console.fail(" ".join(error.format_message().split()), hint=hint, kind="Usage")
     return exits.USAGE
 
 

@@ -21,8 +21,8 @@ from workspace.schema import Model, Resources, Runtime, Spec, Workspace
 _WIDTH: Final = 110
 _HEAD: Final = """\
 # A Workspace: which model to serve, with what, on what.
-#   weightyard up {file}                            serves it on this machine
-#   weightyard render -f {file} --to kubernetes     writes it for a cluster, or --to compose
+#   weightyard up {file}                         serves it on this machine
+#   weightyard render {file} --to kubernetes     writes it for a cluster, or --to compose
 # Lines that begin with `#name:` are optional fields, with their default or an example.
 """
 # What to write for a field without a default. Scale is one field here: its parts belong together.

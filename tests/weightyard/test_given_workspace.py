@@ -135,3 +135,22 @@ def test_help_has_topics_and_commands() -> None:
     assert json.loads(CliRunner().invoke(program, ["help", "--json"], obj=Console()).output)[
         "topics"
     ]
+
+
+def test_up_and_render_take_a_workspace_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "none.yaml")
+    for command in (["up"], ["render", "--to", "up"]):
+        for words in ([missing], ["-f", missing], ["--file", missing]):
+            assert main([*command, *words]) == 3
+            assert f"no file {missing}" in capsys.readouterr().err
+        assert main(command) == 2
+        assert "Missing argument 'WORKSPACE'" in capsys.readouterr().err
+        assert main([*command, "a.yaml", "-f", "b.yaml"]) == 2
+        assert "Name one workspace: a.yaml, or -f b.yaml." in capsys.readouterr().err
+
+
+def test_a_missing_choice_is_told_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "w.yaml"]) == 2
+    assert "Choose from: kubernetes, compose, llm-d" in capsys.readouterr().err

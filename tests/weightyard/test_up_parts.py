@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from modelimage.errors import Busy, InvalidInput
 from tests.servers.process import wait_until
+from weightyard.cli import main
 from weightyard.up.inference_server import check_port, free_port, reachable
 from weightyard.up.local_hardware import local_hardware, parse_meminfo, parse_nvidia_smi
 from weightyard.up.phases import TRANSITIONS, Event, Phase, after
@@ -214,6 +215,14 @@ def test_one_supervisor_per_name(tmp_path: Path) -> None:
         pass
     with second.locked():
         pass
+
+
+def test_down_says_nothing_of_stopping_what_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, told in ((["nope"], "nope: not running\n"), (["--all"], "no workspace runs here\n")):
+        assert main(["down", *words, "--root", str(tmp_path)]) == 0
+        assert capsys.readouterr() == (told, "")
 
 
 def test_stopping_nothing(tmp_path: Path) -> None:

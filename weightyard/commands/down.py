@@ -9,7 +9,7 @@ import click
 from weightyard.console import Console, pass_console
 from weightyard.options import Number, root_option
 from weightyard.up.state import WorkspaceDirectory, all_workspaces, is_running
-from weightyard.up.stop import check_name, stop_workspace
+from weightyard.up.stop import StopResult, check_name, has_processes, stop_workspace
 
 
 @click.command()
@@ -30,7 +30,11 @@ def down(
     wanted = [s.name for s in all_workspaces(root) if is_running(s)] if everything else names
     outcomes = {}
     for name in wanted:
+        directory = WorkspaceDirectory(root, check_name(name))
+        if not has_processes(directory):
+            outcomes[name] = StopResult.NOT_RUNNING.value
+            continue
         with console.progress(f"stopping {name}"):
-            directory = WorkspaceDirectory(root, check_name(name))
             outcomes[name] = stop_workspace(directory, timeout=timeout).value
-    console.result(outcomes, "\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
+    lines = [f"{name}: {outcome}" for name, outcome in outcomes.items()]
+    console.result(outcomes, "\n".join(lines or ["no workspace runs here"]))

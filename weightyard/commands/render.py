@@ -15,7 +15,7 @@ from modelimage.installation import installed_version
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.given_workspace import read_workspace
-from weightyard.options import access_options, root_option
+from weightyard.options import access_options, root_option, workspace_argument
 from weightyard.rendered import header, rendered_text
 from weightyard.up.local_hardware import local_hardware
 from workspace.hardware import Hardware, cpu_need, requested_hardware
@@ -42,10 +42,7 @@ TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
 
 
 @click.command()
-@click.option(
-    "-f", "--file", required=True,
-    help="The workspace file, or a model as `up` takes it; - is stdin.",
-)  # fmt: skip
+@workspace_argument
 @click.option("--name", help="Workspace to render, if the file has several.")
 @click.option("--to", "target", type=click.Choice(TARGETS), required=True, help="Output format.")
 @click.option(
@@ -71,21 +68,23 @@ TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
 @access_options
 @pass_console
 def render(
-    console: Console, *, file: str, name: str | None, target: str,
+    console: Console, *, given: str, name: str | None, target: str,
     system_namespace: str, agent_image: str, scrape_from: str | None, root: Path, access: Access,
 ) -> None:  # fmt: skip
-    """Render a workspace as YAML on stdout.
+    """Render WORKSPACE as YAML on stdout.
+
+    WORKSPACE is a file (- is stdin), or a model as `weightyard up` takes it.
 
     The image is resolved and pinned by its digest, and the variant chosen for the GPU in the workspace
     (spec.resources.gpu or gpuMemory); `--to up` takes this machine's if the workspace names none, and builds a source
     as `up` does. The server's command line is the same for every target. A header says what the file needs.
     """
-    given = read_workspace(file, name=name, here=target == "up")
-    if given.checkpoint is not None:
+    source = read_workspace(given, name=name, here=target == "up")
+    if source.checkpoint is not None:
         raise InvalidInput(
-            f"{file} is a checkpoint, not an image", hint="Build it first: weightyard build."
+            f"{given} is a checkpoint, not an image", hint="Build it first: weightyard build."
         )
-    workspace = given.workspace
+    workspace = source.workspace
     if target == "up":
         workspace = _built_here(workspace, root, access, console)
     else:
@@ -110,7 +109,7 @@ def render(
         scraped_from=scrape_from,
     )  # fmt: skip
     shown = header(
-        workspace, release, target=target, file=str(file), version=installed_version(),
+        workspace, release, target=target, file=given, version=installed_version(),
         scraped_from=scrape_from,
     )  # fmt: skip
     console.result(

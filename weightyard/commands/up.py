@@ -16,7 +16,15 @@ from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.exits import INTERRUPTED
 from weightyard.given_workspace import GivenWorkspace, read_workspace
-from weightyard.options import Number, absolute_image, access_options, default_root, root_option
+from weightyard.options import (
+    Number,
+    PathName,
+    absolute_image,
+    access_options,
+    default_root,
+    root_option,
+    workspace_argument,
+)
 from weightyard.up import detach as background
 from weightyard.up.agent_cache import AgentCache
 from weightyard.up.engine_program import EngineProgram
@@ -30,7 +38,7 @@ from workspace.sources import image_of, source_uri
 
 
 @click.command()
-@click.argument("given", metavar="WORKSPACE")
+@workspace_argument
 @click.option("--name", help="Workspace to serve, if the file has several; a model's name here.")
 @click.option(
     "-d",
@@ -47,7 +55,7 @@ from workspace.sources import image_of, source_uri
 @click.option("--cpu", is_flag=True, help="Serve on the CPU, even where there is a GPU.")
 @click.option(
     "--python",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=PathName(exists=True, dir_okay=False),
     default=lambda: Path(sys.executable),
     show_default="the one that runs weightyard",
     help="Python interpreter that has the inference server installed.",
@@ -196,7 +204,7 @@ def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirector
 def _words(parameter: str, value: object) -> list[str]:
     """The command-line words of an option's value, for the background process."""
     # The background process gets the workspace as a file, since stdin or a moved directory may be gone by then.
-    if parameter in ("given", "name", "detach") or value is None or value is False:
+    if parameter in ("argument", "file", "name", "detach") or value is None or value is False:
         return []
     option = f"--{parameter.replace('_', '-')}"
     if value is True:

@@ -64,6 +64,14 @@ def _stop_server(state: State, clock: Callable[[], float], sleep: Callable[[floa
     return True
 
 
+def has_processes(directory: WorkspaceDirectory) -> bool:
+    """Whether there is something to stop: a supervisor, or a server that one left. Raises InvalidInput."""
+    state = directory.read()
+    if state is None:
+        return False
+    return is_alive(state.supervisor) or bool(state.server and session_members(state.server))
+
+
 def check_name(name: str) -> str:
     """A workspace's name, checked to be safe in a path. Raises InvalidInput."""
     if not name or "/" in name or name.startswith("."):
