@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -33,10 +34,11 @@ def _row(
     return LogPattern(re.compile(pattern), shown, ends, last)
 
 
-# The first matching pattern counts. Messages of vLLM 0.6 to 0.32; a test reads the installed vLLM's source.
+# The first matching pattern counts. Messages of vLLM 0.6 to 0.32; a test reads the installed vLLM's source. Repetitions
+# are bounded: unbounded ones can take a time that grows with the square of a line's length.
 VLLM: Final = (
-    _row(r"Loading safetensors checkpoint shards:\s+(\d+)%", "loading weights, {0}%"),
-    _row(r"Capturing CUDA graph\S*[^\d]*(\d+)%", "capturing CUDA graphs, {0}%"),
+    _row(r"Loading safetensors checkpoint shards:\s{1,8}(\d{1,3})%", "loading weights, {0}%"),
+    _row(r"Capturing CUDA graph\D{0,100}(\d{1,3})%", "capturing CUDA graphs, {0}%"),
     _row(r"Starting to load model", "loading weights", StageName.ENGINE),
     _row(
         r"Loading weights took|Loading model weights took|Model loading took",
@@ -52,17 +54,19 @@ VLLM: Final = (
     _row(
         r"non-default args|vLLM API server version", "reading the model's configuration", StageName.PROCESS
     ),
-    _row(r"init engine .* took", "starting the HTTP server", StageName.WARM_UP, last=True),
+    _row(r"init engine .{0,200} took", "starting the HTTP server", StageName.WARM_UP, last=True),
     _row(r"Starting vLLM (API )?server", "starting the HTTP server"),
 )  # fmt: skip
 # What follows is no start any more: a running server compiles and loads too.
 _OVER: Final = re.compile(r"Starting vLLM (API )?server|Application startup complete")
+# Characters of a line that are read; vLLM's own messages are at its beginning.
+_LONGEST_LINE: Final = 1000
 _STAMPED: Final = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)) ")
 
 
 def stage_of(line: str) -> str | None:
     """What a server does from a log line on; None for most lines."""
-    row, match = _match(line)
+    row, match = _match(line[:_LONGEST_LINE])
     return None if row is None or match is None else row.shown.format(*match.groups())
 
 
@@ -77,6 +81,7 @@ class EngineLog:
         """Take a line that was written at a time, in seconds."""
         if self.is_over:
             return
+        line = line[:_LONGEST_LINE]
         row, _ = _match(line)
         if row is not None and row.ends is not None and (row.last or row.ends not in self.ends):
             self.ends[row.ends] = at
@@ -85,10 +90,13 @@ class EngineLog:
 
 def stamped_lines(text: str) -> Iterator[tuple[float, str]]:
     """The lines of a log as an API server gives it with `timestamps`, each with its time since the epoch."""
-    for line in text.splitlines():
+    # Not `splitlines`: a tenant's line may hold a form feed and then a time of its own.
+    for line in text.split("\n"):
         match = _STAMPED.match(line)
-        if match is not None:
-            yield datetime.fromisoformat(match[1]).timestamp(), line[match.end() :]
+        with suppress(ValueError):
+            if match is not None:
+                at = datetime.fromisoformat(match[1]).timestamp()
+                yield at, line[match.end() :]
 
 
 def read_log(lines: Iterable[tuple[float, str]]) -> EngineLog:

@@ -25,6 +25,8 @@ _USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglan
 _TOKENS: Final = re.compile(
     rf"^(?:{'|'.join(TOKEN_METRICS.values())})(?:\{{[^\n]*\}})? [0-9.e+]*[1-9]", re.MULTILINE
 )
+# Lines of the wanted metrics, of which each takes 25 us: one engine of vLLM has 100.
+_MOST_LINES: Final = 5000
 # Of anything that a server counts.
 _MOST: Final = 1e15
 HELD: Final = "weightyard_activator_requests_waiting"
@@ -54,13 +56,17 @@ def has_generated(text: str) -> bool:
 
 
 def read_samples(text: str, wanted: Collection[str]) -> Iterator[Sample]:
-    """The samples of some names, in the page's order. Raises RemoteRefused when one of them can't be read."""
+    """The samples of some names, in the page's order. Raises RemoteRefused when one can't be read, or for too many."""
     # Imported here: `up` asks only whether tokens were counted, and parses nothing.
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
     # A page has thousands of lines, and reading each costs more than all else that is done with it.
     heads = tuple(wanted)
     lines = [line for line in text.splitlines() if line.startswith(heads)]
+    if len(lines) > _MOST_LINES:
+        raise RemoteRefused(
+            f"the metrics page can't be read: it has {len(lines)} lines, and {_MOST_LINES} are read"
+        )
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:

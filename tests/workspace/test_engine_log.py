@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workspace.engine_log import VLLM, EngineLog, read_log, stage_of, stamped_lines
+from workspace.engine_log import VLLM, EngineLog, LogPattern, read_log, stage_of, stamped_lines
 from workspace.startup import StageName
 
 # As kubelet gives it, of vLLM 0.32 with two ranks.
@@ -45,6 +45,25 @@ def test_any_log_is_read(text: str) -> None:
     log = EngineLog()
     log.read(1.0, text)
     stage_of(text)
+
+
+@pytest.mark.parametrize("row", VLLM, ids=lambda row: row.pattern.pattern[:16])
+def test_a_long_line_takes_no_longer_than_to_read_it(row: LogPattern) -> None:
+    """A tenant writes it. A pattern that goes back and forth in it would stop the controller for hours."""
+    start = row.pattern.pattern[:20]
+    for filler in (start, "a", "0"):
+        # As long as what is read of a line, and much longer.
+        for size in (1000, 1 << 20):
+            line = (start + filler * (size // len(filler)))[:size]
+            row.pattern.search(line)
+            EngineLog().read(1.0, line)
+            stage_of(line)
+
+
+def test_a_line_of_a_log_holds_no_other_line() -> None:
+    """What a server writes can't set times: a form feed within its line begins no new one, and no day is the 99th."""
+    text = "2026-01-01T00:00:20Z a\x0c2026-01-09T00:00:00Z init engine (x) took 1 s\n2026-01-99T00:00:00Z b\n"
+    assert [at - BEGAN for at, _ in stamped_lines(text)] == [20.0]
 
 
 @pytest.mark.torch

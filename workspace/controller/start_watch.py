@@ -123,7 +123,9 @@ class StartWatch:
         except WeightyardError as error:
             logger.debug("%s: no log yet: %s", metadata["name"], error.message)
             return replace(known, log_read=is_last)
-        return replace(known, log=read_log(stamped_lines(text)).ends, log_read=is_last)
+        # In a thread: a tenant's megabyte of lines takes a second, in which nothing else would be reconciled.
+        read = await asyncio.to_thread(read_log, stamped_lines(text))
+        return replace(known, log=read.ends, log_read=is_last)
 
     async def _has_generated(self, pod: Json) -> bool:
         """Whether a server's metrics count a token."""

@@ -247,3 +247,12 @@ def test_a_metric_that_no_server_can_mean_makes_its_page_unusable(value: str) ->
     page = f"vllm:num_requests_running {value}\nvllm:num_requests_waiting 0\n"
     with pytest.raises(RemoteRefused, match="can't be read"):
         parse_reading(page)
+
+
+def test_a_page_of_very_many_lines_is_refused() -> None:
+    """Reading each takes the event loop's time, and a megabyte has fifteen thousand."""
+    lines = [f'vllm:num_requests_running{{engine="{engine}"}} 1' for engine in range(15_000)]
+    page = "\n".join([*lines, "vllm:num_requests_waiting 0", ""])
+    with pytest.raises(RemoteRefused, match="15001 lines"):
+        parse_reading(page)
+    assert parse_reading(page[page.index("\n", 500_000) + 1 :]).running < 5000
