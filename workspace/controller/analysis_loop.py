@@ -27,7 +27,7 @@ from workspace.analysis import (
 )
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import has_labels, is_ready
-from workspace.controller.rollout_plan import window_of
+from workspace.controller.rollout_plan import is_reaching_weight, window_of
 from workspace.controller.runner import Runner
 from workspace.controller.server_pages import read_page, server_urls
 from workspace.document import workspace_of
@@ -47,14 +47,19 @@ _AT_ONCE: Final = 32  # servers of one Workspace that are read at the same time
 
 @dataclass(slots=True)
 class VersionCounts:
-    """What the servers of one version counted since the comparison began, by their pods' uids; or had `before`."""
+    """What the servers of one version counted since the comparison began, by their pods' uids; or had `before`.
+
+    `ended` is what processes counted that have ended since.
+    """
 
     begun: dict[str, ServerCounts] = field(default_factory=dict)
     counted: dict[str, ServerCounts] = field(default_factory=dict)
+    ended: ServerCounts = field(default_factory=ServerCounts)
     before: ServerCounts | None = None
 
     def add(self, readings: Mapping[str, ServerCounts]) -> None:
         for uid, counts in readings.items():
+            self._keep_of_ended(uid, counts)
             if uid in self.begun:
                 # Kept after the server is gone: its requests were answered.
                 self.counted[uid] = counts.since(self.begun[uid])
@@ -62,12 +67,22 @@ class VersionCounts:
                 self.begun[uid] = counts
 
     def total(self) -> ServerCounts:
-        return self.before or total(self.counted.values())
+        return self.before or total((self.ended, *self.counted.values()))
+
+    def _keep_of_ended(self, uid: str, counts: ServerCounts) -> None:
+        """Keep what a process counted whose container has started another since: that one counts from zero."""
+        counted = self.counted.get(uid)
+        if counted is not None and counts.requests < self.begun[uid].requests + counted.requests:
+            self.ended = total((self.ended, self.counted.pop(uid)))
+            del self.begun[uid]
 
 
 @dataclass(slots=True)
 class VersionComparison:
-    """One comparison: the time over which a new version has had one weight. Times in seconds of the loop's clock."""
+    """One comparison: of what is counted while a new version has one weight, `began` when it had reached that.
+
+    Times are seconds of the loop's clock.
+    """
 
     window: str
     began: float
@@ -135,11 +150,14 @@ class AnalysisLoop:
         if document is None or status is None:
             return
         try:
-            settings = workspace_of(document).spec.rollout.analysis
+            spec = workspace_of(document).spec.rollout
         except InvalidInput:
             return  # the Workspace's condition has the reason
-        self._due[key] = self._clock() + settings.interval_seconds
+        self._due[key] = self._clock() + spec.analysis.interval_seconds
         comparison = self._comparison(key, status)
+        if is_reaching_weight(spec, status):
+            # Servers start, for half an hour perhaps: what they count is compared, but this time doesn't count.
+            comparison.began = self._clock()
         pods = [each for each in self._runner.cache.objects(key) if each["kind"] == "Pod"]
         places, unread = asyncio.Semaphore(_AT_ONCE), 0
         for version, counts in (
@@ -154,7 +172,10 @@ class AnalysisLoop:
             }
             unread += len(servers) - len(found)
             counts.add(found)
-        self._runner.analyses[key] = comparison.result(settings, self._clock(), unread)
+        # While servers were read, the rollout may have ended, or the Workspace.
+        if key not in self._runner.rollouts or self._comparisons.get(key) is not comparison:
+            return
+        self._runner.analyses[key] = comparison.result(spec.analysis, self._clock(), unread)
         self._runner.queue.add(key)
 
     def _comparison(self, key: Key, status: RolloutStatus) -> VersionComparison:

@@ -157,6 +157,12 @@ def wakes_at(spec: Rollout, state: RolloutStatus, now: str) -> float | None:
     return max(0.0, stage.seconds - _seconds_since(state.since, now))
 
 
+def is_reaching_weight(spec: Rollout, state: RolloutStatus) -> bool:
+    """Whether the servers for the present weight are still being started."""
+    plan = stages(spec)
+    return state.step < len(plan) and plan[state.step].kind == "weight"
+
+
 def window_of(state: RolloutStatus) -> str:
     """Names the time over which servers are compared: counts under another weight tell of another load."""
     return f"{state.version}/{state.weight}"

@@ -118,6 +118,7 @@ class Runner:
         """
         # Numbers of an earlier term of leadership are out of date.
         self.wanted = ReplicaTargets()
+        self.starts = Starts()
         self.rollouts.clear()
         self.analyses.clear()
         for key in self.cache.workspaces():
@@ -153,7 +154,7 @@ class Runner:
             self._failed.discard(key)
             self._reasons.pop(key, None)
             self.starts.watch(key, frozenset())
-            self.rollouts.pop(key, None)
+            self._forget_rollout(key)
             return None
         self.starts.watch(key, watched_pods(observed, self._now().timestamp()))
         decision = reconcile(observed)
@@ -172,11 +173,16 @@ class Runner:
         if decision.rollout is not None and decision.rollout.is_open:
             self.rollouts[key] = decision.rollout
         else:
-            self.rollouts.pop(key, None)
+            self._forget_rollout(key)
         refused = await self._carry_out(key, observed, decision)
         failed = isinstance(observed.resolved, WeightyardError)
         again = REGISTRY_RETRY if failed or refused or decision.ask_registry else RESYNC
         return again if decision.wake_after is None else min(again, decision.wake_after)
+
+    def _forget_rollout(self, key: Key) -> None:
+        """Also what was found about it: a version that is tried again is compared anew."""
+        self.rollouts.pop(key, None)
+        self.analyses.pop(key, None)
 
     def _observe(self, key: Key) -> Observed | None:
         document = self.cache.workspace(key)

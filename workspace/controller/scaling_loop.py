@@ -158,14 +158,17 @@ class ScalingLoop:
             return
         scaler, targets = found
         load, unread = await read_load(self._session, targets)
+        # While servers were read, the Workspace may have gone: one of its name must not begin with its replicas.
+        if self._scalers.get(key) is not scaler or self._runner.cache.workspace(key) is None:
+            return
         self._runner.note_unread(key, unread)
         self._runner.loads[key] = load
         answer = scaler.step(load, self._clock())
         if self._runner.wanted.replicas.get(key) != answer.replicas:
-            if answer.replicas != load.current:
-                await self._tell(key, load.current, answer)
             self._runner.wanted.replicas[key] = answer.replicas
             self._runner.queue.add(key)
+            if answer.replicas != load.current:
+                await self._tell(key, load.current, answer)
 
     async def _tell(self, key: Key, current: int, answer: ScalingDecision) -> None:
         logger.info("%s/%s: %d -> %d replicas: %s", *key, current, answer.replicas, answer.reason)

@@ -144,6 +144,59 @@ def test_a_new_weight_is_compared_anew_and_a_switch_with_what_was_before() -> No
     played(scenario)
 
 
+def test_the_time_in_which_servers_start_is_not_compared() -> None:
+    """Else an analysis of 5 minutes would pass at the first requests to servers that took 10 to start."""
+
+    async def scenario(servers: Servers, loop: AnalysisLoop, runner: Runner) -> None:
+        document = runner.cache.workspace(KEY)
+        assert document is not None
+        rollout = {"strategy": "canary", "steps": [{"weight": 50}, {"analysis": {"seconds": 60}}]}
+        spec = {**document["spec"], "rollout": rollout}
+        runner.cache.put({**document, "spec": spec})
+        servers.shows(old=page(requests=50), new=page(requests=5))
+        for now, step, compared in ((0.0, 0, 0.0), (600.0, 0, 0.0), (615.0, 1, 15.0)):
+            servers.now = now
+            runner.rollouts[KEY] = status(step=step)
+            await loop.compare(KEY)
+            assert runner.analyses[KEY].seconds == compared
+
+    played(scenario)
+
+
+def test_what_a_server_counted_before_its_restart_still_counts() -> None:
+    async def scenario(servers: Servers, loop: AnalysisLoop, runner: Runner) -> None:
+        old, new = (
+            50,
+            (page(requests=5), page(requests=55, failed=30), page(requests=4), page(requests=80)),
+        )
+        for shown in new:
+            servers.shows(old=page(requests=old), new=shown)
+            await loop.compare(KEY)
+            old += 100
+        verdict = runner.analyses[KEY].verdict
+        rate = next(each for each in verdict.measures if each.name == "error rate")
+        assert (verdict.outcome, rate.candidate) == (Outcome.FAILED, 30 / (50 + 76))
+
+    played(scenario)
+
+
+def test_nothing_is_left_of_a_rollout_that_ends_while_its_servers_are_read() -> None:
+    """Else the version would be taken back at once by an old verdict when it is tried again."""
+
+    async def scenario(servers: Servers, loop: AnalysisLoop, runner: Runner) -> None:
+        servers.shows(old=page(requests=50), new=page(requests=5))
+
+        def late() -> web.Response:
+            runner.rollouts.pop(KEY, None)
+            return web.Response(text=page(requests=50))
+
+        servers.pages["127.0.0.3"] = late
+        await loop.compare(KEY)
+        assert not runner.analyses
+
+    played(scenario)
+
+
 def test_each_workspace_is_compared_when_it_is_due_and_forgotten_afterwards() -> None:
     compared: list[Key] = []
 

@@ -11,11 +11,13 @@ from aiohttp import web
 
 from tests.workspace import samples
 from tests.workspace.controller.living import resolve
+from workspace.controller import scaling_loop
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.runner import Runner
 from workspace.controller.scaling_loop import PERIOD, ScalingLoop, Targets, read_load
 from workspace.render.kubernetes import SystemSettings
+from workspace.scaler import Load, Reading
 
 Json = dict[str, Any]
 SLOW, QUICK, BROKEN = ("team-a", "slow"), ("team-b", "quick"), ("team-c", "broken")
@@ -103,6 +105,34 @@ def test_an_engine_without_queue_metrics_is_told_once() -> None:
 
     lacks = "the server's metrics have no queue length"
     assert asyncio.run(scenario()) == [(lacks, 1), (lacks, 0), (None, 1)]
+
+
+def test_nothing_is_left_of_a_workspace_that_goes_while_its_servers_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one of the same name would begin with its replicas."""
+
+    async def scenario(*, gone: bool) -> Runner:
+        runner = a_runner()
+        document = samples.document(QUICK[1], namespace=QUICK[0], scale={"min": 1, "max": 4})
+        document = {**document, "metadata": {**document["metadata"], "uid": "1"}}
+        runner.cache.put(document)
+        loop = ScalingLoop(runner, None)  # type: ignore[arg-type]
+
+        async def read(*_: object) -> tuple[Load, None]:
+            if gone:
+                runner.cache.drop(document)
+            return Load(1, 1, (Reading(0.0, 0.0, 0.0),), 0), None
+
+        monkeypatch.setattr(scaling_loop, "read_load", read)
+        await loop.scale(QUICK)
+        return runner
+
+    kept, left = (asyncio.run(scenario(gone=gone)) for gone in (False, True))
+    assert set(kept.loads) == set(kept.wanted.replicas) == {QUICK}
+    assert not left.loads
+    assert not left.wanted.replicas
+    assert not len(left.queue)
 
 
 def test_the_servers_of_one_workspace_are_read_a_few_at_a_time() -> None:
