@@ -14,6 +14,8 @@ from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from typing import Any, Final, ParamSpec, TypeVar
 
+from modelimage.errors import InvalidInput
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,7 +48,7 @@ def is_on(environ: Mapping[str, str]) -> bool:
 def open_provider(environ: Mapping[str, str], service: str) -> Any:
     """A provider that sends spans to the environment's collector. Its `shutdown` sends what is left.
 
-    Raises ImportError without the extra `trace`.
+    Raises ImportError without the extra `trace`, InvalidInput for variables that OpenTelemetry refuses.
     """
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
         OTLPSpanExporter,
@@ -56,10 +58,16 @@ def open_provider(environ: Mapping[str, str], service: str) -> Any:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
     name = environ.get("OTEL_SERVICE_NAME", service)
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
     # Short, because a collector that is down must not delay the end of a process.
     patience = None if environ.get("OTEL_EXPORTER_OTLP_TIMEOUT") else _PATIENCE_SECONDS
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=patience)))
+    try:
+        provider = TracerProvider(resource=Resource.create({"service.name": name}))
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=patience)))
+    except ValueError as error:
+        raise InvalidInput(
+            f"a variable of OpenTelemetry can't be used: {error}",
+            hint="Correct it, or turn tracing off: OTEL_SDK_DISABLED=true.",
+        ) from error
     return provider
 
 
@@ -67,14 +75,15 @@ def open_provider(environ: Mapping[str, str], service: str) -> Any:
 def tracing(environ: Mapping[str, str], *, service: str, name: str) -> Iterator[None]:
     """A span around a whole program's work, where a collector is named; within it, `span` makes its children.
 
-    Does nothing without a collector, or without the extra `trace`: variables of others must not break a command.
+    Does nothing without a collector, without the extra `trace`, or with variables that OpenTelemetry refuses: they may
+    be meant for others, and must not break a command.
     """
     if not is_on(environ):
         yield
         return
     try:
         provider = open_provider(environ, service)
-    except ImportError:
+    except (ImportError, InvalidInput):
         yield
         return
     token = _ACTIVE.set(_Active(provider, context_of(environ.get(VARIABLE, ""))))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from modelimage import spans
+from modelimage.errors import InvalidInput
 from modelimage.stage_workers import run_all
 from tests.cache_agent.daemon.test_agent import agent
 from tests.cache_agent.observability.test_traces import Collector
@@ -117,6 +118,19 @@ def test_without_a_collector_nothing_is_traced(environ: dict[str, str]) -> None:
     with spans.tracing(environ, service="test", name="whole"), spans.span("part"):
         assert spans.traceparent() == ""
         assert spans.provider() is None
+
+
+def test_variables_that_opentelemetry_refuses_break_no_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They may be meant for other programs; an agent, whose operator sets them, says which."""
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_MAX_QUEUE_SIZE": "-1"}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with spans.tracing(environ, service="test", name="whole"):
+        assert spans.provider() is None
+    with pytest.raises(InvalidInput, match="max_queue_size"):
+        spans.open_provider(environ, "test")
 
 
 def test_a_command_without_a_collector_imports_nothing_of_it() -> None:
