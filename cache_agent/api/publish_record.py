@@ -10,11 +10,13 @@ from typing import Annotated, Final
 
 from pydantic import Field, ValidationError
 
-from cache_agent.api.kube_objects import Count, Reported, ReportedLine
+from cache_agent.api.kube_objects import Count, Reported
 
 ANNOTATION: Final = "weightyard.dev/published"
 TIERS: Final = ("memory", "disk", "peer", "shared", "registry", "hub")
-_LONGEST: Final = 4096  # characters
+# Characters. The controller keeps some records of each pod, and kubelet's names of volumes have 68.
+_LONGEST: Final = 4096
+_LONGEST_VOLUME: Final = 128
 
 Seconds = Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)]
 
@@ -30,7 +32,7 @@ class TierBytes(Reported):
 class PublishRecord(Reported):
     """One published volume. `at` is in seconds since the epoch; `seconds` is the time since it was first asked for."""
 
-    volume: ReportedLine
+    volume: Annotated[str, Field(max_length=_LONGEST_VOLUME)]
     at: Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
     seconds: Seconds
     tiers: tuple[TierBytes, ...] = Field(default=(), max_length=len(TIERS))

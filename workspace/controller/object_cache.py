@@ -101,6 +101,8 @@ class WatchCache:
             return set()
         if not self._objects[found]:
             del self._objects[found]
+            # Versions go after their Workspace, and may change until then.
+            self._labels.pop(found, None)
         return {found}
 
     def known(self, kind: str) -> dict[tuple[str, str], Json]:

@@ -150,6 +150,7 @@ class Runner:
         observed = self._observe(key)
         if observed is None:
             self.wanted.forget(key)
+            self.loads.pop(key, None)
             self._questions.forget(key)
             self._failed.discard(key)
             self._reasons.pop(key, None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,15 +21,18 @@ from tests.workspace import samples
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.living import resolve
 from workspace.controller.cache_view import ClusterView
 from workspace.controller.compare import holds, with_intent
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.nodes import KubeNode, read_rate
 from workspace.controller.object_cache import WatchCache
 from workspace.controller.queue import WorkQueue
+from workspace.controller.runner import Runner
 from workspace.controller.scaling_loop import Targets, find_targets, policy_of
 from workspace.controller.secrets import NamespacedResolver
 from workspace.render import names
+from workspace.render.kubernetes import SystemSettings
 from workspace.scaler import Policy
 from workspace.schema import Resources
 
@@ -68,6 +73,44 @@ def test_the_cache_tells_whom_a_change_concerns() -> None:
     assert cache.drop(samples.document()) == set()
     assert cache.workspaces() == []
     assert cache.workspace(KEY) is None
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_nothing_is_kept_of_what_is_gone(order: tuple[int, ...]) -> None:
+    """Workspaces come and go for years, and the events about them and their objects in any order."""
+    cache = WatchCache()
+    there = [samples.document(), serving("chat"), pod("a")]
+    for each in there:
+        cache.put(each)
+    left = [there[number] for number in order]
+    while left:
+        cache.drop(left.pop(0))
+        for each in left:
+            cache.put({**each, "seen": len(left)})
+    tables = {each.name: getattr(cache, each.name) for each in fields(cache)}
+    assert not {name for name, table in tables.items() if isinstance(table, dict) and table}
+
+
+def test_a_runner_keeps_nothing_of_a_workspace_that_is_gone() -> None:
+    runner = Runner(
+        api=cast(KubernetesApi, None), cache=WatchCache(), resolver=resolve,
+        environment=SystemSettings(),
+    )  # fmt: skip
+    found = [
+        *vars(runner).values(),
+        runner.wanted.replicas,
+        runner.wanted.unread,
+        runner.starts.watched,
+    ]
+    tables = [each for each in found if isinstance(each, dict | set)]
+    assert len(tables) >= 8
+    for table in tables:
+        if isinstance(table, dict):
+            table[KEY] = frozenset()
+        else:
+            table.add(KEY)
+    asyncio.run(runner.reconcile(KEY))
+    assert not any(KEY in table for table in tables)
 
 
 def test_a_nodes_heartbeat_concerns_nobody() -> None:

@@ -157,6 +157,7 @@ def test_records_of_a_pod_are_kept_once_each() -> None:
     [
         None, 3, "", "[]", "{}", '{"volume":"v","at":1,"seconds":-1}', '{"volume":"v","at":NaN,"seconds":1}',
         '{"volume":"v","at":1,"seconds":1,"tiers":[{"tier":"moon","bytes":1}]}', "x" * 5000,
+        f'{{"volume":"{"v" * 200}","at":1,"seconds":1}}',
     ],
 )  # fmt: skip
 def test_what_is_no_record_is_none(text: object) -> None:
