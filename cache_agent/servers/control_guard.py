@@ -55,7 +55,8 @@ def guarding(
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         refused = refusal(request, token) if _over_tcp(request) else None
-        if refused is not None and refused[0] == 401 and review is not None and _is_events(request):
+        asks_events = _is_events(request) and request.method == "GET"
+        if refused is not None and refused[0] == 401 and review is not None and asks_events:
             refused = await refusal_of_review(review, request)
         if refused is not None:
             return web.json_response({"error": refused[1]}, status=refused[0])
@@ -106,7 +107,8 @@ def _is_from_own_page(request: web.Request) -> bool:
 
 
 def _is_events(request: web.Request) -> bool:
-    return request.path == EVENTS and request.method == "GET"
+    # Whatever the method: what answers GET also answers HEAD unless it is told not to.
+    return request.path == EVENTS
 
 
 def _host(header: str) -> str:

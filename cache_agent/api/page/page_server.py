@@ -78,7 +78,8 @@ class PageServer:
         return [
             web.get("/page", self._to_page),
             web.get(PREFIX, self._file),
-            web.get(EVENTS, self._events),
+            # Without HEAD, for which aiohttp would send the events as well.
+            web.get(EVENTS, self._events, allow_head=False),
             web.get(PREFIX + "{name}", self._file),
         ]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.cache_agent.api.kube.test_callers import ApiServer
 
 from cache_agent.api.kube.token_reviews import CallerReview
 from cache_agent.net.sockets import listen
 from cache_agent.servers.control_guard import guarding, new_token
 from cache_agent.servers.listener import serve_control
+from tests.cache_agent.api.kube.test_token_reviews import ApiServer
 
 TOKEN = "secret"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
@@ -139,6 +139,9 @@ def test_what_the_page_shows_needs_the_token() -> None:
     assert ask({**of_page, **WITH_TOKEN}, path="/page/events") == 200
     assert ask({**WITH_TOKEN, "Sec-Fetch-Site": "same-site"}, path="/page/events") == 403
     assert ask({**WITH_TOKEN, "Host": "rebound.example"}, path="/page/events") == 421
+    # Nor by a method whose answer comes with a body that it shouldn't have.
+    for method in ("HEAD", "OPTIONS", "POST"):
+        assert ask(of_page, path="/page/events", method=method) == 401
     # The page may ask for nothing else.
     assert ask({**of_page, **WITH_TOKEN}, path="/v1/models") == 403
 

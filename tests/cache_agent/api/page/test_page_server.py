@@ -139,6 +139,20 @@ def test_a_stream_ends_after_its_time_so_that_its_reader_is_checked_again() -> N
     asyncio.run(scenario())
 
 
+def test_no_other_method_opens_the_stream() -> None:
+    """aiohttp answers HEAD as GET unless it is told not to, and sends a stream's body all the same."""
+
+    async def main() -> list[int]:
+        async with served(PageServer(no_nodes)) as url, aiohttp.ClientSession() as session:
+            found = []
+            for method in ("HEAD", "POST", "OPTIONS"):
+                async with session.request(method, f"{url}/page/events") as answer:
+                    found.append(answer.status)
+            return found
+
+    assert asyncio.run(main()) == [404, 405, 405]
+
+
 def test_one_reader_too_many_is_told_when_to_come_again() -> None:
     async def scenario() -> None:
         page = PageServer(no_nodes, feed=Feed(no_nodes, most_readers=1))
