@@ -195,7 +195,7 @@ class ClusterTarget:
             return None
 
     def remove(self, name: str) -> None:
-        # Read first: deleting a missing object is no error for Kubectl, but a mistyped name is one for the user.
+        # Read first: deleting a missing object isn't an error for Kubectl, but a mistyped name is one for the user.
         self.kubectl.get(f"{_MODELS}/{name}")
         self.kubectl.delete(f"{_MODELS}/{name}")
 

@@ -73,7 +73,7 @@ class Binder:
                     changed = True
                 os.rmdir("mount", dir_fd=parent)
         except NotFound:
-            # Unpublishing again is no error (CSI).
+            # Unpublishing again isn't an error (CSI).
             return changed
         return True
 

@@ -72,7 +72,7 @@ class _Status(ctypes.Structure):
 
 @contextmanager
 def opened(path: str | Path, inside: int | None = None) -> Iterator[int]:
-    """Open a directory's handle (O_PATH). Resolved below the open directory `inside`, no link or `..` can leave it."""
+    """Open a directory's handle (O_PATH). No link or `..` of the path leads out of the open directory `inside`."""
     if inside is None:
         fd = os.open(path, _HANDLE)
     else:

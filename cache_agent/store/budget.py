@@ -38,7 +38,7 @@ class Reservations:
             return sum(self._open.values())
 
     def active(self, beside: Reservation | None = None) -> bool:
-        """Whether there are reservations, but for one."""
+        """Whether there are reservations other than one."""
         with self._lock:
             return bool(self._open.keys() - ({beside.number} if beside else set()))
 
@@ -236,7 +236,7 @@ class StoreSpace:
             return freed
 
     def _partial_bytes(self) -> int:
-        # A pull renames its partials meanwhile: one that is gone is no error.
+        # A pull renames its partials meanwhile: one that is gone isn't an error.
         return sum(
             plain_size(path) or 0 for path in listed(self.paths.partial) if path.suffix == ".data"
         )

@@ -212,7 +212,7 @@ class Disk:
         self.sync_directory(path.parent)
 
     def unlink(self, path: Path) -> None:
-        """Remove a file; a missing one is no error."""
+        """Remove a file; a missing one isn't an error."""
         with self._change("unlink", path), suppress(FileNotFoundError):
             path.unlink()
 

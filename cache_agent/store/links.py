@@ -175,7 +175,7 @@ class ModelLinks:
         self.disk.sync_directory(path.parent)
 
     def set_aside(self, path: Path) -> None:
-        """Move a name to quarantine, whatever it is; a missing one is no error."""
+        """Move a name to quarantine, whatever it is; a missing one isn't an error."""
         set_aside(path, self.paths, self.disk)
 
     def clear(self, path: Path) -> None:
@@ -189,7 +189,7 @@ class ModelLinks:
 
 
 def set_aside(path: Path, paths: StorePaths, disk: Disk) -> None:
-    """Move a name to quarantine, whatever it is; a missing one is no error."""
+    """Move a name to quarantine, whatever it is; a missing one isn't an error."""
     if status_of(path) is None:
         return
     # Numbered: an earlier quarantined copy must not be overwritten.

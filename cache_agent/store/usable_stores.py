@@ -224,7 +224,7 @@ class LeasesOfRoots:
                 other.leases.release_all(lease_ids)
 
     def release(self, lease_id: str) -> bool:
-        """End a lease; False when there is none, which is no error."""
+        """End a lease; False when there is none, which isn't an error."""
         return self.release_all([lease_id])[0]
 
     def release_all(self, lease_ids: Sequence[str]) -> list[bool]:

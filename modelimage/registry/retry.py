@@ -18,7 +18,7 @@ from modelimage.errors import RateLimited, Unreachable
 from modelimage.registry.exchange import Request, Response, Sender, WebOrigin
 
 _SLOW_DOWN = frozenset({429, 503})
-# Seconds. A longer wait is no other answer than this one: nobody waits for it.
+# The longest Retry-After that is told, in seconds: nobody waits for even that.
 _MOST_RETRY_AFTER = 86_400.0
 # Statuses that may pass with time; all others are final answers to the request.
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})

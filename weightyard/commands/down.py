@@ -24,7 +24,7 @@ from weightyard.up.stop import StopResult, check_name, has_processes, stop_works
 def down(
     console: Console, /, *, names: tuple[str, ...], everything: bool, timeout: float, root: Path
 ) -> None:
-    """Stop the workspaces NAMES and their servers. One that doesn't run is no error."""
+    """Stop the workspaces NAMES and their servers. Stopping one that doesn't run isn't an error."""
     if everything == bool(names):
         raise click.UsageError("name the workspaces to stop, or give --all")
     wanted = [s.name for s in all_workspaces(root) if is_running(s)] if everything else names

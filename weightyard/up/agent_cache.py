@@ -116,7 +116,7 @@ class AgentCache:
             return cache.lease(LeaseBody(model=str(model.record.key), holder=holder)).id
 
     def release(self, lease: str) -> None:
-        """Ends a lease; a missing one is no error. Never waits: the lease ends with its process anyway."""
+        """Ends a lease; a missing one isn't an error. Never waits: the lease ends with its process anyway."""
         with suppress(Busy), open_cache(self._root, self._access) as cache:
             cache.release(lease)
 

@@ -1,4 +1,4 @@
-"""The start of a local workspace's server as it is timed: the same stages as in a cluster, but for node and image."""
+"""Times the start of a local workspace's server: the same stages as in a cluster, without node and image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Implements `down`: asks the supervisor to stop, and finishes what it can't. Stopping a stopped one is no error."""
+"""Implements `down`: asks the supervisor to stop, and finishes what it can't. Stopping a stopped one isn't an error."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ class Volumes:
         return key, pull
 
     async def unpublish(self, volume_id: str, target: str) -> None:
-        """Unmount a volume and release its lease; a missing one is no error. Raises Busy while it is in use."""
+        """Unmount a volume and release its lease; a missing one isn't an error. Raises Busy while it is in use."""
         # The reverse order of publish: the lease must outlive the mount.
         await self._mounts.unbind(target)
         use = VolumeUse(volume_id, target, readonly=True)

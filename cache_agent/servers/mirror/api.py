@@ -205,7 +205,7 @@ def _failure(kind: RequestKind, error: WeightyardError) -> web.Response:
 
 
 def accepts(request: web.Request, media_type: str) -> bool:
-    """Whether a client takes this type (Accept; RFC 9110, section 12.5.1). One that names none takes all."""
+    """Whether a client takes this type (Accept; RFC 9110, section 12.5.1). A client that names no type takes all."""
     stated = ",".join(request.headers.getall("Accept", ()))
     ranges = (each.partition(";") for each in stated.split(",") if each.strip())
     taken = {kind.strip().lower() for kind, _, rest in ranges if not _NOT_TAKEN.search(rest)}
