@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 from workspace.analysis import AnalysisResult, Judgement, Outcome
+from workspace.controller.pod_start import seconds_of
 from workspace.controller.reasons import Reason
 from workspace.rollout_spec import AnalysisStep, Rollout, RolloutStep, Strategy
 from workspace.rollout_status import MeasureReport, RolloutPhase, RolloutStatus
@@ -361,8 +361,5 @@ def _clamp(value: int, least: int, most: int) -> int:
 
 
 def _seconds_since(since: str, now: str) -> float:
-    return (_time(now) - _time(since)).total_seconds()
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
+    began, at = seconds_of(since), seconds_of(now)
+    return 0.0 if began is None or at is None else at - began

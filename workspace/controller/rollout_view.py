@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from workspace.controller.objects import asked_replicas, has_labels, is_ready
 from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, worst_problem
+from workspace.controller.pod_start import seconds_of
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
 from workspace.controller.rollout_plan import (
@@ -37,9 +38,11 @@ def rollout_before(document: Json) -> RolloutStatus | None:
     """The state that the last decision wrote; None without one, or if somebody wrote something else there."""
     found = (document.get("status") or {}).get("rollout")
     try:
-        return None if found is None else RolloutStatus.model_validate(found)
+        state = None if found is None else RolloutStatus.model_validate(found)
     except ValidationError:
         return None
+    # A Timestamp is any text, and no step would ever end that began at none.
+    return state if state is not None and seconds_of(state.since) is not None else None
 
 
 @dataclass(frozen=True, slots=True)

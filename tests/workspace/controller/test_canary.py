@@ -204,6 +204,14 @@ def test_a_third_version_begins_anew_and_the_first_ends_the_rollout() -> None:
     assert len(cluster.servers()) == 3
 
 
+@pytest.mark.parametrize("since", ["", "yesterday", "2026-01-01T00:00:00", "2026-99-01T00:00:00Z"])
+def test_a_state_that_began_at_no_time_is_none(since: str) -> None:
+    state = {"phase": "Paused", "version": "chat-1", "stable": "chat-0", "since": since}
+    assert rollout_before({"status": {"rollout": state}}) is None
+    # The earliest that a time may be, where conversions to other zones overflow.
+    assert rollout_before({"status": {"rollout": state | {"since": "0001-01-01T00:00:00+14:00"}}})
+
+
 def test_a_pause_by_hand_holds_even_after_its_time() -> None:
     cluster = cluster_of(strategy="canary", steps=[{"weight": 25}, {"pause": {"seconds": 60}}])
     cluster.annotate(pause="true")
