@@ -50,7 +50,8 @@ def _kind(option: click.Option) -> str:
         return "flag"
     if isinstance(option.type, click.Path):
         return "dir" if option.type.dir_okay and not option.type.file_okay else "file"
-    return "value"
+    # A workspace's file, which may also be a name: a path is the longer one to type.
+    return "file" if "--file" in option.opts else "value"
 
 
 def _note(option: click.Option) -> str:
