@@ -40,6 +40,7 @@ from workspace.schema import (
     Workspace,
 )  # fmt: skip
 from workspace.tenancy import NetworkPolicy, Tenancy
+from workspace.trace_context import Tracing
 
 GOOD = """\
 apiVersion: weightyard.dev/v1alpha1
@@ -198,7 +199,7 @@ later_steps = st.one_of(
 )
 BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     Runtime: {
-        "engine": st.sampled_from(Engine),
+        "engine": st.just(Engine.VLLM),
         "image": st.none() | texts,
         "args": st.lists(texts, max_size=4).map(tuple),
         "env": st.lists(env, max_size=3, unique_by=lambda each: each.name).map(tuple),
@@ -210,6 +211,7 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "context_length": st.none() | st.integers(16, 1 << 20),
         "startup_seconds": st.none() | st.integers(1, 86_400),
         "drain_seconds": st.integers(0, 3600),
+        "tracing": st.none() | st.just(Tracing(endpoint="http://collector:4317")),
     },
     Resources: {
         "gpus": st.none() | st.integers(0, 8),
