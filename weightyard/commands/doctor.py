@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,8 @@ from typing import Final
 import click
 
 from cache_agent.store.space import Amount
+from modelimage.access import Access
+from modelimage.reference import parse_registry
 from weightyard import __version__
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, format_table, pass_console
@@ -19,11 +21,12 @@ from weightyard.crds import definitions
 from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
 from weightyard.doctor.clusters import ClusterQuery, ask, eviction_thresholds
 from weightyard.doctor.gather import ProbePaths, gather
-from weightyard.doctor.node_checks import NodePurpose, check_node
+from weightyard.doctor.node_checks import MachineRole, NodePurpose, check_node
 from weightyard.doctor.pods import Probe, Probing
+from weightyard.doctor.registries import check_image
 from weightyard.doctor.result import Finding, Level, PreflightFailed, fail
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
-from weightyard.options import PathName, default_root
+from weightyard.options import PathName, access_options, default_root
 
 _RBAC: Final = "rbac.authorization.k8s.io"
 # The objects that `helm install` creates.
@@ -65,13 +68,16 @@ class Preflight:
     probe: Probe | None
 
 
+def _role(name: str, help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(f"--{name}", "role", flag_value=name, help=help_text)
+
+
 @click.command()
-@click.option(
-    "--cluster",
-    "in_cluster",
-    is_flag=True,
-    help="Check a cluster and its nodes instead of this machine.",
-)
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@_role("laptop", "Check this machine for `up`: disk, CPU or GPUs, vLLM.")
+@_role("builder", "Check this machine for builds, as in CI: disk, clock, extras.")
+@_role("node", "Check this machine as a node of a cluster: kubelet, containerd, disk, GPUs.")
+@_role("cluster", "Check a cluster and its nodes instead of this machine.")
 @click.option(
     "-n",
     "--namespace",
@@ -160,12 +166,14 @@ class Preflight:
     type=PathName(dir_okay=False),
     help="PEM file of the authorities that this server's certificate is checked with.",
 )
+@access_options
 @cluster_options
 @pass_console
 def doctor(
     console: Console,
     *,
-    in_cluster: bool,
+    images: tuple[str, ...],
+    role: str | None,
     namespace: str,
     selector: str,
     pods: bool,
@@ -179,22 +187,26 @@ def doctor(
     api: str | None,
     api_ca: Path | None,
     facts_only: bool,
+    access: Access,
     context: str | None,
     kubeconfig: str | None,
 ) -> None:
     """Check Weightyard's requirements, before it is installed or when it doesn't work.
 
-    Each check is ok, warn or fail, with what was seen and what to do. The exit code is 20 when one fails. With
-    --cluster, kubectl is used as it is configured here.
+    Each check is ok, warn or fail, with what was seen and what to do. The exit code is 20 when one fails.
+
+    What the machine is for is guessed: a node where kubelet runs, a builder where CI is set, else a laptop. For each
+    IMAGE its registry is asked with this user's credentials. With --cluster, kubectl is used as it is configured here.
     """
-    if in_cluster:
+    asked = [check_image(parse_registry(each), access) for each in images]
+    if role == "cluster":
         probe = Probe(
             namespace, image, str(root or _NODE_ROOT), str(kubelet), disk_trial.bytes, timeout
         )
         preflight = Preflight(
             selector, namespace, min_free or Amount(percent=20.0), probe if pods else None
         )
-        _report(console, list(look_at(console, kubectl(context, kubeconfig), preflight)))
+        _report(console, [*look_at(console, kubectl(context, kubeconfig), preflight), *asked])
         return
     store = root or default_root(os.environ)
     facts = gather(
@@ -203,9 +215,19 @@ def doctor(
     if facts_only:
         console.result(facts.model_dump(mode="json"), facts.model_dump_json(indent=2))
         return
-    is_node = facts.kubelet.runs_here
-    wanted = NodePurpose(in_cluster=is_node, min_free=min_free or Amount(percent=5.0))
-    _report(console, check_node(facts, wanted))
+    guessed = guess_role(os.environ, kubelet=facts.kubelet.runs_here)
+    purpose = guessed if role is None else MachineRole(role)
+    how = "" if role else " (guessed; see --help)"
+    console.say(f"checking this machine as a {purpose}{how}")
+    wanted = NodePurpose(purpose, min_free or Amount(percent=5.0))
+    _report(console, [*check_node(facts, wanted), *asked])
+
+
+def guess_role(environ: Mapping[str, str], *, kubelet: bool) -> MachineRole:
+    """What this machine is for. CI systems set CI."""
+    if kubelet:
+        return MachineRole.NODE
+    return MachineRole.BUILDER if environ.get("CI") else MachineRole.LAPTOP
 
 
 def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterator[Finding]:
@@ -231,7 +253,7 @@ def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterato
 def _on_nodes(
     cluster: Kubectl, probe: Probe, names: list[str], min_free: Amount
 ) -> Iterator[Finding]:
-    wanted = NodePurpose(in_cluster=True, min_free=min_free)
+    wanted = NodePurpose(MachineRole.NODE, min_free)
     found = Probing(cluster, probe, secrets.token_hex(3)).gather(names)
     for node, shown in sorted(found.items()):
         if isinstance(shown, str):

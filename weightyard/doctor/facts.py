@@ -89,7 +89,8 @@ class Gpus(_Facts):
 class HostFacts(_Facts):
     """All facts of a node that the checks use. `selinux` is enforcing, permissive or None (off).
 
-    `cpu_flags` are the CPU's instruction sets that decide which variants it can serve.
+    `cpu_flags` are the CPU's instruction sets that decide which variants it can serve. `extras` are those of this
+    program whose packages are all installed.
     """
 
     node: str
@@ -103,3 +104,4 @@ class HostFacts(_Facts):
     apparmor: bool = False
     cpu_flags: tuple[str, ...] | None = None
     gpus: Gpus = Gpus()
+    extras: tuple[str, ...] = ()

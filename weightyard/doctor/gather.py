@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import importlib.metadata
+import importlib.util
 import os
 import ssl
 import time
@@ -23,6 +24,7 @@ from modelimage.cpus import FLAGS, local_cpu_flags
 from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
 from weightyard.doctor.facts import Clock, Containerd, DiskFacts, Gpus, HostFacts, Kubelet, Nic
+from weightyard.extras import MODULE_EXTRAS
 
 # Locations of containerd's and kubelet's configuration in Kubernetes distributions.
 _CONTAINERD: Final = (
@@ -68,6 +70,7 @@ def gather(paths: ProbePaths) -> HostFacts:
         apparmor=_text(host / "sys/module/apparmor/parameters/enabled").strip() == "Y",
         cpu_flags=_cpu_flags(),
         gpus=_gpus(host),
+        extras=_extras(),
     )  # fmt: skip
 
 
@@ -186,6 +189,18 @@ def _vllm() -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
+
+
+def _extras() -> tuple[str, ...]:
+    wanted = {
+        extra: [module for module, each in MODULE_EXTRAS.items() if each == extra]
+        for extra in sorted(set(MODULE_EXTRAS.values()))
+    }
+    return tuple(
+        extra
+        for extra, modules in wanted.items()
+        if all(importlib.util.find_spec(each) for each in modules)
+    )
 
 
 def _existing(path: Path) -> Path:

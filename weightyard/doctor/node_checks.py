@@ -6,13 +6,15 @@ The limits are where users begin to notice: a 14 GB model at 0.5 GB/s takes half
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from cache_agent.store.space import Amount, human
 from modelimage.cpus import cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
+from modelimage.installation import install_command
 from modelimage.quantization import Variant
 from weightyard.doctor.facts import HostFacts
 from weightyard.doctor.result import Finding, fail, ok, warn
@@ -29,11 +31,19 @@ _LOCAL: Final = {"ext4", "xfs", "btrfs", "f2fs", "zfs"}
 _FAR: Final = {"nfs", "nfs4", "cifs", "ceph", "fuse.s3fs", "9p", "virtiofs"}
 
 
+class MachineRole(StrEnum):
+    """What a machine is for: serving for its user, building images as in CI, or a node of a cluster."""
+
+    LAPTOP = "laptop"
+    BUILDER = "builder"
+    NODE = "node"
+
+
 @dataclass(frozen=True, slots=True)
 class NodePurpose:
-    """The node's purpose: `in_cluster` whether pods use it; `min_free` the cache's minimum free space."""
+    """The machine's purpose. `min_free` is the cache's minimum free space."""
 
-    in_cluster: bool
+    role: MachineRole
     min_free: Amount
 
 
@@ -41,8 +51,8 @@ Check = Callable[[HostFacts, NodePurpose], Finding]
 
 
 def check_node(facts: HostFacts, wanted: NodePurpose) -> list[Finding]:
-    """All findings that apply to such a node, in the order in which failures would occur."""
-    return [check(facts, wanted) for check in (CLUSTER_NODE if wanted.in_cluster else MACHINE)]
+    """All findings that apply to such a machine, in the order in which failures would occur."""
+    return [check(facts, wanted) for check in CHECKS[wanted.role]]
 
 
 def kernel(facts: HostFacts, wanted: NodePurpose) -> Finding:
@@ -129,7 +139,7 @@ def free_space(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if disk.free <= min_free:
         return fail("free space", seen, "Free space, or give the cache another disk.")
     name, threshold = _threshold(facts)
-    if not wanted.in_cluster or threshold is None:
+    if wanted.role is not MachineRole.NODE or threshold is None:
         return ok("free space", seen)
     seen += f"; kubelet evicts pods below {human(threshold)} ({name})"
     advice = "Raise agent.config.min_free well above that, or give the cache a disk of its own."
@@ -261,13 +271,30 @@ def engine(facts: HostFacts, wanted: NodePurpose) -> Finding:
     return ok("vLLM", facts.gpus.engine)
 
 
-CLUSTER_NODE: Final[tuple[Check, ...]] = (
-    kernel, kubelet_directory, csi_registration, filesystem, hard_links, disk_speed, free_space, clock, network,
-    containerd, access_control, gpus, cpu,
-)  # fmt: skip
-MACHINE: Final[tuple[Check, ...]] = (
-    kernel, filesystem, hard_links, disk_speed, free_space, clock, gpus, cpu, engine,
-)  # fmt: skip
+def extras(facts: HostFacts, wanted: NodePurpose) -> Finding:
+    """Checks that what a build needs beside the package itself is installed."""
+    missing = [each for each in NEEDED_EXTRAS if each not in facts.extras]
+    if missing:
+        return fail(
+            "extras", f"{' and '.join(missing)} not installed", install_command(*NEEDED_EXTRAS)
+        )
+    optional = [each for each in OPTIONAL_EXTRAS if each not in facts.extras]
+    if optional:
+        return ok("extras", f"complete; without {', '.join(optional)}, which some builds need")
+    return ok("extras", "complete")
+
+
+# Of a build: sources and quantization; then converting pickles, comparing answers, quantizing by GPTQ, signing.
+NEEDED_EXTRAS: Final = ("builder",)
+OPTIONAL_EXTRAS: Final = ("convert", "evaluate", "gptq", "sign")
+CHECKS: Final[Mapping[MachineRole, tuple[Check, ...]]] = {
+    MachineRole.NODE: (
+        kernel, kubelet_directory, csi_registration, filesystem, hard_links, disk_speed, free_space, clock, network,
+        containerd, access_control, gpus, cpu,
+    ),
+    MachineRole.LAPTOP: (kernel, filesystem, hard_links, disk_speed, free_space, clock, gpus, cpu, engine),
+    MachineRole.BUILDER: (filesystem, disk_speed, free_space, clock, network, extras),
+}  # fmt: skip
 
 
 def _threshold(facts: HostFacts) -> tuple[str, int | None]:

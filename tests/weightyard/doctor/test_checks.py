@@ -24,10 +24,10 @@ from tests.weightyard.doctor.sound import (
 )
 from weightyard.doctor.cluster_checks import DRIVER_SPEC, ClusterFacts, Permission, check_cluster
 from weightyard.doctor.facts import HostFacts, Kubelet
-from weightyard.doctor.node_checks import NodePurpose, check_node, free_space
+from weightyard.doctor.node_checks import MachineRole, NodePurpose, check_node, free_space
 from weightyard.doctor.result import Finding, Level
 
-WANTED = NodePurpose(in_cluster=True, min_free=Amount.parse("20%"))
+WANTED = NodePurpose(MachineRole.NODE, Amount.parse("20%"))
 CHANGED = deepcopy(DEFINITION)
 CHANGED["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": {"type": "object"}}
 
@@ -48,9 +48,24 @@ def found(findings: list[Finding]) -> list[tuple[str, str]]:
     return [(each.check, each.level.value) for each in findings if each.level is not Level.OK]
 
 
-def test_a_sound_node_passes_every_check() -> None:
-    assert found(check_node(NODE, WANTED)) == []
-    assert found(check_node(NODE, NodePurpose(in_cluster=False, min_free=Amount.parse("5%")))) == []
+@pytest.mark.parametrize("role", MachineRole)
+def test_a_sound_machine_passes_every_check(role: MachineRole) -> None:
+    assert found(check_node(NODE, NodePurpose(role, Amount.parse("20%")))) == []
+
+
+def test_a_builder_needs_what_builds_import() -> None:
+    wanted = NodePurpose(MachineRole.BUILDER, Amount.parse("5%"))
+    assert found(check_node(spoiled("extras", ("sign",)), wanted)) == [("extras", "fail")]
+    advice = next(
+        each.advice for each in check_node(spoiled("extras", ()), wanted) if each.check == "extras"
+    )
+    assert "[builder]" in advice
+    (seen,) = [
+        each.seen
+        for each in check_node(spoiled("extras", ("builder",)), wanted)
+        if each.check == "extras"
+    ]
+    assert "without convert, evaluate, gptq, sign" in seen
 
 
 @pytest.mark.parametrize(
@@ -115,7 +130,7 @@ def test_space_is_well_only_where_kubelet_evicts_nobody(
     )
     facts = NODE.model_copy(update={"disk": disk, "kubelet": kubelet})
     amount = Amount(percent=float(min_free))
-    level = free_space(facts, NodePurpose(in_cluster=True, min_free=amount)).level
+    level = free_space(facts, NodePurpose(MachineRole.NODE, amount)).level
     if level is Level.OK:
         assert free > amount.of(total) > Amount(percent=float(threshold)).of(total)
 

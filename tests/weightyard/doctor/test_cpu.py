@@ -7,10 +7,10 @@ import pytest
 from cache_agent.store.space import Amount
 from tests.weightyard.doctor.sound import NODE
 from weightyard.doctor.facts import Gpus
-from weightyard.doctor.node_checks import NodePurpose, check_node, cpu
+from weightyard.doctor.node_checks import MachineRole, NodePurpose, check_node, cpu
 from weightyard.doctor.result import Finding, Level
 
-LAPTOP = NodePurpose(in_cluster=False, min_free=Amount.parse("5%"))
+LAPTOP = NodePurpose(MachineRole.LAPTOP, Amount.parse("5%"))
 
 
 def judge(flags: tuple[str, ...] | None, *, gpus: int = 0) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path, PurePosixPath
 
@@ -11,12 +12,15 @@ import pytest
 
 from tests.servers.httpserver import Handler, LoopbackServer
 from tests.servers.process import wait_until
+from tests.servers.registry import DockerRegistry
 from weightyard.cli import main
+from weightyard.commands.doctor import guess_role
 from weightyard.doctor import disk_trial
 from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
 from weightyard.doctor.facts import Containerd, HostFacts, Kubelet, Nic
 from weightyard.doctor.gather import ProbePaths, gather
+from weightyard.doctor.node_checks import MachineRole
 
 MOUNTS = r"""
 22 1 8:1 / / rw,relatime - ext4 /dev/root rw
@@ -208,3 +212,50 @@ def test_the_command_prints_facts(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(words) == 0
     facts = HostFacts.model_validate_json(capsys.readouterr().out)
     assert facts.disk.path == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environ", "kubelet", "role"),
+    [
+        ({}, False, MachineRole.LAPTOP), ({"CI": "true"}, False, MachineRole.BUILDER),
+        ({"CI": "true"}, True, MachineRole.NODE), ({"CI": ""}, False, MachineRole.LAPTOP),
+    ],
+)  # fmt: skip
+def test_what_a_machine_is_for_is_guessed(
+    environ: dict[str, str], kubelet: bool, role: MachineRole
+) -> None:
+    assert guess_role(environ, kubelet=kubelet) is role
+
+
+@pytest.mark.parametrize("role", MachineRole)
+def test_a_role_can_be_told(
+    role: MachineRole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["doctor", f"--{role}", "--root", str(tmp_path), "--kubelet", str(tmp_path / "none")]
+    code = main(["--json", *words, "--disk-trial", "0", "--min-free", "0"])
+    checks = {each["check"] for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert ("kubelet directory" in checks, "vLLM" in checks, "extras" in checks) == (
+        role is MachineRole.NODE, role is MachineRole.LAPTOP, role is MachineRole.BUILDER
+    )  # fmt: skip
+    # This machine is no node: kubelet's directory isn't there.
+    assert (code == 20) == (role is MachineRole.NODE)
+
+
+@pytest.mark.servers
+def test_registries_are_asked_as_this_user(
+    registry: DockerRegistry, basic_registry: DockerRegistry, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], unique_name: Callable[[str], str],
+) -> None:  # fmt: skip
+    image = f"{unique_name('doctor/model')}:v1"
+    words = ["doctor", "--builder", "--root", str(tmp_path), "--disk-trial", "0", "--min-free", "0"]
+    absent, locked, nobody = (
+        f"{host}/{image}" for host in (registry.host, basic_registry.host, "127.0.0.1:9")
+    )
+    assert main(["--json", *words, absent, locked, nobody]) == 20
+    found = {each["check"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert found[f"image {absent}"]["level"] == "ok"
+    assert "has no such image" in found[f"image {absent}"]["seen"]
+    for image in (locked, nobody):
+        assert found[f"image {image}"]["level"] == "fail"
+        assert found[f"image {image}"]["advice"]
+    assert main([*words, "not an image"]) == 2
