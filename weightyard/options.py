@@ -60,6 +60,8 @@ def workspace_argument(command: Callable[..., R]) -> Callable[..., R]:
 class Number(click.FloatRange):
     """A finite number within bounds. Python reads nan and inf as numbers: no comparison with nan is true."""
 
+    name = "number"
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
@@ -67,6 +69,12 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a number.", param, ctx)
         return number
+
+
+class WholeNumber(click.IntRange):
+    """A whole number within bounds."""
+
+    name = "number"
 
 
 class PathName(click.Path):

@@ -10,7 +10,7 @@ import click
 
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
-from weightyard.options import Number
+from weightyard.options import Number, WholeNumber
 from workspace.activator.gate import QueueLimits
 from workspace.activator.proxy import Activator, ProxyOptions, serve
 
@@ -35,7 +35,7 @@ from workspace.activator.proxy import Activator, ProxyOptions, serve
 )
 @click.option(
     "--capacity",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     default=512,
     show_default=True,
     help="Maximum number of waiting requests.",

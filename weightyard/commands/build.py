@@ -40,7 +40,7 @@ from weightyard.advanced import AdvancedOption
 from weightyard.build_report import shown_plan, shown_result
 from weightyard.console import Console, pass_console
 from weightyard.evaluation_options import evaluation_options
-from weightyard.options import PathName, access_options
+from weightyard.options import PathName, WholeNumber, access_options
 from weightyard.signals import stops_gently
 from weightyard.text import parse_bytes
 
@@ -96,7 +96,7 @@ Examples:
 @click.option(
     "--calibration-samples",
     cls=AdvancedOption,
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     metavar="N",
     help="Use the first N paragraphs, lines or rows of the calibration text.  [default: 128]",
 )

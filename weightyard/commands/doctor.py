@@ -26,7 +26,7 @@ from weightyard.doctor.pods import Probe, Probing
 from weightyard.doctor.registries import check_image
 from weightyard.doctor.result import Finding, Level, PreflightFailed, fail
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
-from weightyard.options import PathName, access_options, default_root
+from weightyard.options import PathName, WholeNumber, access_options, default_root
 
 _RBAC: Final = "rbac.authorization.k8s.io"
 # The objects that `helm install` creates.
@@ -107,7 +107,7 @@ def _role(name: str, help_text: str) -> Callable[[Callable[..., None]], Callable
 @click.option(
     "--timeout",
     cls=AdvancedOption,
-    type=click.IntRange(5, 3600),
+    type=WholeNumber(5, 3600),
     default=120,
     show_default=True,
     help="Maximum seconds that these pods run.",

@@ -15,7 +15,7 @@ from cache_agent.api.wire import EventView, to_document
 from cache_agent.store.paths import StorePaths
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import root_option
+from weightyard.options import WholeNumber, root_option
 from weightyard.text import one_line
 
 _POLL_SECONDS: Final = 0.5
@@ -28,9 +28,7 @@ _LEVELS: Final = ("info", "warning", "error")
     "--level", type=click.Choice(_LEVELS), default="info", show_default=True,
     help="Leave out those that are less severe.",
 )  # fmt: skip
-@click.option(
-    "-n", "--tail", type=click.IntRange(min=0), help="Show the last N only; by default all."
-)
+@click.option("-n", "--tail", type=WholeNumber(min=0), help="Show the last N only; by default all.")
 @root_option
 @pass_console
 def events(console: Console, *, follow: bool, level: str, tail: int | None, root: Path) -> None:
@@ -49,6 +47,12 @@ def events(console: Console, *, follow: bool, level: str, tail: int | None, root
     found = client.events()
     shown = [each for each in found if each.level in severe]
     _show(console, shown[max(0, len(shown) - tail) :] if tail is not None else shown)
+    if not shown:
+        console.say(
+            "nothing happened yet since the agent's start"
+            if not found
+            else f"nothing of level {level} or above"
+        )
     newest = found[-1].number if found else 0
     while follow:
         time.sleep(_POLL_SECONDS)

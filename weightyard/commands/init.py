@@ -11,7 +11,7 @@ import click
 from modelimage.errors import InvalidInput, NotWritable
 from weightyard.console import Console, pass_console
 from weightyard.given_workspace import checked_model, model_document, workspace_name
-from weightyard.options import absolute_image
+from weightyard.options import WholeNumber, absolute_image
 from workspace.document import parse_workspace
 from workspace.starter import starter
 
@@ -26,7 +26,7 @@ _EXAMPLE: Final = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
 )  # fmt: skip
 @click.option("--name", help="The workspace's name.  [default: made of the model's]")
 @click.option(
-    "--gpus", type=click.IntRange(0, 64),
+    "--gpus", type=WholeNumber(0, 64),
     help="GPUs of one replica; 0 serves on the CPU.  [default: as many as the model needs]",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")

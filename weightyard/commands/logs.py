@@ -11,7 +11,7 @@ import click
 
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import root_option
+from weightyard.options import WholeNumber, root_option
 from weightyard.up.state import WorkspaceDirectory, is_running
 from weightyard.up.stop import check_name
 
@@ -24,7 +24,7 @@ _POLL = 0.2
     "-f", "--follow", is_flag=True, help="Follow the log until the workspace stops or Ctrl-C."
 )
 @click.option(
-    "-n", "--tail", type=click.IntRange(min=0), help="Show the last N lines only; by default all."
+    "-n", "--tail", type=WholeNumber(min=0), help="Show the last N lines only; by default all."
 )
 @root_option
 @pass_console

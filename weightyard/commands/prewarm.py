@@ -14,7 +14,7 @@ from modelimage.errors import InvalidInput
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options
-from weightyard.options import ModelName, Number, access_options, root_option
+from weightyard.options import ModelName, Number, WholeNumber, access_options, root_option
 from weightyard.prewarm_client import (
     PrewarmStatus,
     PrewarmTarget,
@@ -50,7 +50,7 @@ Json = dict[str, Any]
 @click.option("--pin", is_flag=True, help="Never evict it.")
 @click.option(
     "--priority",
-    type=click.IntRange(0, 99),
+    type=WholeNumber(0, 99),
     default=50,
     show_default=True,
     help="Higher is fetched first and evicted last.",

@@ -20,7 +20,7 @@ from modelimage.push import read_tree
 from modelimage.reference import LayoutReference, RegistryReference, parse_image, tag_subject
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
-from weightyard.options import Number, access_options
+from weightyard.options import Number, WholeNumber, access_options
 from weightyard.text import format_bytes, plural
 
 # A build stores blobs before the manifest that refers to them: younger ones may belong to a running
@@ -44,7 +44,7 @@ Examples:
 )
 @click.option(
     "--keep-last",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=0,
     metavar="N",
     help="Keep the N highest versions, each with its variants' tags.",

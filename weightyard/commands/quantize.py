@@ -22,7 +22,7 @@ from quantize.schemes import Format, Method, QuantizationEngine, Scheme
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.evaluation_options import evaluation_options
-from weightyard.options import Number, PathName
+from weightyard.options import Number, PathName, WholeNumber
 
 
 def _choice(
@@ -51,7 +51,7 @@ _FILE = PathName()
 @click.option(
     "--method", cls=AdvancedOption, type=_choice(Method), help="Algorithm of llm-compressor."
 )
-@click.option("--group-size", type=click.IntRange(32), help="Number of INT4 weights per scale.")
+@click.option("--group-size", type=WholeNumber(32), help="Number of INT4 weights per scale.")
 @click.option(
     "--calibration",
     metavar="FILE|hf://ORG/NAME[/PATH]",
@@ -60,7 +60,7 @@ _FILE = PathName()
 @click.option(
     "--calibration-samples",
     cls=AdvancedOption,
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     metavar="N",
     help="Take the first N paragraphs, lines or rows of it.  [default: 128]",
 )
@@ -75,7 +75,7 @@ _FILE = PathName()
 @click.option(
     "--threads",
     cls=AdvancedOption,
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     help="Worker processes; the result of rtn doesn't depend on them.",
 )
 @click.option(

@@ -10,6 +10,7 @@ from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import SuggestingGroup
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
+from weightyard.options import WholeNumber
 from workspace.controller.revisions import POD_PARTS, Revision, history
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
@@ -244,7 +245,7 @@ def _ask(console: Console, cluster: Cluster, name: str, asked: dict[str, str], w
 @click.argument("name")
 @click.option(
     "--to-revision",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     help="Revision to go back to; by default the previous one.",
 )
 @_in_namespace

@@ -19,6 +19,7 @@ from weightyard.given_workspace import GivenWorkspace, read_workspace
 from weightyard.options import (
     Number,
     PathName,
+    WholeNumber,
     absolute_image,
     access_options,
     default_root,
@@ -50,7 +51,7 @@ from workspace.sources import image_of, source_uri
     "--host", default="127.0.0.1", show_default=True, help="Address the server listens on."
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), help="Port instead of the file's; 0 takes a free one."
+    "--port", type=WholeNumber(0, 65535), help="Port instead of the file's; 0 takes a free one."
 )
 @click.option("--cpu", is_flag=True, help="Serve on the CPU, even where there is a GPU.")
 @click.option(

@@ -170,7 +170,7 @@ def network(facts: HostFacts, wanted: NodePurpose) -> Finding:
     if not known:
         return ok(
             "network",
-            f"{len(facts.nics)} network cards report no rate (common on virtual machines)",
+            f"rates unknown of network cards: {len(facts.nics)} (common on virtual machines)",
         )
     best = max(known, key=lambda nic: nic.rate or 0)
     seen = f"{best.name} at {(best.rate or 0) / 1e9:g} Gbit/s"

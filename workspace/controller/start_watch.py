@@ -35,6 +35,7 @@ PERIOD: Final = 2.0  # seconds
 _SHARE: Final = 0.1
 _LOG_BYTES: Final = 1 << 20  # a start's log is a tenth of it
 _AT_ONCE: Final = 16
+_REFUSED_SECONDS: Final = 300.0  # after which logs are asked for again
 
 
 class StartWatch:
@@ -50,7 +51,7 @@ class StartWatch:
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._busy: set[str] = set()  # pods, by uid
         self._due: dict[str, float] = {}
-        self._may_read_logs = True
+        self._no_logs_until = 0.0  # of the clock: a right that is missing may be given
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -107,7 +108,7 @@ class StartWatch:
 
     async def _with_log(self, pod: Json, known: StartNews) -> StartNews:
         """What the log tells; it is read for the last time once the server is ready."""
-        if not self._may_read_logs:
+        if self._clock() < self._no_logs_until:
             return replace(known, log_read=is_ready(pod))
         metadata, is_last = pod["metadata"], is_ready(pod)
         try:
@@ -115,7 +116,7 @@ class StartWatch:
                 metadata["namespace"], metadata["name"], container=names.SERVER_CONTAINER, most=_LOG_BYTES
             )  # fmt: skip
         except AccessDenied as error:
-            self._may_read_logs = False
+            self._no_logs_until = self._clock() + _REFUSED_SECONDS
             logger.warning("starts are shown without the server's own stages: %s", error.message)
             return replace(known, log_read=is_last)
         except Unreachable:
