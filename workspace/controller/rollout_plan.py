@@ -274,7 +274,7 @@ def _waiting(
 def _starting(seen: RolloutInput, state: RolloutStatus) -> tuple[Reason, str]:
     if not seen.warm:
         return Reason.FETCHING, "Nodes are fetching the new version's model."
-    if seen.crowded and not state.in_place:
+    if seen.crowded and not (state.in_place and seen.goal > 1):
         return Reason.NO_ROOM, (
             "There is no room for servers of the new version beside those that serve. Add a node, or abort it. "
             f"{seen.hindrance}"

@@ -9,9 +9,10 @@ import pytest
 from tests.workspace import samples
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from workspace.analysis import AnalysisResult, Judgement, Outcome
-from workspace.controller.rollout_plan import window_of
+from workspace.controller.rollout_plan import RolloutInput, advance, split, window_of
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
+from workspace.rollout_spec import Rollout, Strategy
 from workspace.rollout_status import RolloutPhase, RolloutStatus
 
 Json = dict[str, Any]
@@ -221,3 +222,17 @@ def test_a_pause_by_hand_holds_even_after_its_time() -> None:
     cluster.annotate(pause=None)
     cluster.settle()
     assert status(cluster).phase is RolloutPhase.COMPLETED
+
+
+def test_scaled_to_one_without_room_it_says_so() -> None:
+    """What made place for new servers before can't any more."""
+    begun = RolloutStatus(
+        phase=RolloutPhase.PROGRESSING, version="chat-new", stable="chat-old", weight=10,
+        since="2026-01-01T00:00:00Z", in_place=True,
+    )  # fmt: skip
+    seen = RolloutInput(
+        spec=Rollout(strategy=Strategy.CANARY), stable="chat-old", candidate="chat-new", goal=1, stable_ready=1,
+        candidate_ready=0, own_ready=0, warm=True, crowded=True, now="2026-01-01T00:00:00Z",
+    )  # fmt: skip
+    assert advance(seen, begun).reason == "NoRoomForNewVersion"
+    assert split(begun, seen).own == 1
