@@ -129,7 +129,7 @@ def test_every_program_says_its_version() -> None:
     pages = {
         "agent": Metrics().exposition()[0],
         "controller": controller_metrics.Metrics().exposition(),
-        "activator": activator_metrics.Metrics(gate).page(),
+        "activator": activator_metrics.ActivatorMetrics(gate).page(),
     }
     for component, page in pages.items():
         assert f'{build_info.NAME}{{component="{component}",version="' in page.decode()

@@ -41,7 +41,7 @@ def mirror_address(data: atheris.FuzzedDataProvider) -> None:
         return
     assert "/" not in wanted.image.registry
     assert ".." not in wanted.image.repository.split("/")
-    assert wanted.kind is RequestKind.MANIFEST or wanted.digest
+    assert wanted.kind in (RequestKind.MANIFEST, RequestKind.TAGS) or wanted.digest
     assert "//" not in wanted.upstream_path
 
 

@@ -20,7 +20,9 @@ atheris.Fuzz()
 
 def fuzz(found: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the fuzzer; what it finds it writes into a directory."""
-    options = [f"-runs={RUNS}", "-seed=1", "-max_len=400", f"-artifact_prefix={found}/"]
+    # Without libFuzzer's limit of memory: what it reads starts at the peak of the process that started it.
+    limits = ["-max_len=400", "-rss_limit_mb=0", "-malloc_limit_mb=512"]
+    options = [f"-runs={RUNS}", "-seed=1", *limits, f"-artifact_prefix={found}/"]
     return subprocess.run(
         [sys.executable, *arguments, *options], cwd=Path(__file__).parents[3],
         check=False, capture_output=True, text=True, errors="replace",

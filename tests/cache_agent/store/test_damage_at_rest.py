@@ -255,7 +255,7 @@ def test_a_ledger_that_lost_its_tail_is_rebuilt(
     assert in_child(promise_and_die) == -signal.SIGKILL
     LOSSES[kind](paths)
     monkeypatch.setattr(
-        "cache_agent.daemon.node_setup.users_of", lambda models, machine: [Use(KEY, POD)]
+        "cache_agent.daemon.store_setup.users_of", lambda models, machine: [Use(KEY, POD)]
     )
     with ExitStack() as stack:
         node = NodeFactory(paths.root, stack)(images)
@@ -285,7 +285,7 @@ def test_a_missing_table_is_filled_again(
     database.commit()
     database.close()
     monkeypatch.setattr(
-        "cache_agent.daemon.node_setup.users_of", lambda models, machine: [Use(KEY, POD)]
+        "cache_agent.daemon.store_setup.users_of", lambda models, machine: [Use(KEY, POD)]
     )
     with ExitStack() as stack:
         node = NodeFactory(paths.root, stack)({"reg.test/m": IMAGE})
