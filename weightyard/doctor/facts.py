@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+BUILDS = "builder"  # the extra with the sources and the quantization of builds
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -90,7 +92,7 @@ class HostFacts(_Facts):
     """All facts of a node that the checks use. `selinux` is enforcing, permissive or None (off).
 
     `cpu_flags` are the CPU's instruction sets that decide which variants it can serve. `extras` are those of this
-    program whose packages are all installed.
+    program whose packages are all installed; `install` is the command that installs those of builds.
     """
 
     node: str
@@ -105,3 +107,4 @@ class HostFacts(_Facts):
     cpu_flags: tuple[str, ...] | None = None
     gpus: Gpus = Gpus()
     extras: tuple[str, ...] = ()
+    install: str = ""

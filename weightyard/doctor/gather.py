@@ -21,9 +21,19 @@ from typing import Final
 
 from cache_agent.net.node_name import node_name
 from modelimage.cpus import FLAGS, local_cpu_flags
+from modelimage.installation import install_command
 from weightyard.doctor import parse as parsing
 from weightyard.doctor.disk_trial import try_disk
-from weightyard.doctor.facts import Clock, Containerd, DiskFacts, Gpus, HostFacts, Kubelet, Nic
+from weightyard.doctor.facts import (
+    BUILDS,
+    Clock,
+    Containerd,
+    DiskFacts,
+    Gpus,
+    HostFacts,
+    Kubelet,
+    Nic,
+)
 from weightyard.extras import MODULE_EXTRAS
 
 # Locations of containerd's and kubelet's configuration in Kubernetes distributions.
@@ -71,6 +81,7 @@ def gather(paths: ProbePaths) -> HostFacts:
         cpu_flags=_cpu_flags(),
         gpus=_gpus(host),
         extras=_extras(),
+        install=install_command(BUILDS),
     )  # fmt: skip
 
 

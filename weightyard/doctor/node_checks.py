@@ -14,9 +14,8 @@ from typing import Final
 from cache_agent.store.space import Amount, human
 from modelimage.cpus import cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
-from modelimage.installation import install_command
 from modelimage.quantization import Variant
-from weightyard.doctor.facts import HostFacts
+from weightyard.doctor.facts import BUILDS, HostFacts
 from weightyard.doctor.result import Finding, fail, ok, warn
 
 SLOW_READ: Final = 0.5e9
@@ -273,19 +272,15 @@ def engine(facts: HostFacts, wanted: NodePurpose) -> Finding:
 
 def extras(facts: HostFacts, wanted: NodePurpose) -> Finding:
     """Checks that what a build needs beside the package itself is installed."""
-    missing = [each for each in NEEDED_EXTRAS if each not in facts.extras]
-    if missing:
-        return fail(
-            "extras", f"{' and '.join(missing)} not installed", install_command(*NEEDED_EXTRAS)
-        )
+    if BUILDS not in facts.extras:
+        return fail("extras", f"{BUILDS} not installed", f"Run: {facts.install}")
     optional = [each for each in OPTIONAL_EXTRAS if each not in facts.extras]
     if optional:
         return ok("extras", f"complete; without {', '.join(optional)}, which some builds need")
     return ok("extras", "complete")
 
 
-# Of a build: sources and quantization; then converting pickles, comparing answers, quantizing by GPTQ, signing.
-NEEDED_EXTRAS: Final = ("builder",)
+# For converting pickles, comparing answers, quantizing by GPTQ, signing.
 OPTIONAL_EXTRAS: Final = ("convert", "evaluate", "gptq", "sign")
 CHECKS: Final[Mapping[MachineRole, tuple[Check, ...]]] = {
     MachineRole.NODE: (

@@ -29,6 +29,7 @@ NODE = HostFacts(
     apparmor=True,
     cpu_flags=("avx2", "avx512f"),
     gpus=Gpus(driver="570.124.06", count=8, engine="vllm 0.32.0"),
+    install="pip install 'weightyard[builder]'",
     extras=("builder", "convert", "evaluate", "gptq", "sign"),
 )  # fmt: skip
 
