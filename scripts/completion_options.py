@@ -10,6 +10,7 @@ import click
 
 from weightyard.cli import SECTIONS, weightyard
 
+_HELP = ("-h", "--help")
 Table = dict[str, dict[str, list[str]]]
 
 
@@ -29,15 +30,15 @@ def _command(
     command: click.Command, name: str, parent: click.Context
 ) -> Iterator[tuple[str, dict[str, list[str]]]]:
     context = click.Context(command, info_name=name.rpartition(" ")[2], parent=parent)
-    yield (
-        name,
-        {
-            option: [_kind(each), _note(each), *_choices(each)]
-            for each in command.get_params(context)
-            if isinstance(each, click.Option) and not each.hidden
-            for option in (*each.opts, *each.secondary_opts)
-        },
-    )
+    # Without click's own `--help`, which is made for the context in which a command is asked first.
+    options = {
+        option: [_kind(each), _note(each), *_choices(each)]
+        for each in command.params
+        if isinstance(each, click.Option) and not each.hidden
+        for option in (*each.opts, *each.secondary_opts)
+        if option not in _HELP
+    }
+    yield name, options | {key: ["flag", "Show this message and exit"] for key in _HELP}
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
             found = command.get_command(context, child)

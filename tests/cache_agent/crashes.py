@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import shutil
@@ -196,6 +197,8 @@ def in_child(body: Callable[[], None]) -> int:
     """Run `body` in a child process: its exit status, negative for a signal."""
     pid = os.fork()
     if pid == 0:
+        # Collecting what other libraries made in the parent's threads may crash here.
+        gc.freeze()
         status = 1
         try:
             body()
