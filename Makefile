@@ -27,7 +27,7 @@ test-families: ## Serve a tiny model of each family with vLLM and compare it wit
 	@scripts/setup.sh base serve
 	$(PYTEST) -n 0 tests/families
 
-test-fast: ## Run the tests that need no servers, no torch and no vLLM, in about three minutes
+test-fast: ## Run the tests that need no servers, no torch and no vLLM, in some minutes
 	@scripts/setup.sh base
 	HYPOTHESIS_PROFILE=fast $(PYTEST) $(IN_PARALLEL) -p tests.without_torch -m "not servers and not vllm and not torch and not slow"
 
