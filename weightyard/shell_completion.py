@@ -83,7 +83,6 @@ OPTIONS: Final[Mapping[tuple[str, str], Source]] = {
 }
 # What no shell has a meaning for.
 _WORD: Final = re.compile(r"[A-Za-z0-9@%+,./:=_-]+")
-_GROUPS: Final = frozenset({"crds", "lease", "rollout"})
 _OPTIONS_FILE: Final = Path(__file__).with_name("completion_options.json")
 
 
@@ -98,28 +97,28 @@ def quick(
         return None
     if not given:
         return _matching(commands.items(), head, incomplete)
-    command = tuple(given[:2]) if given[0] in _GROUPS else (given[0],)
-    if command == ("help",):
+    if given[0] == "help":
         topics = ((name, summary) for name, (summary, _) in TOPICS.items())
         return _matching(itertools.chain(topics, commands.items()), head, incomplete)
     root, last = _root(words, environ), words[-1]
     if incomplete.startswith("-"):
-        options = _options(command)
+        options = _options(given)
         named = ((name, note) for name, (_, note, *_) in options.items())
         return _matching(named, head, incomplete) if options else None
     if last.startswith("-"):
-        kind, _, *choices = _options(command).get(last, ["value", ""])
+        kind, _, *choices = _options(given).get(last, ["value", ""])
         if kind != "flag":
-            return _value((command[0], last), kind, choices, root, head, incomplete)
-    return _argument(command, root, head, incomplete)
+            return _value((given[0], last), kind, choices, root, head, incomplete)
+    return _argument(given, root, head, incomplete)
 
 
 def _argument(
-    command: tuple[str, ...], root: Path, head: str, incomplete: str
+    given: Words, root: Path, head: str, incomplete: str
 ) -> list[tuple[str, str, str]] | None:
-    if command in FILES:
+    if (given[0],) in FILES:
         return [(incomplete, "file", "")]
-    source = ARGUMENTS.get(command)
+    # The second word is a subcommand's, or an argument already.
+    source = ARGUMENTS.get(tuple(given[:2])) or ARGUMENTS.get((given[0],))
     return None if source is None else _matching(source(root), head, incomplete)
 
 
@@ -134,10 +133,10 @@ def _value(
     return _matching(found, head, incomplete) if source or choices else None
 
 
-def _options(command: tuple[str, ...]) -> dict[str, list[str]]:
-    """A command's options: the kind of the value, a note, and its choices."""
+def _options(given: Words) -> dict[str, list[str]]:
+    """The options of the command that words begin with: the kind of the value, a note, and its choices."""
     table: dict[str, dict[str, list[str]]] = json.loads(_OPTIONS_FILE.read_bytes())
-    return table.get(" ".join(command), {})
+    return table.get(" ".join(given[:2])) or table.get(given[0], {})
 
 
 def _rejoined(words: Words, incomplete: str) -> tuple[Words, str, str]:

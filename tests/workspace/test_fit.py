@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from modelimage.errors import InvalidInput, UnknownVariant
+from modelimage.errors import UnknownVariant
 from modelimage.quantization import Variant
 from modelimage.record import ModelFacts
 from tests.workspace.samples import GB, facts
@@ -30,9 +30,8 @@ from workspace.hardware import (
     compute_dtype,
     find_gpu,
     refusal,
-    requested_hardware,
 )
-from workspace.schema import Engine, Resources, Vendor
+from workspace.schema import Engine, Vendor
 
 GIB = 1 << 30
 LLAMA_8B = {
@@ -255,66 +254,6 @@ def test_overhead_is_what_the_record_adds(model: ModelFacts) -> None:
     on_gpu = needed_bytes(model, context=tokens, gpus=1)
     assert on_gpu == model.gpu_memory_bytes + model.weight_bytes // 20
     assert overhead_bytes(model) >= 0
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("NVIDIA L4", "L4"), ("nvidia-l40s", "L40S"), ("NVIDIA A100-SXM4-80GB", "A100"),
-        ("NVIDIA-A100-80GB-PCIe", "A100-80GB"), ("Tesla T4", "T4"), ("NVIDIA H100 NVL", "H100-NVL"),
-        ("NVIDIA RTX 6000 Ada Generation", "RTX-6000-Ada"), ("MI300X", "MI300X"),
-    ],
-)  # fmt: skip
-def test_find_gpu(text: str, name: str) -> None:
-    found = find_gpu(text)
-    assert found is not None
-    assert found.name == name
-
-
-@pytest.mark.parametrize("text", ["", "L", "NVIDIA", "A1000", "XH100"])
-def test_unknown_gpu(text: str) -> None:
-    assert find_gpu(text) is None
-
-
-@pytest.mark.parametrize(
-    ("resources", "memory", "count"),
-    [
-        ({"gpu": "L4"}, 22.5, 8), ({"gpu": "L4", "gpus": 2}, 22.5, 2), ({"gpu_memory": "48Gi"}, 48, 8),
-        ({"gpu": "L4", "gpu_memory": "10Gi"}, 10, 8), ({"gpu": "A100", "mig_profile": "1g.10gb"}, 10, 1),
-        ({"gpu": "L4", "fraction": 0.5}, 22.5, 1),
-    ],
-)  # fmt: skip
-def test_asked_hardware(resources: dict[str, object], memory: float, count: int) -> None:
-    found = requested_hardware(Resources.model_validate(resources))
-    assert found.gpu is not None
-    assert (found.gpu.memory_bytes / GIB, found.count) == (memory, count)
-
-
-@pytest.mark.parametrize(
-    "resources", [{}, {"gpu": "Voodoo2"}, {"gpu": "A100", "mig_profile": "huge"}]
-)
-def test_hardware_that_is_not_known(resources: dict[str, object]) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        requested_hardware(Resources.model_validate(resources))
-    assert caught.value.hint
-
-
-def test_cpu_hardware() -> None:
-    assert requested_hardware(Resources(gpus=0, memory="16Gi")) == Hardware(memory_bytes=16 * GIB)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "dtype"),
-    [
-        (None, "bfloat16"),
-        (GPUS["T4"], "float16"),
-        (GPUS["V100"], "float16"),
-        (GPUS["L4"], None),
-        (GPUS["MI300X"], None),
-    ],
-)
-def test_compute_dtype(gpu: Gpu | None, dtype: str | None) -> None:
-    assert compute_dtype(gpu) == dtype
 
 
 def test_only_counts_that_vllm_splits_the_model_among() -> None:

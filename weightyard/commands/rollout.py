@@ -156,7 +156,10 @@ def pause(
 
     It stays there until it is resumed. A version that is worse is still taken back.
     """
-    _ask(console, _reach(namespace, context, kubeconfig), name, {names.PAUSE: "true"}, "pauses")
+    cluster = _reach(namespace, context, kubeconfig)
+    document = cluster.workspace(name)
+    _state(document)
+    _ask(console, cluster, document, {names.PAUSE: "true"}, "pauses")
 
 
 @rollout.command()
@@ -177,7 +180,7 @@ def resume(
     # What was paused by hand goes on where it was: the step that it is at stays to be done.
     by_hand = (document["metadata"].get("annotations") or {}).get(names.PAUSE) == "true"
     asked = {} if by_hand and not state.is_withdrawn else {names.RESUME: state.token}
-    _ask(console, cluster, name, asked, "goes on")
+    _ask(console, cluster, document, asked, "goes on")
 
 
 @rollout.command()
@@ -193,8 +196,9 @@ def promote(
     The steps that are left are skipped; the old version serves until the new one is ready.
     """
     cluster = _reach(namespace, context, kubeconfig)
-    version = _state(cluster.workspace(name)).version
-    _ask(console, cluster, name, {names.PROMOTE: version}, f"is promoted to {version}")
+    document = cluster.workspace(name)
+    version = _state(document).version
+    _ask(console, cluster, document, {names.PROMOTE: version}, f"is promoted to {version}")
 
 
 @rollout.command()
@@ -210,13 +214,14 @@ def abort(
     The version before gets all requests again.
     """
     cluster = _reach(namespace, context, kubeconfig)
-    state = _state(cluster.workspace(name))
+    document = cluster.workspace(name)
+    state = _state(document)
     if not state.is_open:
         raise InvalidInput(
             f"{state.version} takes over already",
             hint=f"Return with: weightyard rollout undo {name}.",
         )
-    _ask(console, cluster, name, {names.ABORT: state.version}, f"goes back to {state.stable}")
+    _ask(console, cluster, document, {names.ABORT: state.version}, f"goes back to {state.stable}")
 
 
 def _state(document: Json) -> RolloutStatus:
@@ -230,11 +235,12 @@ def _state(document: Json) -> RolloutStatus:
     return found
 
 
-def _ask(console: Console, cluster: Cluster, name: str, asked: dict[str, str], what: str) -> None:
-    """Asks by annotations."""
-    document = cluster.workspace(name)
-    _state(document)
+def _ask(
+    console: Console, cluster: Cluster, document: Json, asked: dict[str, str], what: str
+) -> None:
+    """Asks by annotations of the Workspace that was read: a concurrent edit makes it fail and isn't lost."""
     cluster.replace(_asked(document, asked))
+    name = document["metadata"]["name"]
     console.result(
         {"workspace": name, "asked": asked},
         f"{name} {what}; follow it with: weightyard rollout status {name}",

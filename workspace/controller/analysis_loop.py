@@ -25,8 +25,10 @@ from workspace.analysis import (
     parse_counts,
     total,
 )
+from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import has_labels, is_ready
+from workspace.controller.revisions import version_id
 from workspace.controller.rollout_plan import is_reaching_weight, window_of
 from workspace.controller.runner import Runner
 from workspace.controller.server_pages import read_page, server_urls
@@ -114,15 +116,16 @@ class AnalysisLoop:
         self._sleep = sleep
         self._comparisons: dict[Key, VersionComparison] = {}
         self._due: dict[Key, float] = {}
-        self._busy: set[Key] = set()
 
     async def run(self) -> None:
         """Runs until cancelled."""
         async with asyncio.TaskGroup() as group:
+            comparing = Bulkheads[Key](group, logger)
             while True:
                 for key in self._due_now():
-                    self._busy.add(key)
-                    group.create_task(self._compare_alone(key))
+                    if key not in comparing:
+                        failing = f"{'/'.join(key)}: versions can't be compared"
+                        comparing.start(key, self.compare(key), failing=failing)
                 await self._sleep(TICK)
 
     def _due_now(self) -> list[Key]:
@@ -132,17 +135,7 @@ class AnalysisLoop:
             self._due.pop(gone, None)
             self._runner.analyses.pop(gone, None)
         now = self._clock()
-        return [key for key in rollouts if key not in self._busy and self._due.get(key, now) <= now]
-
-    async def _compare_alone(self, key: Key) -> None:
-        """Compares for one Workspace; whatever goes wrong with it is logged, and decides nothing."""
-        try:
-            await self.compare(key)
-        except Exception:
-            # A server's page is a tenant's input: it must not end the comparisons of all others.
-            logger.exception("%s/%s: versions can't be compared", *key)
-        finally:
-            self._busy.discard(key)
+        return [key for key in rollouts if self._due.get(key, now) <= now]
 
     async def compare(self, key: Key) -> None:
         """Reads one Workspace's servers and leaves the result for the next decision about it."""
@@ -206,5 +199,5 @@ class AnalysisLoop:
 
 def _servers(pods: list[Json], version: str) -> list[Json]:
     """The ready servers of a version."""
-    wanted = {names.ROLE: names.SERVER, names.REVISION: version.rpartition("-")[2]}
+    wanted = {names.ROLE: names.SERVER, names.REVISION: version_id(version)}
     return [pod for pod in pods if is_ready(pod) and has_labels(pod, wanted)]

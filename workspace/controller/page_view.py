@@ -15,6 +15,7 @@ from workspace.controller.mount_news import MountNews
 from workspace.controller.objects import condition_in, has_ended, is_ready, node_of
 from workspace.controller.pod_problems import pod_problem
 from workspace.controller.reasons import Reason
+from workspace.controller.revisions import version_id
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -111,7 +112,7 @@ def _versions(objects: Iterable[Json], status: Json) -> list[Row]:
         data: Json = given if isinstance(given, dict) else {}
         row = {
             "number": _number(each.get("revision")),
-            "id": each["metadata"]["name"].rpartition("-")[2],
+            "id": version_id(each["metadata"]["name"]),
             "image": str(data.get("image") or ""),
             "variant": str(data.get("variant") or ""),
             "wanted": each.get("revision") == status.get("revision"),

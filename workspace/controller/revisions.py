@@ -45,12 +45,17 @@ class Revision:
     @property
     def id(self) -> str:
         """The value of the revision label on this version's pods."""
-        return self.name.rpartition("-")[2]
+        return version_id(self.name)
 
     @property
     def resources(self) -> Resources:
         """What this version asks of a node, which the spec may no longer say."""
         return Resources.model_validate(self.requested.get("resources", {}))
+
+
+def version_id(name: str) -> str:
+    """The value of the revision label on a version's pods, from the version's name."""
+    return name.rpartition("-")[2]
 
 
 def requested(workspace: Workspace) -> Json:
@@ -82,7 +87,7 @@ def new_revision(
         context=plan.context,
         startup_seconds=plan.probes.startup_seconds,
         reasons=plan.reasons,
-        template=pod_template(workspace, release, revision=name.rpartition("-")[2], uid=uid),
+        template=pod_template(workspace, release, revision=version_id(name), uid=uid),
     )
 
 

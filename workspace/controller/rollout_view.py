@@ -13,7 +13,7 @@ from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, worst_problem
 from workspace.controller.pod_start import seconds_of
 from workspace.controller.reasons import Reason
-from workspace.controller.revisions import Revision
+from workspace.controller.revisions import Revision, version_id
 from workspace.controller.rollout_plan import (
     Commands,
     RolloutInput,
@@ -66,7 +66,7 @@ class ActiveRollout:
     def serving(self) -> str | None:
         """The id of the version that alone gets requests; None when all ready servers do."""
         found = serving(self.status, self.seen)
-        return None if found is None else _id(found)
+        return None if found is None else version_id(found)
 
     @property
     def wake_after(self) -> float | None:
@@ -118,7 +118,7 @@ def _rollout_input(
 ) -> RolloutInput:  # fmt: skip
     ready = [pod for pod in observed.pods(names.SERVER) if is_ready(pod)]
     new = [pod for pod in ready if has_labels(pod, {names.REVISION: candidate.id})]
-    old = [pod for pod in ready if has_labels(pod, {names.REVISION: _id(stable)})]
+    old = [pod for pod in ready if has_labels(pod, {names.REVISION: version_id(stable)})]
     hindrance = _hindrance(observed, workspace.name)
     return RolloutInput(
         spec=workspace.spec.rollout,
@@ -148,11 +148,6 @@ def asked_candidates(observed: Observed, workspace: str) -> int:
 def _is_served(observed: Observed, workspace: str) -> bool:
     found = observed.find("Deployment", workspace)
     return found is not None and asked_replicas(found) > 0
-
-
-def _id(version: str) -> str:
-    """The value of the revision label on a version's pods, from its name."""
-    return version.rpartition("-")[2]
 
 
 def _is_candidate(pod: Json) -> bool:

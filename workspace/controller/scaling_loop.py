@@ -17,6 +17,7 @@ import aiohttp
 
 from modelimage.errors import InvalidInput, RemoteRefused, WeightyardError, release_locals
 from workspace import arguments
+from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.conditions import sentence
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import asked_replicas, has_labels, is_ready
@@ -119,13 +120,13 @@ class ScalingLoop:
         self._clock = clock
         self._sleep = sleep
         self._scalers: dict[Key, Scaler] = {}
-        self._busy: set[Key] = set()  # Workspaces whose servers are being read
 
     async def run(self) -> None:
         """Runs until cancelled."""
         # Those of an earlier term of leadership are out of date.
         self._runner.loads.clear()
         async with asyncio.TaskGroup() as group:
+            scaling = Bulkheads[Key](group, logger)
             while True:
                 keys = self._runner.cache.workspaces()
                 # A Workspace of the same name that comes later must not inherit the history of this one.
@@ -133,20 +134,10 @@ class ScalingLoop:
                     del self._scalers[gone]
                     self._runner.loads.pop(gone, None)
                 for key in keys:
-                    if key not in self._busy:
-                        self._busy.add(key)
-                        group.create_task(self._scale_alone(key))
+                    if key not in scaling:
+                        failing = f"{'/'.join(key)}: can't be scaled"
+                        scaling.start(key, self.scale(key), failing=failing)
                 await self._sleep(PERIOD)
-
-    async def _scale_alone(self, key: Key) -> None:
-        """Scales one Workspace; whatever goes wrong with it is logged and leaves its replicas and the others alone."""
-        try:
-            await self.scale(key)
-        except Exception:
-            # A server's page is a tenant's input: it must not end the scaling of all others.
-            logger.exception("%s/%s: can't be scaled", *key)
-        finally:
-            self._busy.discard(key)
 
     async def scale(self, key: Key) -> None:
         """Reads one Workspace's load and sets its number of replicas."""

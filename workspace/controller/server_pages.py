@@ -19,11 +19,10 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
 def server_urls(pod: Json) -> list[str]:
     """The URLs of a pod, at its own version's port; none before it has an address."""
     address = (pod.get("status") or {}).get("podIP")
-    return [f"http://{host(address)}:{port}" for port in container_ports(pod["spec"]) if address]
+    return [f"http://{_host(address)}:{port}" for port in container_ports(pod["spec"]) if address]
 
 
-def host(address: str) -> str:
-    """An IP address as a URL has it."""
+def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 

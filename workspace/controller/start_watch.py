@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
 
 from modelimage.errors import AccessDenied, Unreachable, WeightyardError
+from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import Key
-from workspace.controller.objects import container_ports, is_ready
+from workspace.controller.objects import is_ready
 from workspace.controller.pod_start import NO_NEWS, StartNews, container_start
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import host, read_page
+from workspace.controller.server_pages import read_page, server_urls
 from workspace.engine_log import read_log, stamped_lines
 from workspace.render import names
 from workspace.server_metrics import has_generated
@@ -49,47 +50,40 @@ class StartWatch:
         self._runner, self._api, self._session = runner, api, session
         self._clock, self._sleep = clock, sleep
         self._places = asyncio.Semaphore(_AT_ONCE)
-        self._busy: set[str] = set()  # pods, by uid
         self._due: dict[str, float] = {}
         self._no_logs_until = 0.0  # of the clock: a right that is missing may be given
 
     async def run(self) -> None:
         """Runs until cancelled."""
         async with asyncio.TaskGroup() as group:
+            looking = Bulkheads[str](group, logger)
             while True:
                 watched = dict(self._runner.starts.watched)
                 uids = frozenset[str]().union(*watched.values())
                 self._due = {uid: at for uid, at in self._due.items() if uid in uids}
                 now = self._clock()
                 for key, pods in watched.items():
-                    if any(self._is_due(uid, now) for uid in pods):
-                        for pod in self._pods(key, pods):
-                            self._busy.add(pod["metadata"]["uid"])
-                            group.create_task(self._look_alone(key, pod))
+                    due = {uid for uid in pods if uid not in looking and self._is_due(uid, now)}
+                    for pod in self._pods(key, due) if due else ():
+                        failing = (
+                            f"{'/'.join(key)}: the start of {pod['metadata']['name']} can't be read"
+                        )
+                        looking.start(pod["metadata"]["uid"], self._look(key, pod), failing=failing)
                 await self._sleep(PERIOD)
 
     def _is_due(self, uid: str, now: float) -> bool:
-        return uid not in self._busy and now >= self._due.get(uid, 0.0)
+        return now >= self._due.get(uid, 0.0)
 
-    def _pods(self, key: Key, uids: frozenset[str]) -> list[Json]:
-        now = self._clock()
+    def _pods(self, key: Key, uids: Set[str]) -> list[Json]:
         return [
             each
             for each in self._runner.cache.objects(key)
-            if each["kind"] == "Pod"
-            and (uid := str(each["metadata"].get("uid"))) in uids
-            and self._is_due(uid, now)
+            if each["kind"] == "Pod" and each["metadata"].get("uid") in uids
         ]
 
-    async def _look_alone(self, key: Key, pod: Json) -> None:
-        try:
-            async with self._places:
-                await self.look(key, pod)
-        except Exception:
-            # A log is a tenant's input: it must not end the watching of all others.
-            logger.exception("%s/%s: the start of %s can't be read", *key, pod["metadata"]["name"])
-        finally:
-            self._busy.discard(pod["metadata"]["uid"])
+    async def _look(self, key: Key, pod: Json) -> None:
+        async with self._places:
+            await self.look(key, pod)
 
     async def look(self, key: Key, pod: Json) -> None:
         """Learns what there is of one pod's start, and has its Workspace reconciled if that is new."""
@@ -130,10 +124,9 @@ class StartWatch:
 
     async def _has_generated(self, pod: Json) -> bool:
         """Whether a server's metrics count a token."""
-        address = str((pod.get("status") or {}).get("podIP") or "")
-        for port in container_ports(pod["spec"]) if address else ():
+        for url in server_urls(pod):
             try:
-                page = await read_page(self._session, f"http://{host(address)}:{port}/metrics")
+                page = await read_page(self._session, f"{url}/metrics")
             except WeightyardError as error:
                 logger.debug("%s: no metrics: %s", pod["metadata"]["name"], error.message)
                 continue

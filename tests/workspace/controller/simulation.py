@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -136,7 +136,7 @@ class Cluster:
         if decision.ask_registry:
             self.asked += 1
             workspace = workspace_of(observed.document)
-            observed = Observed(**{**_fields(observed), "resolved": self._resolve(workspace)})
+            observed = replace(observed, resolved=self._resolve(workspace))
             decision = reconcile(observed)
         return decision
 
@@ -354,13 +354,8 @@ class Cluster:
             self.api.update("Node", "", name, labelling(labels))
 
     def _status(self, pod: Json, status: Json) -> None:
-        self.api.update(
-            "Pod",
-            NAMESPACE,
-            pod["metadata"]["name"],
-            lambda d: d.update(status=status),
-            manager="kubelet",
-        )
+        name = pod["metadata"]["name"]
+        self.api.update("Pod", NAMESPACE, name, setting(status=status), manager="kubelet")
 
     def settle(self, *, rounds: int = 80) -> int:
         """Let everything run until nothing changes any more; returns how many rounds that took."""
@@ -371,10 +366,6 @@ class Cluster:
             if len(self.api.writes) == before:
                 return number
         raise AssertionError(f"no fixed point in {rounds} rounds; last: {self.api.writes[-6:]}")
-
-
-def _fields(observed: Observed) -> dict[str, Any]:
-    return {name: getattr(observed, name) for name in Observed.__dataclass_fields__}
 
 
 def _ready(pod: Json) -> bool:

@@ -46,6 +46,13 @@ async def take(reader: Any) -> tuple[str, str, Any]:
     return parsed(event)
 
 
+async def first_event(feed: Feed) -> str:
+    """The id of the snapshot that a new reader gets."""
+    with feed.reading("") as reader:
+        await feed.look()
+        return (await take(reader))[1]
+
+
 def test_a_reader_gets_a_snapshot_and_then_changes_alone() -> None:
     async def scenario() -> None:
         looks = Looks()
@@ -68,9 +75,7 @@ def test_a_reader_that_comes_again_gets_what_it_has_missed() -> None:
     async def scenario() -> None:
         looks = Looks()
         feed = Feed(looks)
-        with feed.reading("") as reader:
-            await feed.look()
-            _, last, _ = await take(reader)
+        last = await first_event(feed)
         for used in (1, 2):
             looks.set(used)
             await feed.look()
@@ -91,9 +96,7 @@ def test_a_reader_of_another_process_or_of_nonsense_gets_a_snapshot(last: str) -
     async def scenario() -> None:
         looks = Looks()
         feed = Feed(looks)
-        with feed.reading("") as reader:
-            await feed.look()
-            name = (await take(reader))[1].partition("-")[0]
+        name = (await first_event(feed)).partition("-")[0]
         with feed.reading(last.format(name=name)) as reader:
             assert (await take(reader))[0] == "snapshot"
 
@@ -104,9 +107,7 @@ def test_what_was_forgotten_is_not_pieced_together() -> None:
     async def scenario() -> None:
         looks = Looks()
         feed = Feed(looks)
-        with feed.reading("") as reader:
-            await feed.look()
-            _, last, _ = await take(reader)
+        last = await first_event(feed)
         for used in range(1, 200):
             looks.set(used)
             await feed.look()
