@@ -50,6 +50,7 @@ KERNELS: Final[Mapping[str, Mapping[str, Kernels]]] = {
         "fp8-block": Kernels(_AMX, "AMX", _AMX, "AMX"),
         "nvfp4": Kernels(),
         "mxfp8": Kernels(),
+        "w4a8-fp8": Kernels(),
     }
 }
 # Model types with layers that have no kernels for CPUs, and the name of these layers.

@@ -1,8 +1,10 @@
 """The names of variants, and how a published checkpoint was quantized, from its `config.json`.
 
 The names are those of the variants where Weightyard makes the same kind (`int8`, `int8-w8a16`, `int4`), else vLLM's
-(`awq`, `gptq`, `fp8`, `nvfp4`, `mxfp4`, `bitsandbytes`). `fp8-block` is FP8 with a scale for each block of weights,
-which has kernels of its own. The tables of kernels by GPU and CPU use them. Pure.
+(`awq`, `gptq`, `fp8`, `nvfp4`, `mxfp4`, `bitsandbytes`). Formats with kernels of their own have names of their own:
+`fp8-block` is FP8 with a scale for each block of weights, `fp8-fbgemm` and `fp8-modelopt` are FP8 as these two write
+it, `w4a8-int8` and `w4a8-fp8` are INT4 weights with 8-bit activations. The tables of kernels by GPU and CPU use these
+names. Pure.
 """
 
 from __future__ import annotations
@@ -27,23 +29,28 @@ _SIDE_SUFFIXES: Final = (
 _SIDE_PARTS: Final = (".quant_state.",)
 _PACKED_SUFFIXES: Final = (".weight_packed", ".qweight", "_blocks", "_packed")
 _INTEGERS: Final[Mapping[str, int]] = {"I32": 32, "U32": 32, "I8": 8, "U8": 8}
+_FP8: Final = "fp8"
 _BLOCK_FP8: Final = "fp8-block"
+_MODELOPT_FP8: Final = "fp8-modelopt"
 # Methods with one spelling of their own; others are named as they are.
 _NAMES: Final[Mapping[str, str]] = {
     "awq": "awq", "auto-awq": "awq", "auto_awq": "awq", "awq_marlin": "awq", "gptq": "gptq", "auto_gptq": "gptq",
-    "gptq_marlin": "gptq", "auto-round": "gptq", "inc": "gptq", "fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp4": "mxfp4",
-    "gpt_oss_mxfp4": "mxfp4", "bitsandbytes": "bitsandbytes", "modelopt_fp4": "nvfp4", "modelopt_mxfp8": "mxfp8",
+    "gptq_marlin": "gptq", "auto-round": "gptq", "inc": "gptq", "fp8": _FP8, "fbgemm_fp8": "fp8-fbgemm",
+    "mxfp4": "mxfp4", "gpt_oss_mxfp4": "mxfp4", "bitsandbytes": "bitsandbytes", "modelopt_fp4": "nvfp4",
+    "modelopt_mxfp8": "mxfp8",
 }  # fmt: skip
-_BITS: Final[Mapping[str, int]] = {"fp8": 8, "mxfp8": 8, "nvfp4": 4, "mxfp4": 4}
+_BITS: Final[Mapping[str, int]] = {_FP8: 8, "mxfp8": 8, "nvfp4": 4, "mxfp4": 4}
 # ModelOpt's algorithms, as vLLM knows them, by our names; a mixture of several is named by its layers.
 _ALGORITHMS: Final[Mapping[str, str]] = {
-    "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8", "FP8_PB_WO": _BLOCK_FP8, "MXFP8": "mxfp8", "NVFP4": "nvfp4",
+    "FP8": _MODELOPT_FP8, "FP8_PER_CHANNEL_PER_TOKEN": _MODELOPT_FP8, "FP8_PB_WO": _BLOCK_FP8, "MXFP8": "mxfp8",
+    "NVFP4": "nvfp4",
 }  # fmt: skip
 _MIXED: Final = "MIXED_PRECISION"
 # Methods of vLLM's list (`QUANTIZATION_METHODS`) by our names. It refuses checkpoints of any other.
 LOADED_BY_VLLM: Final = frozenset({
-    "int8", "int8-w8a16", "int4", "awq", "gptq", "fp8", _BLOCK_FP8, "mxfp8", "nvfp4", "mxfp4", "compressed-tensors",
-    "quark", "torchao", "fp_quant", "experts_int8", "moe_wna16", "humming",
+    "int8", "int8-w8a16", "int4", "w4a8-int8", "w4a8-fp8", "awq", "gptq", _FP8, _BLOCK_FP8, _MODELOPT_FP8, "fp8-fbgemm",
+    "mxfp8", "nvfp4", "mxfp4", "compressed-tensors", "quark", "torchao", "fp_quant", "experts_int8", "moe_wna16",
+    "humming",
 })  # fmt: skip
 # Methods whose checkpoints exist in several widths, and how these are written.
 _WIDTHS: Final[Mapping[str, str]] = {"gptq": "-int{}", "bitsandbytes": "-{}bit"}
@@ -72,10 +79,14 @@ DEFAULT_VARIANT: Final = Variant.BF16.value
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """`name` is empty for weights that aren't quantized, `bits` 0 where they aren't stated."""
+    """`name` is empty for weights that aren't quantized, `bits` 0 where they aren't stated.
+
+    `expert_bits` are those of a mixture's experts where they are stored in fewer; else 0.
+    """
 
     name: str = ""
     bits: int = 0
+    expert_bits: int = 0
 
     @property
     def variant(self) -> str:
@@ -83,8 +94,8 @@ class Quantization:
         name = (
             f"{self.name}{_WIDTHS[self.name].format(self.bits)}" if self._has_widths else self.name
         )
-        # Only kernels tell the two apart.
-        name = name.replace("bitsandbytes", "bnb").replace(_BLOCK_FP8, "fp8")
+        # Only kernels tell the kinds of FP8 apart.
+        name = _FP8 if name.startswith(f"{_FP8}-") else name.replace("bitsandbytes", "bnb")
         # A config may state any method.
         return _UNNAMED.sub("-", name.lower()).strip("-.")[:_MAX_VARIANT].rstrip("-.")
 
@@ -99,6 +110,8 @@ class Quantization:
     def values_per_element(self, tensor: str, dtype: str) -> int:
         """Parameters in one element of a tensor; `dtype` in the spelling of safetensors."""
         width = _INTEGERS.get(dtype, 0)
+        if self.expert_bits and ".experts." in tensor and width:
+            return width // self.expert_bits
         if not self.bits or width <= self.bits:
             return 1
         # NVFP4 and bitsandbytes pack two values in each byte of a tensor with an ordinary name.
@@ -119,13 +132,15 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
     name = _NAMES.get(method, method)
     if name == "gptq" and "awq" in str(stated.get("packing_format") or stated.get("backend") or ""):
         name = "awq"
-    if name == "fp8" and stated.get("weight_block_size"):
+    if name == _FP8 and stated.get("weight_block_size"):
         name = _BLOCK_FP8
+    if name in (_FP8, _BLOCK_FP8) and (bits := _expert_bits(config, stated)):
+        return Quantization(name, _EIGHT, bits)
     if name == "bitsandbytes":
         return Quantization(
             name, _FOUR if stated.get("load_in_4bit") or stated.get("_load_in_4bit") else _EIGHT
         )
-    bits = _BITS.get(name.removesuffix("-block")) or _count(stated, "bits", "w_bit")
+    bits = _BITS.get(name.partition("-")[0]) or _count(stated, "bits", "w_bit")
     return Quantization(name, bits)
 
 
@@ -199,9 +214,14 @@ def _compressed(
     weights: Mapping[str, Any], inputs: Mapping[str, Any], *, packing: str
 ) -> Quantization:
     bits, is_float = _count(weights, "num_bits"), weights.get("type") == "float"
-    if bits == _FOUR:
+    if bits == _FOUR and is_float:
         floats = "mxfp4" if "mxfp4" in packing or weights.get("group_size") == 32 else "nvfp4"
-        return Quantization(floats if is_float else "int4", bits)
+        return Quantization(floats, bits)
+    if bits == _FOUR:
+        activations = "fp8" if inputs.get("type") == "float" else "int8"
+        return Quantization(
+            f"w4a8-{activations}" if _count(inputs, "num_bits") == _EIGHT else "int4", bits
+        )
     if is_float and "mxfp8" in packing:
         return Quantization("mxfp8", bits)
     if is_float:
@@ -209,6 +229,14 @@ def _compressed(
     if bits == _EIGHT:
         return Quantization("int8" if inputs else "int8-w8a16", bits)
     return Quantization("compressed-tensors", bits)
+
+
+def _expert_bits(config: Mapping[str, Any], stated: Mapping[str, Any]) -> int:
+    """The bits of experts in DeepSeek's own format, whose classes state FP4 where a config says nothing."""
+    if not str(config.get("model_type", "")).startswith("deepseek_v4"):
+        return 0
+    dtype = config.get("expert_dtype") or stated.get("expert_dtype") or "fp4"
+    return _FOUR if dtype == "fp4" else 0
 
 
 def _count(stated: Mapping[str, Any], *keys: str) -> int:

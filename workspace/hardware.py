@@ -55,19 +55,35 @@ NOT_IN_FLOAT16: Final = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 FLOAT32: Final = "float32"
 BFLOAT16_CAPABILITY: Final = 80
 # From `get_min_capability` of vLLM's quantization methods; 7.0 is the least of any model.
-_LEAST_CAPABILITY: Final[Mapping[str, int]] = {
+LEAST_CAPABILITY: Final[Mapping[str, int]] = {
     Variant.INT4.value: 75, Variant.INT8_W8A16.value: 75, "awq": 75, "fp8": 75, "fp8-block": 75, "nvfp4": 75,
-    "mxfp4": 80, "mxfp8": 80, "torchao": 75, "fp_quant": 100, "experts_int8": 80,
+    "mxfp4": 80, "mxfp8": 80, "torchao": 75, "fp_quant": 100, "experts_int8": 80, "fp8-fbgemm": 80, "fp8-modelopt": 80,
+    "w4a8-int8": 75,
 }  # fmt: skip
-# On CPUs vLLM's operator for packed integers serves these too.
+# Of vLLM's schemes the one that takes a single capability (`_is_fp8_w4a8_sm90`).
+_HOPPER_ONLY: Final = "w4a8-fp8"
+# On CPUs vLLM serves these by the operators of others.
 _SAME_CPU_KERNELS: Final[Mapping[str, str]] = {
     "awq": Variant.INT4.value,
     "gptq": Variant.INT4.value,
     "gptq-int8": Variant.INT8_W8A16.value,
+    "fp8-fbgemm": "fp8",
+    "fp8-modelopt": "fp8",
 }
 # Published quantizations that vLLM runs on AMD's and Intel's GPUs too.
 _ON_OTHER_MAKERS: Final = frozenset(
-    {"awq", "gptq", "gptq-int8", "fp8", "fp8-block", "mxfp4", "mxfp8", "quark"}
+    {
+        "awq",
+        "gptq",
+        "gptq-int8",
+        "fp8",
+        "fp8-block",
+        "fp8-fbgemm",
+        "fp8-modelopt",
+        "mxfp4",
+        "mxfp8",
+        "quark",
+    }
 )
 
 
@@ -159,7 +175,9 @@ def _nvidia_refusal(gpu: Gpu, variant: str) -> str | None:
         return f"vLLM needs compute capability 7.0, {has}"
     if variant == Variant.INT8.value and not 75 <= gpu.capability < 100:
         return f"vLLM's INT8 kernels are for compute capability 7.5 to 9.0, {has}"
-    least = _LEAST_CAPABILITY.get(variant, 0)
+    if variant == _HOPPER_ONLY and gpu.capability != 90:
+        return f"vLLM's kernels for {variant} are for compute capability 9.0 alone, {has}"
+    least = LEAST_CAPABILITY.get(variant, 0)
     if gpu.capability < least:
         return f"vLLM's kernels for {variant} need compute capability {least // 10}.{least % 10}, {has}"
     return None

@@ -25,6 +25,12 @@ ROOT: Final = HERE.parent.parent
 CONFIGS: Final[Mapping[str, Any]] = json.loads((HERE / "published_configs.json").read_text())
 
 # Methods of checkpoints that others load.
+# Our names that aren't vLLM's methods, and its classes for them.
+SCHEMES: Final = {
+    "int8": "CompressedTensorsW8A8Int8", "int8-w8a16": "CompressedTensorsWNA16", "int4": "CompressedTensorsWNA16",
+    "w4a8-int8": "CompressedTensorsWNA8Int", "w4a8-fp8": "CompressedTensorsW4A8Fp8", "fp8-block": "fp8",
+    "fp8-fbgemm": "fbgemm_fp8", "fp8-modelopt": "modelopt", "nvfp4": "CompressedTensorsW4A4Fp4",
+}  # fmt: skip
 OTHERS: Final = (
     "bitsandbytes",
     "hqq",
@@ -134,13 +140,20 @@ def test_our_tables_are_vllms(answers: Mapping[str, Any]) -> None:
     assert [name for name in theirs["drafts"] if not architectures.is_draft(name)] == []
     served = {*theirs["generating"], *theirs["pooling"]} - {*theirs["drafts"]}
     assert [name for name in served if architectures.is_draft(name)] == []
-    ours = {"int8", "int8-w8a16", "int4", "fp8-block", "nvfp4"}
-    assert sorted(LOADED_BY_VLLM - ours - {*theirs["quantizations"]}) == []
+    assert sorted(LOADED_BY_VLLM - set(SCHEMES) - {*theirs["quantizations"]}) == []
     named = (
         quantization_of({"quantization_config": {"quant_method": each}}).name for each in OTHERS
     )
     assert not LOADED_BY_VLLM.intersection(named)
     assert not {*OTHERS}.intersection(theirs["quantizations"])
+
+
+@pytest.mark.torch
+def test_the_least_capabilities_are_vllms(answers: Mapping[str, Any]) -> None:
+    theirs = answers["tables"]["capabilities"]
+    assert len(theirs) > len(SCHEMES)
+    named = {name: SCHEMES.get(name, name) for name in hardware.LEAST_CAPABILITY}
+    assert {name: theirs[each] for name, each in named.items()} == dict(hardware.LEAST_CAPABILITY)
 
 
 @pytest.mark.torch

@@ -34,6 +34,8 @@ def _compressed(weights: dict[str, Any], **more: Any) -> dict[str, Any]:
         (Quantization("bitsandbytes", 8), "bnb-8bit"),
         (Quantization("nvfp4", 4), "nvfp4"),
         (Quantization("fp8-block", 8), "fp8"),
+        (Quantization("fp8-modelopt", 8), "fp8"),
+        (Quantization("w4a8-fp8", 4), "w4a8-fp8"),
         (Quantization("int8-w8a16", 8), "int8-w8a16"),
         (Quantization("../My Method!", 0), "my-method"),
         (Quantization("x" * 300, 0), "x" * 40),
@@ -71,13 +73,18 @@ def test_a_variant_is_named_by_its_quantization(quantization: Quantization, vari
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, Quantization("bitsandbytes", 4)),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, Quantization("bitsandbytes", 8)),
         ({"producer": {"name": "modelopt"}, "quant_algo": "NVFP4"}, Quantization("nvfp4", 4)),
-        ({"quantization": {"quant_algo": "FP8"}}, Quantization("fp8", 8)),
+        ({"quantization": {"quant_algo": "FP8"}}, Quantization("fp8-modelopt", 8)),
+        ({"quant_method": "fbgemm_fp8"}, Quantization("fp8-fbgemm", 8)),
         (_compressed({"num_bits": 4, "type": "int"}), Quantization("int4", 4)),
         (_compressed({"num_bits": 4, "type": "float", "group_size": 16}), Quantization("nvfp4", 4)),
         (_compressed({"num_bits": 8, "type": "float"}), Quantization("fp8", 8)),
         (_compressed({"num_bits": 8, "type": "int"}), Quantization("int8-w8a16", 8)),
         (_compressed({"num_bits": 8, "type": "int"}, input_activations={"num_bits": 8}),
          Quantization("int8", 8)),
+        (_compressed({"num_bits": 4, "type": "int"}, input_activations={"num_bits": 8, "type": "int"}),
+         Quantization("w4a8-int8", 4)),
+        (_compressed({"num_bits": 4, "type": "int"}, input_activations={"num_bits": 8, "type": "float"}),
+         Quantization("w4a8-fp8", 4)),
         ({"quant_method": "aqlm"}, Quantization("aqlm", 0)),
         ({"bits": True, "config_groups": []}, Quantization()),
     ],
@@ -122,6 +129,21 @@ def test_a_mixture_with_quantized_experts_is_known(name: str, dtype: str, found:
     assert facts.quantized_experts is found
     record = replace(small_record(), facts=facts)
     assert Record.parse(record.to_bytes()).facts.quantized_experts is found
+
+
+@pytest.mark.parametrize(
+    ("config", "each"),
+    [({}, 2), ({"expert_dtype": "fp4"}, 2), ({"expert_dtype": "fp8"}, 1), ({"model_type": "deepseek_v3"}, 1)],
+)  # fmt: skip
+def test_experts_may_be_packed_more_densely_than_the_rest(
+    config: dict[str, Any], each: int
+) -> None:
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    stated = {"model_type": "deepseek_v4", "quantization_config": fp8, **config}
+    quantization = quantization_of(stated)
+    assert quantization.name == "fp8-block"
+    assert quantization.values_per_element("layers.0.ffn.experts.7.w1.weight", "I8") == each
+    assert quantization.values_per_element("layers.0.ffn.shared_experts.w1.weight", "F8_E4M3") == 1
 
 
 def test_packed_tensors_count_their_parameters() -> None:

@@ -5,6 +5,7 @@ It is another process because importing vLLM takes long, sets up logging and war
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -91,7 +92,25 @@ def tables() -> dict[str, Any]:
         "drafts": sorted(registry._SPECULATIVE_DECODING_MODELS),
         "quantizations": sorted(quantization.QUANTIZATION_METHODS),
         "lora_ranks": sorted(get_args(lora.MaxLoRARanks)),
+        "capabilities": capabilities(),
     }
+
+
+def capabilities() -> dict[str, int]:
+    """The least compute capability, times ten, of each quantization method and scheme of compressed-tensors."""
+    from vllm.model_executor.layers import quantization  # noqa: PLC0415
+    from vllm.model_executor.layers.quantization.compressed_tensors import schemes  # noqa: PLC0415
+
+    methods = {
+        name: quantization.get_quantization_config(name)
+        for name in quantization.QUANTIZATION_METHODS
+    }
+    named = {**methods, **{name: getattr(schemes, name) for name in schemes.__all__}}
+    found: dict[str, int] = {}
+    for name, each in named.items():
+        with contextlib.suppress(NotImplementedError):  # a base class
+            found[name] = each.get_min_capability()
+    return found
 
 
 def main() -> None:

@@ -306,6 +306,26 @@ def test_a_checkpoint_that_vllm_cant_load_is_refused_on_any_hardware(method: str
     assert choose(only, on("H100"), Demand(engine=Engine.SGLANG)).gpus == 1
 
 
+@pytest.mark.parametrize(
+    ("quantization", "gpu", "served"),
+    [
+        ("fp8", "T4", True),
+        ("fp8-modelopt", "T4", False),
+        ("fp8-fbgemm", "T4", False),
+        ("fp8-modelopt", "A10G", True),
+        ("fp8-fbgemm", "MI300X", True),
+        ("w4a8-fp8", "L40S", False),
+        ("w4a8-fp8", "H200", True),
+        ("w4a8-fp8", "B200", False),
+        ("w4a8-int8", "L4", True),
+    ],
+)
+def test_formats_of_the_same_width_have_kernels_of_their_own(
+    quantization: str, gpu: str, served: bool
+) -> None:
+    assert (refusal(on(gpu), quantization) is None) == served
+
+
 def test_models_that_arent_stable_in_float16_take_twice_the_memory_before_ampere() -> None:
     gemma = {"bf16": facts(weight_bytes=5 * GB, model_type="gemma3")}
     assert compute_dtype(GPUS["T4"], "gemma3") == "float32"
