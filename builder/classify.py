@@ -203,7 +203,8 @@ def select(
             case Pickle():
                 pickles.append(path)
     selection = Classification(roles, ignored, tuple(pickles))
-    selection = selection.also_ignored(copies(selection.weights, selection.pickles))
+    others = [path for path, role in roles.items() if role is not Role.WEIGHT]
+    selection = selection.also_ignored(copies(selection.weights, selection.pickles, others))
     check_paths((*selection.roles, *selection.pickles))
     return selection
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from builder.classify import PICKLE_INDEX, UNKNOWN, Classification, check_paths, select
+from builder.copies import PIPELINE
 from builder.layer_plan import PlannedFile
 from builder.model_folders import check_is_model, choose, model_folders
 from builder.model_warnings import adapter_warnings, other_repositories
@@ -45,7 +46,6 @@ from modelimage.weight_names import missing_shards, set_pattern
 
 # BGE-M3's heads, in FlagEmbedding and vLLM.
 _READ_AS_PICKLES: Final = ("colbert_linear.pt", "sparse_linear.pt")
-PIPELINE: Final = "model_index.json"
 ADAPTER: Final = "adapter_config.json"
 MODELOPT_CONFIG: Final = "hf_quant_config.json"
 _WEIGHT_SUFFIXES: Final = (

@@ -1,9 +1,12 @@
-"""What vLLM runs an architecture as, by its name: a model that generates, one that pools, or a draft. Pure."""
+"""What vLLM runs an architecture as, by its name: a model that generates, one that pools, or a draft.
+
+Some bring adapters of their own, without which they don't hear or see. Pure.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 # Endings of architectures' names, in vLLM's order (`_SUFFIX_TO_DEFAULTS`), and whether these models pool.
@@ -22,6 +25,11 @@ _POOLING: Final = frozenset({
 _GENERATING: Final = frozenset(
     {"ChatGLMModel", "MiDashengLMModel", "MossAudioModel", "Qwen2_5OmniModel", "UltravoxModel"}
 )
+
+# Models whose own LoRA adapters their publishers and vLLM's examples (offline_inference, audio and vision languages)
+# have served with them.
+_WITH_ADAPTERS: Final = frozenset({"Phi4MMForCausalLM", "GraniteSpeechForConditionalGeneration"})
+_ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 
 # Drafts of speculative decoding, by the words that vLLM's registry names them with. Eagle 2.5 is a model.
 _DRAFT: Final = re.compile(
@@ -44,3 +52,21 @@ def pools(architecture: str, modules: object = None) -> bool:
 def is_draft(architecture: str) -> bool:
     """Whether a model only proposes tokens for another one (speculative decoding), and answers nothing alone."""
     return _DRAFT.search(architecture) is not None
+
+
+def brings_adapters(architecture: str) -> bool:
+    """Whether a model is meant to be served with the LoRA adapters that lie beside its weights."""
+    return architecture in _WITH_ADAPTERS
+
+
+def own_adapters(architecture: str, paths: Iterable[str]) -> tuple[str, ...]:
+    """The folders of the adapters that a model is meant to be served with, sorted; "" is its root folder."""
+    if not brings_adapters(architecture):
+        return ()
+    known = set(paths)
+    folders = {path.rpartition("/")[0] for path in known}
+    return tuple(
+        folder
+        for folder in sorted(folders)
+        if all((f"{folder}/{name}" if folder else name) in known for name in _ADAPTER_FILES)
+    )

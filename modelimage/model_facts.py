@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from modelimage import gpu_memory, safetensors
-from modelimage.architectures import pools
+from modelimage.architectures import brings_adapters, pools
 from modelimage.checkpoint_files import CONFIG
 from modelimage.errors import InvalidImage
 from modelimage.gguf import METADATA_BYTES, GgufFiles, gguf_facts, gguf_files
@@ -85,7 +85,7 @@ def model_facts(
         kv_heads=split_kv_heads(config),
         tensor_parallel_sizes=tensor_parallel_sizes(config),
         pooling=pools(architecture, beside.get(MODULES)),
-        lora_rank=_lora_rank(files),
+        lora_rank=_lora_rank(files, bundled=brings_adapters(architecture)),
         quantized_experts=any(map(_is_quantized_expert, tensors)),
     )
 
@@ -110,13 +110,16 @@ def _is_quantized_expert(tensor: TensorInfo) -> bool:
     return ".experts." in tensor.name and tensor.dtype not in _WIDE
 
 
-def _lora_rank(headers: Sequence[Header]) -> int:
-    """The greatest rank of a LoRA adapter's matrices; 0 for a model, whatever adapter lies beside its weights."""
+def _lora_rank(headers: Sequence[Header], *, bundled: bool) -> int:
+    """The greatest rank of a LoRA adapter's matrices; 0 for a model, whatever adapter lies beside its weights.
+
+    `bundled`: the model is meant to be served with that adapter.
+    """
     ranks = [
         [each.shape[0] for each in header.tensors if ".lora_A." in each.name and each.shape]
         for header in headers
     ]
-    return max(map(max, ranks)) if ranks and all(ranks) else 0
+    return max(map(max, filter(None, ranks)), default=0) if bundled or all(ranks) else 0
 
 
 def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:

@@ -96,9 +96,9 @@ class ModelFacts:
 
     `quantization` names the precision of weights that were published quantized (`modelimage.quantization`). `kv_heads`
     are divided among the GPUs of a tensor parallel group, whose allowed sizes are `tensor_parallel_sizes`. `pooling`:
-    the model embeds or ranks. `lora_rank` is the greatest rank of an adapter. `quantized_experts`: a mixture's experts
-    have less than 16 bits. `sampling`: default parameters that an Ollama image states, by Ollama's names; never in a
-    record.
+    the model embeds or ranks. `lora_rank` is the greatest rank of an adapter, or of those that a model is meant to be
+    served with. `quantized_experts`: a mixture's experts have less than 16 bits. `sampling`: default parameters that an
+    Ollama image states, by Ollama's names; never in a record.
     """
 
     architecture: str = ""

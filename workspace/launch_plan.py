@@ -7,12 +7,12 @@ targets. The user's `runtime.args` override derived arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
-from modelimage.architectures import is_draft
+from modelimage.architectures import is_draft, own_adapters
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.gguf import gguf_files
@@ -36,6 +36,7 @@ _READ_TIMES: Final = 3
 _SLOWEST_READ: Final = 150_000_000  # bytes a second: a network disk
 PROBE_PERIOD: Final = 5
 
+_ROOT_ADAPTER: Final = "adapter"  # the name of one beside the model's weights
 _REMOTE_CODE: Final = "--trust-remote-code"
 _CPU_CACHE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _CPU_SEQUENCES: Final = 4  # full-length requests that a CPU server's KV cache holds
@@ -200,10 +201,10 @@ def plan_launch(
         ),
         kv_dtype=None if fit.kv_dtype == KV_NATIVE else fit.kv_dtype,
         prefix_caching=engine_arguments.caches_prefixes(record.facts),
-        adapters=tuple((each.name, site.adapter_dirs[each.name]) for each in spec.runtime.adapters),
+        adapters=(*_own_adapters(spec, record, site), *_adapters(spec, site)),
         tensor_parallel=fit.tensor_parallel,
         pooling=record.facts.pooling,
-        lora_rank=engine_arguments.lora_rank(lora_ranks),
+        lora_rank=engine_arguments.lora_rank((record.facts.lora_rank, *lora_ranks)),
         traces=spec.runtime.tracing.endpoint if spec.runtime.tracing else None,
     )
     return LaunchPlan(
@@ -224,6 +225,21 @@ def plan_launch(
         ),
         reasons=fit.reasons,
     )
+
+
+def _adapters(spec: Spec, site: Site) -> Iterator[tuple[str, PurePosixPath]]:
+    for each in spec.runtime.adapters:
+        yield each.name, site.adapter_dirs[each.name]
+
+
+def _own_adapters(spec: Spec, record: Servable, site: Site) -> Iterator[tuple[str, PurePosixPath]]:
+    """The adapters that the model brings, named after their folders. A name in the spec wins."""
+    taken = {each.name for each in spec.runtime.adapters}
+    paths = [file.path for file in record.files]
+    for folder in own_adapters(record.facts.architecture, paths):
+        name = folder.rpartition("/")[2] or _ROOT_ADAPTER
+        if spec.runtime.engine is Engine.VLLM and name not in taken:
+            yield name, site.model_dir / folder
 
 
 def check_environment(workspace: Workspace) -> None:

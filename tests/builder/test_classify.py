@@ -107,3 +107,19 @@ def test_ctranslate2_weights_are_no_pickle(vocabulary: str, folder: str) -> None
     assert found.ignored == {f"{folder}model.bin": "weights of another framework"}
     alone = select([f"{folder}model.bin", "config.json", f"other/{vocabulary}"])
     assert alone.pickles == (f"{folder}model.bin",)
+
+
+@pytest.mark.parametrize("root", ["", "sd/"])
+def test_a_pipelines_single_file_holds_its_parts_again(root: str) -> None:
+    """Stable Diffusion's repositories have v1-5-pruned.safetensors and .ckpt beside the folders of the parts."""
+    parts = [f"{root}unet/diffusion_pytorch_model.safetensors", f"{root}vae/model.safetensors"]
+    single = [f"{root}v1-5-pruned.safetensors", f"{root}v1-5-pruned.ckpt"]
+    found = select([f"{root}model_index.json", *parts, *single])
+    assert found.weights == parts
+    assert not found.pickles
+    assert {found.ignored[path] for path in single} == {"the pipeline's parts again, in one file"}
+
+    alone = select([f"{root}model_index.json", single[0]])
+    assert alone.weights == single[:1]
+    unlisted = select([*parts, single[0]])
+    assert single[0] in unlisted.weights

@@ -295,3 +295,21 @@ def test_the_rank_is_that_of_adapters_alone() -> None:
         for headers in ([adapter], [adapter, adapter], [base, adapter], [base], [])
     ]
     assert ranks == [64, 64, 0, 0, 0]
+    phi = {"architectures": ["Phi4MMForCausalLM"]}
+    assert model_facts.model_facts(phi, [base, adapter]).lora_rank == 64
+    assert model_facts.model_facts(phi, [base]).lora_rank == 0
+
+
+def test_adapters_that_a_model_brings_are_found_by_their_folders() -> None:
+    files = [
+        f"{folder}{name}"
+        for folder in ("", "vision-lora/", "speech-lora/")
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    ]
+    some = ["half/adapter_config.json", *files]
+    assert architectures.own_adapters("Phi4MMForCausalLM", some) == (
+        "",
+        "speech-lora",
+        "vision-lora",
+    )
+    assert architectures.own_adapters("LlamaForCausalLM", some) == ()

@@ -257,6 +257,31 @@ def test_adapters() -> None:
     assert "law=/models/law" in found.args
 
 
+def test_adapters_that_a_model_brings_are_served_with_it() -> None:
+    digest = Digest.of(b"")
+    paths = [f"{name}-lora/{file}" for name in ("speech", "vision")
+             for file in ("adapter_config.json", "adapter_model.safetensors")]  # fmt: skip
+    files = tuple(RecordFile(path, 1, digest, Role.WEIGHT, digest, ()) for path in paths)
+    model = replace(record(**SMALL, architecture="Phi4MMForCausalLM", lora_rank=320), files=files)
+
+    def served(engine: str, *names: str) -> LaunchPlan:
+        adapters = [{"name": name, "image": "x"} for name in names]
+        each = workspace(runtime={"engine": engine, "adapters": adapters})
+        fit = choose_variant(each, {"bf16": model}, CPU)
+        site = replace(SITE, adapter_dirs={name: PurePosixPath("/models/own") for name in names})
+        return plan_launch(each, record=model, fit=fit, hardware=CPU, site=site)
+
+    args = served("vllm").args
+    assert value_of(args, "--max-lora-rank") == "320"
+    start = args.index("--lora-modules")
+    assert args[start + 1 : start + 3] == (
+        "speech-lora=/models/m/speech-lora", "vision-lora=/models/m/vision-lora",
+    )  # fmt: skip
+    assert "vision-lora=/models/own" in served("vllm", "vision-lora").args
+    assert "vision-lora=/models/m/vision-lora" not in served("vllm", "vision-lora").args
+    assert "--lora-paths" not in served("sglang").args
+
+
 @given(
     rate=st.none() | st.floats(1, 1e11),
     size=st.integers(0, 10**13),
