@@ -34,6 +34,7 @@ from cache_agent.prewarm.cluster.desired_models import (
 )
 from cache_agent.prewarm.cluster.heartbeat import Heartbeat
 from cache_agent.prewarm.cluster.node_cache_writer import NodeCacheWriter
+from cache_agent.prewarm.cluster.node_owner import NodeOwner
 from cache_agent.prewarm.directory_source import DesiredState
 from cache_agent.prewarm.node_status import folder_of, node_cache, node_facts
 from cache_agent.prewarm.pull_secrets import ClusterSecrets, PullCredentials, SecretFiles
@@ -195,9 +196,10 @@ def _of_cluster(
         label_gone=labels.gone,
         changed=changed.set,
     )
+    owner = NodeOwner(api, name)
     reporter = NodeCacheWriter(
         api,
-        name,
+        owner,
         reconciler.status,
         lambda: reconciler.busy,
         changed,
@@ -208,7 +210,7 @@ def _of_cluster(
     wanted = ClusterSource(reconciler.want, reconciler.trouble, labels, reporter.rewrite)
     heartbeat = Heartbeat(
         api,
-        name,
+        owner,
         reporter.rewrite,
         parts.note,
         parts.node.clock,

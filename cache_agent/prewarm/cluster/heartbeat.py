@@ -18,7 +18,7 @@ from cache_agent.api.heartbeat import (
     lease_name,
 )
 from cache_agent.api.kube.kube_client import KubeClient
-from cache_agent.prewarm.cluster.node_owner import owned_by_node
+from cache_agent.prewarm.cluster.node_owner import NodeOwner
 from modelimage.errors import NotFound, WeightyardError
 
 Json = dict[str, Any]
@@ -36,7 +36,7 @@ class Heartbeat:
     """
 
     api: KubeClient
-    node: str
+    owner: NodeOwner
     lapsed: Callable[[], None]
     note: Callable[..., None]
     clock: Callable[[], float]
@@ -46,7 +46,6 @@ class Heartbeat:
     _renewed: float | None = None
     # Renewals after which the report is written again: the API server may delete it later than the Lease.
     _lost: int = 0
-    _owned: bool = False
 
     async def run(self) -> None:
         """Renew until cancelled."""
@@ -74,28 +73,25 @@ class Heartbeat:
         """Whether the Lease was missing."""
         path = f"/apis/{LEASES_API}/namespaces/{self.api.namespace}/leases"
         spec = {
-            "holderIdentity": self.node,
+            "holderIdentity": self.owner.node,
             "leaseDurationSeconds": int(SILENT_SECONDS),
             "renewTime": _micro_time(self.clock()),
         }
         # Renewed before it is made: it is missing once in a node's life.
         try:
-            await self.api.patch(f"{path}/{lease_name(self.node)}", json.dumps({"spec": spec}))
+            await self.api.patch(
+                f"{path}/{lease_name(self.owner.node)}", json.dumps({"spec": spec})
+            )
         except NotFound:
             await self._create(path, spec)
             return True
         return False
 
     async def _create(self, path: str, spec: Json) -> None:
-        owner = await owned_by_node(self.api, self.node)
-        if self._owned and not owner:
-            # Nobody would delete it: this agent's Node is gone, for ever or until kubelet registers it again.
-            raise NotFound(f"the Node {self.node} was deleted")
-        self._owned = bool(owner)
         metadata = {
-            "name": lease_name(self.node),
+            "name": lease_name(self.owner.node),
             "labels": {HEARTBEAT_LABEL: "agent"},
-            **owner,
+            **await self.owner.metadata(),
         }
         document = {"apiVersion": LEASES_API, "kind": "Lease", "metadata": metadata, "spec": spec}
         await self.api.create(path, document)

@@ -18,7 +18,7 @@ from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.node_cache import KIND, PLURAL, NodeCacheStatus
 from cache_agent.node.threads import wait_event
-from cache_agent.prewarm.cluster.node_owner import owned_by_node
+from cache_agent.prewarm.cluster.node_owner import NodeOwner
 from modelimage.errors import NotFound, WeightyardError
 
 Json = dict[str, Any]
@@ -66,7 +66,7 @@ class NodeCacheWriter:
     """
 
     api: KubeClient
-    node: str
+    owner: NodeOwner
     make: Callable[[NodeCacheStatus], NodeCacheStatus]
     busy: Callable[[], bool]
     changed: asyncio.Event
@@ -137,7 +137,7 @@ class NodeCacheWriter:
         known = {"resourceVersion": self._version} if self._version else {}
         body = f'{{"metadata": {json.dumps(known)}, "status": {_fields(status, self.written)}}}'
         try:
-            answer = await self.api.patch(f"{PATH}/{self.node}/status", body)
+            answer = await self.api.patch(f"{PATH}/{self.owner.node}/status", body)
         except NotFound:
             self._version, self.written = None, None  # deleted: the next report creates it
             raise
@@ -148,7 +148,7 @@ class NodeCacheWriter:
         # The stored status is unknown, so the next patch must hold every field, not only the changed ones.
         self.written = None
         try:
-            found = await self.api.get(f"{PATH}/{self.node}")
+            found = await self.api.get(f"{PATH}/{self.owner.node}")
         except NotFound:
             found = await self.api.create(PATH, await self._document())
         return _version_of(found)
@@ -157,8 +157,8 @@ class NodeCacheWriter:
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"name": self.node, **await owned_by_node(self.api, self.node)},
-            "spec": {"node": self.node},
+            "metadata": {"name": self.owner.node, **await self.owner.metadata()},
+            "spec": {"node": self.owner.node},
         }
 
 

@@ -21,6 +21,7 @@ from cache_agent.prewarm.cluster.desired_models import (
     NodeLabels,
 )
 from cache_agent.prewarm.cluster.node_cache_writer import NodeCacheWriter, urgency
+from cache_agent.prewarm.cluster.node_owner import NodeOwner
 from cache_agent.prewarm.pull_secrets import ClusterSecrets
 from tests.cache_agent.nodes import NodeFactory
 from tests.cache_agent.prewarm.documents import cached_model
@@ -85,7 +86,7 @@ async def a_cluster(
     ):
         wanted = ClusterSource(at.reconciler.want, at.reconciler.trouble, labels)
         reporter = NodeCacheWriter(
-            api, "n1", at.reconciler.status, lambda: at.reconciler.busy, changed,
+            api, NodeOwner(api, "n1"), at.reconciler.status, lambda: at.reconciler.busy, changed,
             lambda event, **fields: at.log.append((event, fields)),
             node.engine.monotonic, backoff=quick(),
         )  # fmt: skip
@@ -184,6 +185,28 @@ def test_a_report_that_another_has_changed_is_written_whole_again(open_node: Nod
             assert [each.type for each in after.status.conditions] == [
                 each.type for each in before.status.conditions
             ]
+
+    run(test())
+
+
+def test_a_node_that_is_gone_gets_no_report_that_nobody_would_delete(
+    open_node: NodeFactory,
+) -> None:
+    """The API server deletes the report with its Node, while the agent runs on until kubelet stops it."""
+
+    async def test() -> None:
+        server = FakeApi()
+        server.create(model("a", "reg.test/m0:v1"))
+        async with a_cluster(open_node, server) as cluster:
+            await cluster.reported(("a", "Ready"))
+            server.delete("Node", "", "n1")
+            assert server.list("NodeCache") == []
+            cluster.reporter.rewrite()
+            await until(lambda: bool(cluster.at.log), what="a report that isn't written")
+            assert server.list("NodeCache") == []
+            uid = server.create(NODE)["metadata"]["uid"]
+            await until(lambda: bool(server.list("NodeCache")), what="a report for the new Node")
+            assert server.list("NodeCache")[0]["metadata"]["ownerReferences"][0]["uid"] == uid
 
     run(test())
 

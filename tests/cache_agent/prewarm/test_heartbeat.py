@@ -11,6 +11,7 @@ from typing import Any
 from cache_agent.api.heartbeat import HEARTBEAT_LABEL, RENEW_SECONDS, SILENT_SECONDS
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.prewarm.cluster.heartbeat import Heartbeat
+from cache_agent.prewarm.cluster.node_owner import NodeOwner
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
 
@@ -46,7 +47,7 @@ async def beating(*, refused: bool = False) -> AsyncIterator[Beating]:
         connection = replace(http.connection(), namespace=SPACE)
         async with KubeClient(connection, role="agent") as api:
             heartbeat = Heartbeat(
-                api, "n1", lambda: lapses.append(seconds[0]), lambda event, **_: notes.append(event),
+                api, NodeOwner(api, "n1"), lambda: lapses.append(seconds[0]), lambda event, **_: notes.append(event),
                 clock=lambda: seconds[0], monotonic=lambda: seconds[0],
             )  # fmt: skip
             yield Beating(server, heartbeat, seconds, lapses, notes)
