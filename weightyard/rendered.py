@@ -38,6 +38,10 @@ _EXPLAINED: Final[Mapping[str, tuple[str, ...]]] = {
         "the endpoint picker that endpointPickerRef names, which this file doesn't have: the inference extension's"
         " chart `inferencepool` makes it, and calls it after its release.",
     ),
+    "karpenter": (
+        "Karpenter (karpenter.sh/v1) and the node class that nodeClassRef names.",
+        "Weightyard's chart: its agents tolerate the taints, and its controller takes the startup taint away.",
+    ),
     "up": ("nothing: it is the command that `weightyard up` starts, for reading.",),
 }  # fmt: skip
 

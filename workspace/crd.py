@@ -84,6 +84,12 @@ RULES: Final[Rules] = {
             "a shared GPU means gpus: 1",
         ),
     ),
+    ("resources", "provisioning"): (
+        (
+            "has(self.queue) == (has(self.by) && self.by == 'kueue')",
+            "queue goes with by: kueue, and by: kueue needs one",
+        ),
+    ),
     **dict.fromkeys(_LABELS, (LABEL_KEYS,)),
     ("rollout", "steps", "[]"): (
         (

@@ -35,6 +35,7 @@ from workspace.field_types import (
     as_enum,
     refuse_repeats,
 )
+from workspace.provisioning_spec import Provisioning
 from workspace.rollout_spec import Rollout
 from workspace.tenancy import Tenancy
 from workspace.trace_context import Tracing
@@ -268,6 +269,7 @@ class Resources(Strict):
         default=(), strict=False, max_length=64,
         description="Taints that servers accept, beside the GPU vendor's own.",
     )  # fmt: skip
+    provisioning: Provisioning | None = None
 
     @model_validator(mode="after")
     def _one_sharing(self) -> Self:

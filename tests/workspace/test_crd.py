@@ -205,6 +205,10 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "gpuMemory": st.sampled_from(["24Gi", "24GiB", "", "1"]),
         "memory": st.sampled_from(["24Gi", "1.5Gi", "9" * 19]),
         "nodeSelector": LABELS,
+        "provisioning": optional(
+            by=st.sampled_from(["none", "karpenter", "kueue", "other"]), queue=NAMES,
+            capacity=optional(spot=st.sampled_from(["only", "always"])),
+        ),
         "tolerations": st.lists(
             optional(
                 key=TEXT, value=TEXT, operator=st.sampled_from(["Exists", "In"]),
@@ -278,6 +282,8 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"runtime": {"engine": "tgi", "tracing": {"endpoint": "http://c:4317"}}},
         {"resources": {"fraction": 0.5, "migProfile": "1g.10gb"}},
         {"resources": {"fraction": 0.5, "gpus": 2}},
+        {"resources": {"provisioning": {"by": "kueue"}}},
+        {"resources": {"provisioning": {"queue": "a"}}},
         {"scale": {"min": 3, "max": 2}},
         {"scale": {"min": 0, "max": 2, "by": "hpa"}},
         {"scale": {"max": 2, "by": "keda"}},

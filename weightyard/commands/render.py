@@ -23,6 +23,7 @@ from workspace.images import resolve_workspace
 from workspace.render.child_process import render_up
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
+from workspace.render.karpenter import node_pool
 from workspace.render.kubernetes import AGENT_IMAGE, SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
 from workspace.render.release import (
@@ -38,7 +39,7 @@ from workspace.render.standalone import check_reachable, undemanded_gpu
 from workspace.schema import AUTO_VARIANT, Workspace
 from workspace.sources import source_uri
 
-TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
+TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "karpenter", "up")
 
 
 @click.command()
@@ -64,12 +65,18 @@ TARGETS: Final = ("kubernetes", "compose", "llm-d", "llm-d-pool", "up")
     metavar="NAMESPACE",
     help="Let this namespace's Prometheus read the metrics (kubernetes).",
 )
+@click.option(
+    "--node-class",
+    metavar="KIND/NAME",
+    help="The node class of the pool, such as EC2NodeClass/gpu (karpenter).",
+)
 @root_option
 @access_options
 @pass_console
 def render(
     console: Console, *, given: str, name: str | None, target: str,
-    system_namespace: str, agent_image: str, scrape_from: str | None, root: Path, access: Access,
+    system_namespace: str, agent_image: str, scrape_from: str | None, node_class: str | None,
+    root: Path, access: Access,
 ) -> None:  # fmt: skip
     """Render WORKSPACE as YAML on stdout.
 
@@ -79,6 +86,11 @@ def render(
     (spec.resources.gpu or gpuMemory); `--to up` takes this machine's if the workspace names none, and builds a source
     as `up` does. The server's command line is the same for every target. A header says what the file needs.
     """
+    if target == "karpenter" and node_class is None:
+        raise InvalidInput(
+            "a node pool needs a node class",
+            hint="Give --node-class KIND/NAME, such as EC2NodeClass/gpu.",
+        )
     source = read_workspace(given, name=name, here=target == "up")
     if source.checkpoint is not None:
         raise InvalidInput(
@@ -106,7 +118,7 @@ def render(
     environment = SystemSettings(system_namespace=system_namespace, agent_image=agent_image)
     documents = _documents(
         workspace, release, target=target, environment=environment, hardware=hardware,
-        scraped_from=scrape_from,
+        scraped_from=scrape_from, node_class=node_class or "",
     )  # fmt: skip
     shown = header(
         workspace, release, target=target, file=given, version=installed_version(),
@@ -119,7 +131,7 @@ def render(
 
 def _documents(
     workspace: Workspace, release: Release, *, target: str, environment: SystemSettings,
-    hardware: Hardware, scraped_from: str | None,
+    hardware: Hardware, scraped_from: str | None, node_class: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     if target == "kubernetes":
         return render_kubernetes(
@@ -131,6 +143,8 @@ def _documents(
         return [render_llmd(workspace, release, hardware)]
     if target == "llm-d-pool":
         return [inference_pool(workspace)]
+    if target == "karpenter":
+        return [node_pool(workspace, release, hardware, node_class=node_class)]
     return [render_up(release)]
 
 

@@ -18,6 +18,8 @@ from modelimage.cpus import FLAGS
 from modelimage.errors import InvalidInput
 from workspace.controller.objects import condition
 from workspace.hardware import Gpu, Hardware, find_gpu, requested_hardware
+from workspace.node_terms import match
+from workspace.provisioning import demanded_terms
 from workspace.render import names
 from workspace.render.pod import gpu_resource, tolerations
 from workspace.schema import Resources, Vendor
@@ -59,7 +61,7 @@ class KubeNode:
             labels={k: v for k, v in labels.items() if not k.startswith(MODEL_LABELS)},
             taints=tuple(spec.get("taints") or ()),
             allocatable=status.get("allocatable") or {},
-            usable=ready and not spec.get("unschedulable", False),
+            usable=ready and not _is_leaving(document),
             ready=ready,
             held=frozenset(
                 k for k, v in labels.items() if k.startswith(MODEL_LABELS) and v == names.READY
@@ -81,6 +83,7 @@ class KubeNode:
 def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> list[KubeNode]:
     """Nodes that could run a replica with `gpus` GPUs, sorted by name."""
     accepted = tolerations(resources, gpus=gpus)
+    terms = demanded_terms(resources, gpus=gpus)
     return sorted(
         (
             node
@@ -88,6 +91,7 @@ def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> l
             # The scheduler's own predicates: a node that it would refuse must not be waited for to become warm.
             if node.usable
             and all(node.has(k, v) for k, v in resources.node_selector.items())
+            and match(terms, node.labels)
             and all(_tolerated(taint, accepted) for taint in node.taints)
             and (not gpus or node.count(gpu_resource(resources)) >= gpus)
         ),
@@ -200,6 +204,12 @@ def _bytes(text: str) -> int:
         return parse_quantity(text)
     except ValueError as error:
         raise InvalidInput(f"a node's label says its GPU has {text!r} of memory") from error
+
+
+def _is_leaving(document: Json) -> bool:
+    """Whether the node takes no new pods: cordoned, or deleted and kept only until it is empty (Karpenter does)."""
+    spec = document.get("spec") or {}
+    return bool(spec.get("unschedulable") or document["metadata"].get("deletionTimestamp"))
 
 
 def _tolerated(taint: Json, accepted: Iterable[Json]) -> bool:

@@ -13,9 +13,9 @@ from workspace.render.kubernetes import (
     surrounding_objects,
     wanted_range,
 )
-from workspace.render.pod import pod_template
+from workspace.render.pod import affinity, pod_template
 from workspace.render.release import Release
-from workspace.render.standalone import gpu_node_terms, limited, memory_limit, with_gpu_nodes
+from workspace.render.standalone import gpu_node_terms, limited, memory_limit
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -83,7 +83,7 @@ def _standalone(
     (server,) = spec["containers"]
     limit = memory_limit(workspace, release)
     server = {**server, "resources": limited(server["resources"], limit)}
-    found = with_gpu_nodes(spec.get("affinity"), gpu_node_terms(workspace, release, hardware))
+    found = affinity(workspace.spec, release, gpu_node_terms(workspace, release, hardware))
     return {
         "metadata": {**template["metadata"], "annotations": shown},
         "spec": {**spec, **({"affinity": found} if found else {}), "containers": [server]},

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from workspace.provisioning import queue_label
 from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.build_settings import BuildSettings
@@ -98,7 +99,7 @@ def deployment(
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
-            **meta(workspace, workspace.name),
+            **_queued(workspace, workspace.name),
             **({"annotations": {names.SURGE: "1"}} if surge else {}),
         },
         "spec": {
@@ -133,7 +134,13 @@ def candidate_deployment(
         environment=environment,
         selector={**selector, names.TRACK: names.CANDIDATE},
     )
-    return {**made, "metadata": meta(workspace, names.candidate(workspace.name))}
+    return {**made, "metadata": _queued(workspace, names.candidate(workspace.name))}
+
+
+def _queued(workspace: Workspace, name: str) -> Json:
+    """A Deployment's metadata, with the label by which Kueue admits its pods if the spec names a queue."""
+    metadata = meta(workspace, name)
+    return {**metadata, "labels": {**metadata["labels"], **queue_label(workspace.spec.resources)}}
 
 
 def service(workspace: Workspace, routing: Routing = DIRECT) -> Json:

@@ -23,7 +23,7 @@ from workspace.render.pod import (
     volumes,
 )
 from workspace.render.release import Release, server_port
-from workspace.render.standalone import gpu_node_terms, limited, memory_limit, with_gpu_nodes
+from workspace.render.standalone import gpu_node_terms, limited, memory_limit
 from workspace.schema import Vendor, Workspace
 
 Json = dict[str, Any]
@@ -50,10 +50,7 @@ def render_llmd(workspace: Workspace, release: Release, hardware: Hardware = NO_
     """The values document. Its pods have the labels that `inference_pool` selects."""
     spec, plan = workspace.spec, release.plan
     accepted = tolerations(spec.resources, gpus=plan.gpus)
-    found = with_gpu_nodes(
-        affinity(spec.placement, names.node_label(release.key)),
-        gpu_node_terms(workspace, release, hardware),
-    )
+    found = affinity(spec, release, gpu_node_terms(workspace, release, hardware))
     extra = {
         "automountServiceAccountToken": False,
         "securityContext": pod_security(),

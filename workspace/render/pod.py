@@ -7,8 +7,16 @@ fields of Kubernetes 1.25: an older server drops others, and the object would ne
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Final
 
+from workspace.node_terms import Term, both, is_in
+from workspace.provisioning import (
+    capacity_preferences,
+    capacity_tolerations,
+    demanded_terms,
+    queue_label,
+)
 from workspace.render import drain, names
 from workspace.render.quantities import canonical, total_bytes
 from workspace.render.release import Release
@@ -39,6 +47,7 @@ def pod_template(
                 names.REVISION: revision,
                 names.VARIANT: release.plan.variant,
                 **inference_pool_labels(workspace.name),
+                **queue_label(workspace.spec.resources),
             },
             "annotations": {
                 names.IMAGE: release.model,
@@ -173,24 +182,34 @@ def gpu_resource(resources: Resources) -> str:
 
 
 def tolerations(resources: Resources, *, gpus: int) -> list[Json]:
-    """The spec's tolerations, plus the usual taint of nodes reserved for GPU pods."""
+    """The spec's tolerations, plus the usual taints of nodes for GPU pods and of spot nodes."""
     own = [_toleration(each) for each in resources.tolerations]
     name = RESOURCE_NAMES[resources.vendor]
     if gpus and not any(each.get("key") == name for each in own):
         own.append({"key": name, "operator": "Exists", "effect": "NoSchedule"})
-    return own
+    taken = {each.get("key") for each in own}
+    spot = capacity_tolerations(resources.provisioning)
+    return own + [each for each in spot if each["key"] not in taken]
 
 
-def affinity(placement: Placement, label: str) -> Json | None:
-    """Node affinity to nodes that hold the model."""
-    term = {"matchExpressions": [{"key": label, "operator": "In", "values": [names.READY]}]}
-    if placement is Placement.REQUIRED:
-        required = {"nodeSelectorTerms": [term]}
-        return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
-    if placement is Placement.PREFERRED:
-        preferred = [{"weight": 100, "preference": term}]
-        return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
-    return None
+def affinity(spec: Spec, release: Release, existing: Sequence[Term] = ()) -> Json | None:
+    """Node affinity: to nodes that hold the model, as `placement` says, and to the capacity and GPUs demanded.
+
+    `existing`: more terms of which a node must fulfil one.
+    """
+    held = [is_in(names.node_label(release.key), [names.READY])]
+    must = [held] if spec.placement is Placement.REQUIRED else []
+    terms = both(both(must, demanded_terms(spec.resources, gpus=release.plan.gpus)), existing)
+    preferred = capacity_preferences(spec.resources.provisioning)
+    if spec.placement is Placement.PREFERRED:
+        preferred.insert(0, {"weight": 100, "preference": {"matchExpressions": held}})
+    found: Json = {}
+    if terms:
+        listed = [{"matchExpressions": term} for term in terms]
+        found["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": listed}
+    if preferred:
+        found["preferredDuringSchedulingIgnoredDuringExecution"] = preferred
+    return {"nodeAffinity": found} if found else None
 
 
 def container(workspace: Workspace, release: Release, parent: str = "") -> Json:
@@ -223,7 +242,7 @@ def container(workspace: Workspace, release: Release, parent: str = "") -> Json:
 
 def _pod_spec(workspace: Workspace, release: Release, uid: str | None, parent: str) -> Json:
     spec = workspace.spec
-    found = affinity(spec.placement, names.node_label(release.key))
+    found = affinity(spec, release)
     accepted = tolerations(spec.resources, gpus=release.plan.gpus)
     selected = spec.resources.node_selector
     secret = spec.model.pull_secret

@@ -5,12 +5,14 @@ The controller knows its cluster and corrects itself; a rendered file is applied
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any, Final
 
 from modelimage.errors import InvalidInput
 from modelimage.reference import LayoutReference, parse_image
-from workspace.hardware import Gpu, Hardware
+from workspace.hardware import Hardware
+from workspace.node_terms import Term
+from workspace.provisioning import discovered_terms
+from workspace.provisioning_spec import Provisioner
 from workspace.render.quantities import canonical, total_bytes
 from workspace.render.release import Release
 from workspace.schema import Resources, Vendor, Workspace
@@ -20,13 +22,6 @@ Json = dict[str, Any]
 
 # A server may need more than its estimate: the limit ends a leak, not a healthy server.
 LIMIT_FACTOR: Final = 2
-# GPU feature discovery's labels: MiB of memory, and the compute capability's two numbers.
-_MEMORY: Final = "nvidia.com/gpu.memory"
-_MAJOR: Final = "nvidia.com/gpu.compute.major"
-_MINOR: Final = "nvidia.com/gpu.compute.minor"
-# Drivers keep some of a card's memory: an H100 of 80 GiB has the label 81559, an A10 of 22.5 GiB 23028.
-_LABELLED_SHARE: Final = 0.95
-_MIB: Final = 1 << 20
 # A node selector with one of these says which GPUs its nodes have.
 _TELLING_PREFIXES: Final = (
     "nvidia.com/", "amd.com/", "gpu.intel.com/", "aws.amazon.com/neuron", "feature.node.kubernetes.io/",
@@ -64,7 +59,7 @@ def undemanded_gpu(workspace: Workspace, release: Release) -> str | None:
     )
 
 
-def gpu_node_terms(workspace: Workspace, release: Release, hardware: Hardware) -> list[Json]:
+def gpu_node_terms(workspace: Workspace, release: Release, hardware: Hardware) -> list[Term]:
     """Node selector terms, of which one must hold: at least the memory and the capability of the planned GPU.
 
     Empty where no GPU is used, the node selector demands one already, or no label is known for the vendor.
@@ -72,43 +67,11 @@ def gpu_node_terms(workspace: Workspace, release: Release, hardware: Hardware) -
     resources, gpu = workspace.spec.resources, hardware.gpu
     if not release.plan.gpus or gpu is None or demands_gpu(resources):
         return []
+    if resources.provisioning is not None and resources.provisioning.by is Provisioner.KARPENTER:
+        return []  # the pod's own affinity has them
     if gpu.vendor is not Vendor.NVIDIA or resources.vendor is not Vendor.NVIDIA:
         return []
-    memory = _above(_MEMORY, int(gpu.memory_bytes * _LABELLED_SHARE) // _MIB)
-    return [{"matchExpressions": [memory, *each]} for each in _capabilities(gpu)]
-
-
-def _capabilities(gpu: Gpu) -> list[list[Json]]:
-    """Alternatives that together mean `at least this capability`; one without conditions where it is unknown."""
-    if not gpu.capability:
-        return [[]]
-    major, minor = divmod(gpu.capability, 10)
-    if not minor:
-        return [[_above(_MAJOR, major - 1)]]
-    same = {"key": _MAJOR, "operator": "In", "values": [str(major)]}
-    return [[same, _above(_MINOR, minor - 1)], [_above(_MAJOR, major)]]
-
-
-def _above(key: str, value: int) -> Json:
-    return {"key": key, "operator": "Gt", "values": [str(value)]}
-
-
-def with_gpu_nodes(affinity: Json | None, terms: list[Json]) -> Json | None:
-    """An affinity that also requires one of `terms`. Required terms of its own are combined with each of them."""
-    if not terms:
-        return affinity
-    merged = deepcopy(affinity or {})
-    node = merged.setdefault("nodeAffinity", {})
-    required = node.get("requiredDuringSchedulingIgnoredDuringExecution", {})
-    own = required.get("nodeSelectorTerms") or [{"matchExpressions": []}]
-    node["requiredDuringSchedulingIgnoredDuringExecution"] = {
-        "nodeSelectorTerms": [
-            {"matchExpressions": [*mine["matchExpressions"], *deepcopy(theirs["matchExpressions"])]}
-            for mine in own
-            for theirs in terms
-        ]
-    }
-    return merged
+    return discovered_terms(gpu)
 
 
 def memory_limit(workspace: Workspace, release: Release) -> str:

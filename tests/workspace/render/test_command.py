@@ -67,14 +67,20 @@ def test_kubernetes_objects_are_yaml_that_a_server_accepts(
     assert "'variant': 'bf16'" in volumes
 
 
-@pytest.mark.parametrize("target", ["compose", "llm-d", "llm-d-pool", "up"])
+@pytest.mark.parametrize("target", ["compose", "llm-d", "llm-d-pool", "karpenter", "up"])
 def test_every_other_target_is_one_document(
     file: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
-    text = output(capsys, "-f", str(file), "--to", target)
-    assert yaml.safe_load(text) == json.loads(
-        output(capsys, "--json", "-f", str(file), "--to", target)
-    )
+    words = ["-f", str(file), "--to", target]
+    words += ["--node-class", "EC2NodeClass/gpu"] if target == "karpenter" else []
+    assert yaml.safe_load(output(capsys, *words)) == json.loads(output(capsys, "--json", *words))
+
+
+def test_a_pool_without_its_node_class_is_refused_at_once(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["render", "-f", str(file), "--to", "karpenter"]) == 2
+    assert "--node-class KIND/NAME" in capsys.readouterr().err
 
 
 def test_the_variant_is_the_one_asked_for(

@@ -8,12 +8,14 @@ import pytest
 
 from tests.workspace import samples
 from workspace.hardware import GPUS, requested_hardware
+from workspace.node_terms import Term, match
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import render_compose
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.llmd import render_llmd
+from workspace.render.pod import affinity
 from workspace.render.quantities import total_bytes
-from workspace.render.standalone import gpu_node_terms, undemanded_gpu, with_gpu_nodes
+from workspace.render.standalone import gpu_node_terms, undemanded_gpu
 
 Json = dict[str, Any]
 # Labels of GPU feature discovery as they are seen on nodes: MiB of memory, and the compute capability.
@@ -21,21 +23,6 @@ LABELLED = {
     "T4": (15360, "7", "5"), "A10": (23028, "8", "6"), "L4": (23034, "8", "9"), "A100": (40960, "8", "0"),
     "A100-80GB": (81920, "8", "0"), "H100": (81559, "9", "0"), "H200": (143771, "9", "0"),
 }  # fmt: skip
-
-
-def holds(expression: Json, labels: dict[str, str]) -> bool:
-    """As the scheduler reads it."""
-    value = labels.get(expression["key"])
-    if value is None:
-        return False
-    if expression["operator"] == "In":
-        return value in expression["values"]
-    assert expression["operator"] == "Gt"
-    return int(value) > int(expression["values"][0])
-
-
-def fits(terms: list[Json], labels: dict[str, str]) -> bool:
-    return any(all(holds(e, labels) for e in term["matchExpressions"]) for term in terms)
 
 
 def labels_of(name: str) -> dict[str, str]:
@@ -47,7 +34,7 @@ def labels_of(name: str) -> dict[str, str]:
     }
 
 
-def terms_for(resources: Json) -> list[Json]:
+def terms_for(resources: Json) -> list[Term]:
     workspace = samples.workspace(resources=resources)
     hardware = requested_hardware(workspace.spec.resources)
     return gpu_node_terms(workspace, samples.release(workspace), hardware)
@@ -59,8 +46,8 @@ def test_nodes_with_the_planned_gpu_or_a_better_one_are_taken(planned: str) -> N
     for name, (memory, major, minor) in LABELLED.items():
         enough = memory >= LABELLED[planned][0] * 0.95
         able = (major, minor) >= LABELLED[planned][1:]
-        assert fits(terms, labels_of(name)) == (enough and able), (planned, name)
-    assert not fits(terms, {})
+        assert match(terms, labels_of(name)) == (enough and able), (planned, name)
+    assert not match(terms, {})
 
 
 @pytest.mark.parametrize(
@@ -94,21 +81,21 @@ def test_another_vendors_gpu_must_be_selected_by_hand() -> None:
 
 def test_required_terms_are_combined_with_those_there() -> None:
     """Terms are alternatives, so a further condition belongs into each of them."""
-    own = {"key": "m", "operator": "In", "values": ["ready"]}
-    before: Json = {
-        "nodeAffinity": {
-            "requiredDuringSchedulingIgnoredDuringExecution": {
-                "nodeSelectorTerms": [{"matchExpressions": [own]}]
-            }
-        }
-    }
-    merged = with_gpu_nodes(before, terms_for({"gpu": "L4"}))
+    each = samples.workspace(resources={"gpu": "L4"}, placement="required")
+    release = samples.release(each)
+    alone = affinity(each.spec, release)
+    merged = affinity(each.spec, release, terms_for({"gpu": "L4"}))
+    assert alone is not None
     assert merged is not None
-    terms = merged["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    assert len(terms["nodeSelectorTerms"]) == 2
-    assert all(own in term["matchExpressions"] for term in terms["nodeSelectorTerms"])
-    assert with_gpu_nodes(before, []) == before
-    assert before["nodeAffinity"] != merged["nodeAffinity"]
+
+    def terms(found: Json) -> list[Json]:
+        required = found["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        return list(required["nodeSelectorTerms"])
+
+    (own,) = terms(alone)[0]["matchExpressions"]
+    assert len(terms(merged)) == 2
+    assert all(own in term["matchExpressions"] for term in terms(merged))
+    assert all(len(term["matchExpressions"]) > 1 for term in terms(merged))
 
 
 @pytest.mark.parametrize("memory", [None, "48Gi"])
@@ -124,11 +111,8 @@ def test_every_container_has_a_limit_of_memory(memory: str | None) -> None:
     assert [e["resources"]["limits"]["memory"] for e in pod["containers"]] == [wanted]
     values = render_llmd(workspace, release, hardware)["decode"]
     assert [e["resources"]["limits"]["memory"] for e in values["containers"]] == [wanted]
-    assert fits(
-        values["extraConfig"]["affinity"]["nodeAffinity"][
-            "requiredDuringSchedulingIgnoredDuringExecution"
-        ]["nodeSelectorTerms"],
-        labels_of("L4"),
-    )
+    required = values["extraConfig"]["affinity"]["nodeAffinity"]
+    terms = required["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert match([each["matchExpressions"] for each in terms], labels_of("L4"))
     services = render_compose(workspace, release, SystemSettings())["services"]
     assert all(each["mem_limit"] > 0 for each in services.values())

@@ -1,0 +1,54 @@
+"""A Workspace's `spec.resources.provisioning`: who makes the nodes of its servers, and of what capacity."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from cache_agent.api.kube_objects import Strict
+from workspace.field_types import as_enum
+
+# A Kueue LocalQueue's name, which is also a label's value.
+QueueName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max_length=63)
+]
+
+
+class Provisioner(Enum):
+    """Who makes nodes: nobody beside the cluster's autoscaler, Karpenter, or Kueue's ProvisioningRequests."""
+
+    NONE = "none"
+    KARPENTER = "karpenter"
+    KUEUE = "kueue"
+
+
+class Spot(Enum):
+    """Whether servers run on capacity that the cloud may take back."""
+
+    PREFERRED = "preferred"
+    ONLY = "only"
+    NEVER = "never"
+
+
+class Capacity(Strict):
+    """The capacity that servers run on."""
+
+    spot: Annotated[Spot, as_enum(Spot)] = Spot.PREFERRED
+
+
+class Provisioning(Strict):
+    """Who makes the nodes, and of what capacity. `capacity` absent: whatever comes."""
+
+    by: Annotated[Provisioner, as_enum(Provisioner)] = Provisioner.NONE
+    queue: QueueName | None = Field(
+        default=None, description="The LocalQueue that admits the servers, with by: kueue."
+    )
+    capacity: Capacity | None = None
+
+    @model_validator(mode="after")
+    def _queued(self) -> Self:
+        if (self.by is Provisioner.KUEUE) != (self.queue is not None):
+            raise ValueError("queue goes with by: kueue, and by: kueue needs one")
+        return self
