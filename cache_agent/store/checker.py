@@ -151,8 +151,10 @@ class Checker:
                 yield Violation(ViolationKind.FOREIGN, path, "in the place of a directory")
 
     def _files(self) -> Iterator[Violation]:
+        directories = listed(self.paths.files)
+        used = {path.name for path in directories} | self.ledger.file_prefixes()
         # One prefix at a time, to bound memory.
-        for prefix in FILE_PREFIXES:
+        for prefix in filter(used.__contains__, FILE_PREFIXES):
             known = self.ledger.file_digests(prefix)
             for path in listed(self.paths.files / prefix):
                 digest = parse_hex(path.name)
@@ -173,7 +175,7 @@ class Checker:
                 yield Violation(
                     ViolationKind.LEDGER, missing, "in the ledger, not on the disk", Digest(name)
                 )
-        for path in listed(self.paths.files):
+        for path in directories:
             if path.name not in FILE_PREFIXES or not is_real_directory(path):
                 yield Violation(ViolationKind.FOREIGN, path, "not a directory of files")
 

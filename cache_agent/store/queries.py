@@ -49,6 +49,13 @@ class Queries(ABC):
         row = self._one("SELECT * FROM files WHERE sha256 = ?", digest.hex)
         return self._files([row])[0] if row else None
 
+    def file_prefixes(self) -> set[str]:
+        """The first two hex digits of all files' digests."""
+        return {
+            str(prefix)
+            for (prefix,) in self._all("SELECT DISTINCT substr(sha256, 1, 2) FROM files")
+        }
+
     def file_digests(self, prefix: str) -> dict[str, int]:
         """Sizes by sha256 hex, of the files whose digest begins with two hex digits."""
         # `g` sorts after all hex digits: a range query uses the primary key's index.

@@ -115,10 +115,13 @@ class Recoverer:
         return journals
 
     def _files(self, done: Recovery) -> None:
-        for path in listed(self.paths.files):
+        directories = listed(self.paths.files)
+        for path in directories:
             if path.name not in FILE_PREFIXES or not is_real_directory(path):
                 self._no_file(path, done)
-        for prefix in FILE_PREFIXES:
+        # Others hold nothing: asking for all 256 would take most of an almost empty store's opening.
+        used = {path.name for path in directories} | self.ledger.file_prefixes()
+        for prefix in filter(used.__contains__, FILE_PREFIXES):
             plain, others = scan(self.paths.files / prefix)
             # Also a link in the place of a known file, which is then linked again from a model.
             for path in others:

@@ -109,3 +109,23 @@ def test_a_process_is_gone_only_when_proc_says_so(
     name = ProcessName(7, "20", "this-boot")
     holder = Holder(HolderKind.PROCESS, str(name))
     assert Machine(proc=tmp_path).is_gone(holder) is gone
+
+
+def test_opening_and_checking_ask_for_no_more_directories_than_there_are(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be 256: an almost empty store would spend most of its start on them."""
+    image, _, contents = simple_image(weights=[100])
+    node = open_node({"reg.test/m": image})
+    pull(node)
+    node.close()
+    asked: list[str] = []
+    digests = Ledger.file_digests
+    monkeypatch.setattr(
+        Ledger, "file_digests", lambda self, prefix: asked.append(prefix) or digests(self, prefix)
+    )
+    node = open_node({})
+    assert len(asked) <= len(contents) + 1
+    opened = len(asked)
+    assert node.check().findings == []
+    assert asked[opened:] == asked[:opened]
