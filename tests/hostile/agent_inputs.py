@@ -120,7 +120,7 @@ def _hub(path: str, answer: Callable[[], Answer]) -> AgentInput:
 INPUTS: Final[Mapping[str, AgentInput]] = {
     **{name: _pulled(name, answer) for name, answer in REGISTRY_ANSWERS.items()},
     "endless-hub": _hub("/api/models/endless-hub/m{}", lambda: endless),
-    "bomb-hub": _hub("/api/models/bomb-hub/m{}", lambda: gzip_bomb),
+    "bomb-hub": _hub("/api/models/bomb-hub/m{}", gzip_bomb),
     "huge-tree": _hub("/api/models/huge-tree/m{}/tree/main", lambda: document(listing(80_000))),
     "mirror-endless": AgentInput(
         lambda attacked: attacked.asks(

@@ -125,7 +125,7 @@ def page() -> bytes:
 
 INPUTS: Final[Mapping[str, ControllerInput]] = {
     **{name: _images(name, answer) for name, answer in REGISTRY_ANSWERS.items()},
-    "bomb-metrics": _metrics(lambda: gzip_bomb),
+    "bomb-metrics": _metrics(gzip_bomb),
     "endless-metrics": _metrics(lambda: endless),
     "huge-metrics": _metrics(lambda: document(page(), "text/plain")),
     "idle-connections": ControllerInput(Cluster.idle_connections),

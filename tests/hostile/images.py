@@ -111,10 +111,10 @@ def token_server(answer: Answer) -> Answer:
 # By the first part of a repository's name.
 REGISTRY_ANSWERS: Final[Mapping[str, Callable[[], Answer]]] = {
     "endless-manifest": lambda: endless,
-    "bomb-manifest": lambda: gzip_bomb,
+    "bomb-manifest": gzip_bomb,
     "huge-manifest": index_image,
     "endless-token": lambda: token_server(endless),
-    "bomb-token": lambda: token_server(gzip_bomb),
+    "bomb-token": lambda: token_server(gzip_bomb()),
     "record-of-values": lambda: record_image(values(MAX_RECORD_BYTES - MIB)),
     "record-of-chunks": lambda: record_image(chunked_text(MAX_RECORD_BYTES - MIB)),
     "huge-config": lambda: config_image(8 * MIB - 1000),

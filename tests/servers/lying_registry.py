@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -118,10 +119,16 @@ class GzipBomb(_On):
 
 
 def bomb(size: int = 1 << 30) -> bytes:
-    """Gzip of so many zero bytes, made in pieces."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    """Gzip of so many zero bytes, whole MiB: one is compressed and repeated, as compressing all takes seconds."""
     piece = bytes(1 << 20)
-    return b"".join(packer.compress(piece) for _ in range(size >> 20)) + packer.flush()
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    # A full flush ends the block on a whole byte, and the next one refers to nothing before it.
+    block = packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)
+    checksum = 0
+    for _ in range(size >> 20):
+        checksum = zlib.crc32(piece, checksum)
+    header = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
+    return header + block * (size >> 20) + packer.flush() + struct.pack("<II", checksum, size)
 
 
 class Endless(_On):
