@@ -22,6 +22,7 @@ from quantize.agreement import Totals, comparison, measure, windows
 from quantize.calibration import Calibration
 from quantize.checkpoint import open_checkpoint
 from quantize.dequantize import ROWS, Floats, Quantized, TensorFile, read_quantized
+from quantize.engines.wide_linear import widen_on_cpu
 from quantize.experts import Matrix
 from quantize.plan import Plan, ShardPlan, make_plan
 from quantize.quality import Comparison
@@ -45,6 +46,7 @@ def main() -> None:
     )
     text = Calibration(tuple(job["samples"]), Digest.parse(job["text"]))
     on_stage = stage_writer(Path(job["stages"]))
+    widen_on_cpu()
     found = compare(source, Path(job["quantized"]), plan, text, on_stage)
     Path(job["result"]).write_text(json.dumps(found.to_json()))
 

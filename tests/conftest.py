@@ -19,7 +19,9 @@ from weightyard.demo.smollm import default_cache
 
 pytest_plugins = ["tests.servers.fixtures", "tests.standstill", "tests.time_left"]
 # Modules that import torch, which `make test-fast` does without.
-NEED_TORCH = ("builder/test_build_pickles.py", "builder/test_convert.py")
+NEED_TORCH = (
+    "builder/test_build_pickles.py", "builder/test_convert.py", "quantize/test_wide_linear.py"
+)  # fmt: skip
 collect_ignore = [] if importlib.util.find_spec("torch") else list(NEED_TORCH)
 
 # `ci` draws the same examples on every run, so a red run can be repeated; `dev` explores; `fast` draws a fifth.

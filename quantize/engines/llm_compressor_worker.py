@@ -40,7 +40,9 @@ def main() -> None:
     # Beside this script, which is run with a safe path: without its own folder.
     sys.path.append(str(Path(__file__).parent))
     from layer_stages import tell_layers  # type: ignore[import-not-found] # noqa: PLC0415
+    from wide_linear import widen_on_cpu  # type: ignore[import-not-found] # noqa: PLC0415
 
+    widen_on_cpu()
     tell_layers(model, job["stages"])
     oneshot(
         model=model,

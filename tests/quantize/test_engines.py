@@ -15,6 +15,7 @@ from modelimage.checkpoint_files import read_header
 from modelimage.child import read_stat
 from modelimage.errors import EngineFailed
 from modelimage.safetensors import build_header
+from quantize.calibration import load_evaluation
 from quantize.engines import llm_compressor
 from quantize.engines.worker_process import run_worker
 from quantize.errors import EngineMissing, QualityTooLow
@@ -89,17 +90,25 @@ def test_an_environment_without_the_engine() -> None:
 
 
 @pytest.mark.slow
-def test_a_gate_that_is_missed_leaves_nothing(smollm2: Path, tmp_path: Path) -> None:
+def test_a_gate_that_is_missed_leaves_nothing(
+    smollm2: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # One window: which text it is, and how much, changes nothing of what follows a gate that is missed.
+    text = tmp_path_factory.mktemp("text") / "short.txt"
+    text.write_text("\n\n".join(load_evaluation().samples)[:500])
     options = QuantizeOptions(
-        Scheme.INT4, engine=QuantizationEngine.RTN, evaluation=Evaluation(Gates(min_top1=0.95))
+        Scheme.INT4,
+        engine=QuantizationEngine.RTN,
+        evaluation=Evaluation(Gates(min_top1=0.95), text),
     )
     with pytest.raises(QualityTooLow, match="top-1 agreement"):
         quantize_checkpoint(smollm2, tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []
 
 
-# Of the real model, this much is enough to see whether an engine gives the same bytes twice.
+# Of the real model and text, this much is enough to see whether an engine gives the same bytes twice.
 LAYERS = 2
+SAMPLES = 8
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +146,7 @@ def test_calibrating_twice_gives_the_same_bytes(
 ) -> None:
     """With engine, threads and processor pinned; on one core too, where GPTQModel wants two workers."""
     options = QuantizeOptions(
-        Scheme.INT4, engine=QuantizationEngine.GPTQ, threads=threads, calibration_samples=30
+        Scheme.INT4, engine=QuantizationEngine.GPTQ, threads=threads, calibration_samples=SAMPLES
     )
     first = quantize_checkpoint(shallow_model, tmp_path / "first", options)
     second = quantize_checkpoint(shallow_model, tmp_path / "elsewhere" / "second", options)
@@ -146,7 +155,7 @@ def test_calibrating_twice_gives_the_same_bytes(
     assert first.recipe["threads"] == threads
     assert first.recipe["reproducible"] == "same engine, threads and CPU class"
     assert first.recipe["engineVersions"]["gptqmodel"]
-    assert first.recipe["calibrationSamples"] == 30
+    assert first.recipe["calibrationSamples"] == SAMPLES
     assert first.plan.format is Format.GPTQ
     _check_nothing_else_changed(shallow_model, first.out)
     assert {path.name for path in tmp_path.iterdir()} == {"first", "elsewhere"}
