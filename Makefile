@@ -4,6 +4,8 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # Two processes: much of the suite waits for servers. tests/conftest.py says which tests stay together.
 IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+# Each of the hundreds of interpreters that tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-families faults check format conformance-kube bench clean

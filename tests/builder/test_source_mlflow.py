@@ -12,7 +12,6 @@ from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from mlflow import MlflowClient
 
 from builder.sources.factory import open_source
 from builder.sources.interface import ModelSource, SourceFile
@@ -163,6 +162,8 @@ def registered(tmp_path: Path, source: str) -> tuple[str, str]:
     to the next one of that name.
     """
     store = Path(tempfile.mkdtemp(prefix="store-", dir=tmp_path)).as_uri()
+    from mlflow import MlflowClient  # noqa: PLC0415 # takes seconds, which every run's collection would pay
+
     client = MlflowClient(store, store)
     client.create_registered_model("llm")
     version = client.create_model_version("llm", source=source)

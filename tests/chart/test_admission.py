@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import celpy
 import pytest
-from celpy.adapter import json_to_cel
 from celpy.celtypes import MapType, StringType
 
+from tests import cel
 from tests.chart.charting import find, render
 from tests.workspace.openapi import OLDEST
 
@@ -20,14 +19,11 @@ NODE_NAME = "authentication.kubernetes.io/node-name"
 
 def refusals(policy: Json, request: Json, object_: Json | None, old: Json | None) -> list[str]:
     """What a policy refuses, in words or by its expression; nothing where it doesn't match."""
-    environment = celpy.Environment()
     seen: Json = {"request": request, "object": object_, "oldObject": old}
 
     def value(expression: str, variables: Json) -> Any:
-        program = environment.program(environment.compile(expression))
         named = MapType({StringType(name): each for name, each in variables.items()})
-        given = {name: json_to_cel(each) for name, each in seen.items()}
-        return program.evaluate({**given, "variables": named})
+        return cel.evaluate(expression, seen, variables=named)
 
     if not all(value(each["expression"], {}) for each in policy["spec"]["matchConditions"]):
         return []

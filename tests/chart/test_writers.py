@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import celpy
 import pytest
-from celpy.adapter import json_to_cel
 from celpy.celtypes import BoolType, MapType, StringType
 
+from tests import cel
 from tests.chart.charting import Json, Refused, find, render
 
 
@@ -29,7 +28,6 @@ def refusals(values: Json, new: Json, old: Json | None = None, *, reads: bool = 
         **dict.fromkeys(("group", "resource", "namespace", "check"), step),
         "allowed": allowed,
     }
-    environment = celpy.Environment()
     seen = {
         "request": {"operation": "CREATE" if old is None else "UPDATE", "namespace": "team-a"},
         "object": {"spec": new},
@@ -39,9 +37,7 @@ def refusals(values: Json, new: Json, old: Json | None = None, *, reads: bool = 
     variables: dict[Any, Any] = {}
 
     def value(expression: str) -> Any:
-        program = environment.program(environment.compile(expression), functions=functions)
-        given = {name: json_to_cel(each) for name, each in seen.items()}
-        return program.evaluate({**given, "variables": MapType(variables)})
+        return cel.evaluate(expression, seen, functions, variables=MapType(variables))
 
     if not all(value(each["expression"]) for each in policy["matchConditions"]):
         return []

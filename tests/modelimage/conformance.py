@@ -133,7 +133,11 @@ class RepositoryContract:
         place.writer().put_blob(blob_content(BLOB), counts.append)
         assert sum(counts) == 0
 
-    @pytest.mark.parametrize("wrong", [BLOB[:-1] + b"!", BLOB[:-1], BLOB + b"!", b""])
+    @pytest.mark.parametrize(
+        "wrong",
+        [BLOB[:-1] + b"!", BLOB[:-1], BLOB + b"!", b""],
+        ids=["changed", "short", "long", "empty"],
+    )
     def test_a_blob_of_other_bytes_is_refused_and_not_visible(
         self, place: Place, wrong: bytes
     ) -> None:

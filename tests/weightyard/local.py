@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.servers.process import child_environment, wait_until
+from weightyard.up.state import WorkspaceDirectory, condition
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine"
 
@@ -78,7 +79,13 @@ class Terminal:
         return str(states.get(name, "absent"))
 
     def wait_for(self, name: str, state: str) -> None:
-        wait_until(lambda: self.state(name) == state, what=f"{name} {state}")
+        """Wait for a state as `ps` reads it: running the command again and again would slow what is waited for."""
+
+        def reached() -> bool:
+            found = WorkspaceDirectory(self.root, name).read()
+            return found is not None and condition(found) == state
+
+        wait_until(reached, what=f"{name} {state}")
 
     def document(self, name: str) -> dict[str, Any]:
         """The state file itself."""
