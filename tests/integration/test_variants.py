@@ -62,7 +62,7 @@ load = lambda where: AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfl
 subject, reference = load(directory), load(source)
 ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
 told = subject.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1]:]
-window = tokenizer(text, return_tensors="pt")["input_ids"][:, :512]
+window = tokenizer(text, return_tensors="pt")["input_ids"][:, :256]
 with torch.inference_mode():
     expected = torch.log_softmax(reference(window).logits[0].float(), -1)
     found = torch.log_softmax(subject(window).logits[0].float(), -1)

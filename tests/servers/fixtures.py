@@ -19,7 +19,6 @@ from tests.servers.hub import Hub
 from tests.servers.podman import Podman
 from tests.servers.registry import DockerRegistry, TokenAuthRegistry
 from tests.servers.s3 import S3
-from tests.servers.vllm import VllmServer
 from weightyard.demo.smollm import smollm2_checkpoint
 
 USERS = {"alice": "wonderland", "bob": "builder"}
@@ -100,10 +99,3 @@ def podman() -> Iterator[Podman]:
 def smollm2(model_cache: Path) -> Path:
     """The real SmolLM2-135M-Instruct checkpoint (269 MB, bfloat16), read-only by agreement."""
     return smollm2_checkpoint(model_cache)
-
-
-@pytest.fixture(scope="session")
-def vllm_server(smollm2: Path) -> Iterator[VllmServer]:
-    """A real vLLM that serves `smollm2`."""
-    with VllmServer(smollm2) as server:
-        yield server

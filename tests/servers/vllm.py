@@ -39,10 +39,6 @@ class VllmServer(ContextServer):
         choices: list[dict[str, Any]] = json.loads(answer.data)["choices"]
         return str(choices[0]["text"])
 
-    def metrics(self) -> str:
-        """The Prometheus page with the `vllm:*` metrics."""
-        return self._http.request("GET", f"{self.url}/metrics").data.decode()
-
     def log_text(self) -> str:
         """vLLM's whole log."""
         return self._process.log_text()

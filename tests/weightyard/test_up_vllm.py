@@ -41,6 +41,13 @@ def test_answers(ready: dict[str, Any]) -> None:
     assert "Paris" in ask(ready["url"], "The capital of France is").text
 
 
+def test_metrics_count_what_was_asked(ready: dict[str, Any]) -> None:
+    ask(ready["url"], "One, two, three,")
+    with urllib3.PoolManager(retries=False) as http:
+        page = http.request("GET", f"{ready['url']}/metrics").data.decode()
+    assert "vllm:request_success_total{" in page
+
+
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     with urllib3.PoolManager(retries=False) as http:
         reply = http.request("POST", url, json=body)
