@@ -8,9 +8,10 @@ trusted only after it has been computed locally. It contains only byte-determini
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, Final
 
 from modelimage import canonical
@@ -119,7 +120,7 @@ class ModelFacts:
     sampling: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Record:
     """The contents of one variant of a model image.
 
@@ -138,7 +139,8 @@ class Record:
     quantization: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    # Computed once, like `by_layer`: a pull asks for both again and again, and a record may list 20,000 files.
+    @cached_property
     def key(self) -> Digest:
         """The model key: the digest of the record's bytes."""
         return Digest.of(self.to_bytes())
@@ -148,8 +150,13 @@ class Record:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    @cached_property
+    def by_layer(self) -> Mapping[Digest, list[RecordFile]]:
+        """The files of each layer that has some, in the record's order."""
+        return files_by_layer(self.files)
+
     def layer_files(self, layer: Digest) -> list[RecordFile]:
-        return [file for file in self.files if file.layer == layer]
+        return self.by_layer.get(layer, [])
 
     def recipe(self, layer: Digest) -> Recipe:
         """The recipe of one layer's blob."""
@@ -264,6 +271,14 @@ def _from_json(document: Mapping[str, Any]) -> Record:
     )
 
 
+def files_by_layer(files: Iterable[RecordFile]) -> dict[Digest, list[RecordFile]]:
+    """The files of each layer, in their order."""
+    found: dict[Digest, list[RecordFile]] = {}
+    for file in files:
+        found.setdefault(file.layer, []).append(file)
+    return found
+
+
 def check_files(files: Sequence[RecordFile]) -> None:
     """Check the rules for the files of a record of any kind. Raises InvalidImage."""
     paths = [file.path for file in files]
@@ -292,11 +307,8 @@ def _check(record: Record, data: bytes) -> None:
         if file.layer not in layers:
             raise InvalidImage(f"{file.path!r} is in a layer that isn't listed")
     # The recipe's size equals the layer's only if the files fill the blob, so reads by recipe stay within it.
-    files: dict[Digest, list[LayerFile]] = {}
-    for file in record.files:
-        files.setdefault(file.layer, []).append(LayerFile(file.path, file.size, file.digest))
     for layer in record.layers:
-        if layer_recipe(files.get(layer.digest, [])).size != layer.size:
+        if record.recipe(layer.digest).size != layer.size:
             raise InvalidImage(f"files of layer {layer.digest} don't add up to its size")
 
 

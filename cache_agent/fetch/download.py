@@ -50,7 +50,7 @@ class Download:
         replace: bool = False,
         hurry: Hurry = ignore_hurry,
     ) -> None:
-        self.file = file
+        self.file, self.identity = file, identity(file)
         self.replace = replace
         self.repository = repository
         self.committed = threading.Event()
@@ -83,7 +83,7 @@ class Download:
 
     def open(self, pause: Callable[[int], None] = lambda count: None) -> None:
         """Open the partial. Raises NoSpace, NotWritable, DiskFailed."""
-        self._partial = self._store.partials.open(self.file)
+        self._partial = self._store.partials.open(self.file, self.identity)
         if self.replace:
             # Copies the correct chunks of the damaged file first, so only the others are fetched.
             self._store.repairer.salvage(self._partial, pause)
@@ -358,7 +358,7 @@ class Downloads:
         """Remove downloads that ended, committed or not, and wake the pulls that wait for them."""
         with self._lock:
             for download in downloads:
-                name = (store.paths.root, identity(download.file))
+                name = (store.paths.root, download.identity)
                 # A committed file may have been claimed again since; that entry is another pull's.
                 if self._running.get(name) is download:
                     del self._running[name]

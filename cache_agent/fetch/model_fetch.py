@@ -17,7 +17,6 @@ from cache_agent.fetch.range_planner import plan_queues, unique_files
 from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.sources.source import Source
 from cache_agent.store.budget import Reservation
-from cache_agent.store.partials import identity
 from cache_agent.store.store import Store
 from modelimage.record import Record, RecordFile
 from modelimage.repository import ImageReader
@@ -110,8 +109,8 @@ class ModelFetch:
 
     def _fetch(self, downloads: list[Download], sources: Sequence[Source]) -> None:
         store, pull = self.store, self.pull
-        need = sum(each.file.size - store.partials.size(each.file) for each in downloads)
-        resumes = {identity(each.file).hex for each in downloads}
+        need = sum(each.file.size - store.partials.size(each.identity) for each in downloads)
+        resumes = {each.identity.hex for each in downloads}
         with store.space.reserve(
             need, evicting=pull.request.evicting, resumes=resumes
         ) as reservation:
@@ -130,13 +129,15 @@ class ModelFetch:
         proving = all(source.authorizes for source in sources)
         for download in downloads:
             download.group = group
-            before = store.partials.size(download.file)
+            before = store.partials.size(download.identity)
             download.open()
             # A partial is named after its file only: a pull from another repository may have started it.
             if download.resumed:
                 download.mark_unproven()
-            if download.resumed or not proving:
-                download.follow_layer(self.record.recipe(download.file.layer))
+            layer = download.file.layer
+            # Of a layer with several files, of which there may be thousands, no download could compute the digest.
+            if (download.resumed or not proving) and len(self.record.layer_files(layer)) == 1:
+                download.follow_layer(self.record.recipe(layer))
             # Opening has allocated the whole partial: its bytes count as used now, not as promised.
             reservation.spend(download.file.size - before)
             pull.check_cancelled()

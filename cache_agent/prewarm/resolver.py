@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cache_agent.fetch.range_planner import unique_files
 from cache_agent.prewarm.values import FetchTarget
+from cache_agent.store.partials import identity
 from cache_agent.store.roots import Roots
 from cache_agent.store.values import repository_of
 from modelimage import canonical
@@ -68,5 +69,7 @@ def resolve_target(
         for file in unique_files(record.files)
         if roots.files.get(file.digest) is None or not roots.files.is_authorized(repository, file)
     ]
-    here = sum(max(store.partials.size(file) for store in roots.stores) for file in missing)
+    here = sum(
+        max(store.partials.size(identity(file)) for store in roots.stores) for file in missing
+    )
     return ResolvedTarget(record.key, sum(file.size for file in missing) - here)

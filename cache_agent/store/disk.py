@@ -23,6 +23,8 @@ from modelimage.errors import NoSpace, NotWritable, WeightyardError
 
 # 1 MiB costs twice the system time of two 512 KiB writes: the kernel then looks for larger contiguous pages.
 WRITE_BYTES: Final = 512 << 10
+# Up to this size a file's blocks are allocated by its one write: allocating them before takes longer than writing it.
+SMALL_BYTES: Final = 64 << 10
 READ_ONLY_FILE: Final = 0o444
 # EFBIG: larger than the filesystem or the process may write a file; the disk works.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -63,7 +65,7 @@ class Disk:
         self._observe = observe
 
     def open_partial(self, path: Path, size: int) -> int:
-        """Open a file of `size` bytes for reading and writing, with its blocks allocated now rather than on write."""
+        """Open a file of `size` bytes for reading and writing; a large one's blocks are allocated now, not on write."""
         with self._change("open_partial", path):
             # O_NOFOLLOW: a link in `partial/` must not redirect writes.
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -319,7 +321,7 @@ def _open_new(path: Path, mode: int) -> int:
 
 def _allocate(fd: int, size: int) -> None:
     """Allocate blocks where the filesystem can. Not posix_fallocate: glibc falls back to writing every block."""
-    if size == 0 or _libc.fallocate(fd, 0, 0, size) == 0:
+    if size <= SMALL_BYTES or _libc.fallocate(fd, 0, 0, size) == 0:
         return
     code = ctypes.get_errno()
     if code not in _NO_FALLOCATE:

@@ -130,14 +130,14 @@ class ModelLinks:
 
     def has_files(self, record: AnyRecord) -> bool:
         """Whether every file is in `files/`, and there as large as the ledger says."""
-        return all(self._is_there(file) for file in record.files)
+        return self._missing(record) is None
 
     def require_files(self, record: AnyRecord) -> None:
         """Raises Vanished for a file that is missing in `files/`, or isn't as large as the ledger says."""
-        for file in record.files:
-            if not self._is_there(file):
-                path = self.paths.file(file.digest)
-                raise Vanished(f"{path} was removed while it was used", hint="Pull again.")
+        missing = self._missing(record)
+        if missing is not None:
+            path = self.paths.file(missing.digest)
+            raise Vanished(f"{path} was removed while it was used", hint="Pull again.")
 
     def mend(self, record: AnyRecord, directory: Path) -> int:
         """Put right every name of a directory; returns how many were wrong. Raises Vanished for a missing file.
@@ -183,9 +183,14 @@ class ModelLinks:
         if not is_plain_file(path):
             self.set_aside(path)
 
-    def _is_there(self, file: RecordFile) -> bool:
-        stored, size = self.ledger.file(file.digest), plain_size(self.paths.file(file.digest))
-        return stored is not None and stored.size == size == file.size
+    def _missing(self, record: AnyRecord) -> RecordFile | None:
+        """The first file that isn't there as it should be."""
+        sizes = self.ledger.sizes_of([file.digest for file in record.files])
+        for file in record.files:
+            size = plain_size(self.paths.file(file.digest))
+            if size is None or not size == sizes.get(file.digest) == file.size:
+                return file
+        return None
 
 
 def set_aside(path: Path, paths: StorePaths, disk: Disk) -> None:

@@ -22,7 +22,7 @@ from blake3 import blake3
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
 from cache_agent.observability.events import Events, FileDamaged
-from cache_agent.store.disk import Disk, is_plain_file, plain_size, reading
+from cache_agent.store.disk import SMALL_BYTES, Disk, is_plain_file, plain_size, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
 from modelimage.digest import Digest
@@ -109,7 +109,9 @@ class Partial:
     def write(self, data: memoryview, offset: int) -> None:
         """Write bytes and start their writeback: in small steps, since synchronous requests to a busy disk stall."""
         self._disk.pwrite(self._fd, self.path, data, offset)
-        self._disk.start_writeback(self._fd, offset, len(data))
+        # A small file's bytes are flushed with those of many others: a request for each stalls on the journal.
+        if self.file.size > SMALL_BYTES:
+            self._disk.start_writeback(self._fd, offset, len(data))
 
     def mark(self, index: int) -> None:
         """Record that a chunk is written and verified."""
@@ -217,13 +219,16 @@ class StorePartials:
         """Remove the journal: no pull of this record is running any more."""
         self.disk.unlink(self.paths.journal(record.key))
 
-    def open(self, file: RecordFile) -> Partial:
-        """Open a file's partial, new or continued. Raises NoSpace when the disk can't hold the whole file."""
-        return Partial(file, self.paths, self.disk, self.boot)
+    def open(self, file: RecordFile, name: Digest | None = None) -> Partial:
+        """Open a file's partial, new or continued; `name`: its identity, where the caller has computed it.
 
-    def size(self, file: RecordFile) -> int:
-        """Size on disk of an earlier partial of this file, in bytes."""
-        return plain_size(self.paths.partial_data(identity(file))) or 0
+        Raises NoSpace when the disk can't hold the whole file.
+        """
+        return Partial(file, self.paths, self.disk, self.boot, name)
+
+    def size(self, name: Digest) -> int:
+        """Size on disk of an earlier partial, by the identity of its file, in bytes."""
+        return plain_size(self.paths.partial_data(name)) or 0
 
     def note_lost(self, file: RecordFile, index: int) -> None:
         """Report a chunk of a partial that changed on this disk and is fetched again."""

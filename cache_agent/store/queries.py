@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ Row = tuple[Any, ...]
 MODEL_COLUMNS: Final = (
     "key, variant, image, size, files, added, last_used, uses, fetch_seconds, pinned"
 )
+_VARIABLES: Final = 500
 _LEASES: Final = (
     "SELECT id, key, holder, since, IFNULL(pod, '') FROM leases LEFT JOIN lease_pods USING (id)"
 )
@@ -55,6 +56,18 @@ class Queries(ABC):
             str(prefix)
             for (prefix,) in self._all("SELECT DISTINCT substr(sha256, 1, 2) FROM files")
         }
+
+    def sizes_of(self, digests: Sequence[Digest]) -> dict[Digest, int]:
+        """The sizes of those of these files that are stored."""
+        found: dict[Digest, int] = {}
+        # In parts: a statement has a limited number of variables.
+        for start in range(0, len(digests), _VARIABLES):
+            part = [digest.hex for digest in digests[start : start + _VARIABLES]]
+            marks = ",".join("?" * len(part))
+            rows = self._all(f"SELECT sha256, size FROM files WHERE sha256 IN ({marks})", *part)  # noqa: S608
+            with self._parsed():
+                found.update((Digest(name), int(size)) for name, size in rows)
+        return found
 
     def file_digests(self, prefix: str) -> dict[str, int]:
         """Sizes by sha256 hex, of the files whose digest begins with two hex digits."""

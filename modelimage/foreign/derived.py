@@ -11,6 +11,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from modelimage import canonical
@@ -23,7 +24,7 @@ from modelimage.foreign.original import Original, compare_with_record
 from modelimage.hasher import FileDigests
 from modelimage.path_rules import check_path
 from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
-from modelimage.record import CHUNK_SIZE, Record, RecordFile, check_files
+from modelimage.record import CHUNK_SIZE, Record, RecordFile, check_files, files_by_layer
 
 DERIVED_SCHEMA: Final = "weightyard.dev/derived/v1"
 AS_PUBLISHED: Final = "as-published"
@@ -52,7 +53,7 @@ class DerivedLayer:
         return self.descriptor.size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DerivedRecord:
     """The verified files of a foreign image, sorted by path. Law: `DerivedRecord.parse(r.to_bytes()) == r`.
 
@@ -82,17 +83,34 @@ class DerivedRecord:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    # Computed once: both are asked for layer by layer, of images with 100,000 files.
+    @cached_property
+    def by_layer(self) -> Mapping[Digest, list[RecordFile]]:
+        """The files of each layer that has some, in the record's order."""
+        return files_by_layer(self.files)
+
+    @cached_property
+    def _by_path(self) -> Mapping[str, RecordFile]:
+        return {file.path: file for file in self.files}
+
+    @cached_property
+    def _layers(self) -> Mapping[Digest, DerivedLayer]:
+        return {layer.digest: layer for layer in reversed(self.layers)}
+
+    def layer(self, digest: Digest) -> DerivedLayer | None:
+        """One of the layers, by its digest."""
+        return self._layers.get(digest)
+
     def layer_files(self, layer: Digest) -> list[RecordFile]:
-        return [file for file in self.files if file.layer == layer]
+        return self.by_layer.get(layer, [])
 
     def recipe(self, layer: Digest) -> Recipe | None:
         """The recipe of one layer's blob; None if it can't be rebuilt and must come from the registry."""
-        found = next((each for each in self.layers if each.digest == layer), None)
+        found = self.layer(layer)
         # A compressed layer, for example: compressors differ in the bytes that they write.
         if found is None or found.parts is None:
             return None
-        files = {file.path: file for file in self.files}
-        return Recipe.from_segments(_segment(part, files) for part in found.parts)
+        return Recipe.from_segments(_segment(part, self._by_path) for part in found.parts)
 
     def to_bytes(self) -> bytes:
         """The canonical bytes, stored beside the model."""

@@ -42,7 +42,7 @@ class PassingSource:
             yield _Cut(stream, self._member(piece), piece.range)
 
     def _member(self, piece: ChunkRange) -> int:
-        known = next((e for e in self.record.layers if e.digest == piece.file.layer), None)
+        known = self.record.layer(piece.file.layer)
         if known is not None and known.contents is not None:
             for number, found in known.contents.files.items():
                 if found.digest == piece.file.digest:

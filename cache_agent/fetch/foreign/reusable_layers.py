@@ -78,11 +78,7 @@ class ReusableLayers:
         # Any model with this layer will do: continue with the next if one's files are damaged or not allowed.
         for key in self.store.ledger.model_keys():
             record = self._record(key) if self._has(key, layer.digest) else None
-            known = (
-                next((e for e in record.layers if e.digest == layer.digest), None)
-                if record
-                else None
-            )
+            known = record.layer(layer.digest) if record else None
             if known is None or known.contents is None:
                 continue
             digests = [found.digest for found in known.contents.files.values()]
