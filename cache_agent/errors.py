@@ -17,6 +17,16 @@ class LinkRefused(NotWritable):
     """The filesystem refuses a hard link (EXDEV, EPERM, EMLINK). Never replaced by a silent copy."""
 
 
+def cancelled() -> Cancelled:
+    """The error of a pull that was cancelled."""
+    return Cancelled("the pull was cancelled", hint="Pull again to continue where it stopped.")
+
+
+def too_many_pulls(count: int) -> Busy:
+    """The error of a pull that isn't even let wait."""
+    return Busy(f"{count:,} pulls wait for their turn already", hint="Try again in a minute.")
+
+
 def no_thread(error: RuntimeError) -> Busy:
     """The error for a thread that the system refused to start."""
     return Busy(

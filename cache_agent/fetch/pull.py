@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from cache_agent.errors import no_thread
+from cache_agent.errors import cancelled, no_thread
 from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.values import PullRequest, PullResult, PullSnapshot
 from cache_agent.observability.events import PullEnded
-from modelimage.errors import release_locals
+from modelimage.errors import WeightyardError, release_locals
 
 
 class Pull:
-    """A pull that runs in a thread of its own. All methods may be called from any thread.
+    """A pull that runs in a thread of its own, once its turn has come. All methods may be called from any thread.
 
-    `work` carries it out. `ending` is called after it in the pull's thread, before callers see the end.
+    `work` carries it out. `ending` is called at its end, before callers see it; `withdraw` takes it out of the queue of
+    pulls, and returns whether it waited there.
     """
 
     def __init__(
@@ -23,8 +24,10 @@ class Pull:
         services: PullServices,
         work: Callable[[PullServices], PullResult],
         ending: Callable[[Pull, PullEnded], None],
+        withdraw: Callable[[Pull], bool],
     ) -> None:
         self._services, self._work, self._ending = services, work, ending
+        self._withdraw = withdraw
         self._thread = threading.Thread(target=self._main, name="pull", daemon=True)
         self._ended = threading.Event()
         # Guards `_listeners` and, together with it, the moment at which `_ended` is set.
@@ -39,6 +42,11 @@ class Pull:
         return self._services.repository
 
     @property
+    def priority(self) -> int:
+        """The priority that was asked for."""
+        return self._services.request.priority
+
+    @property
     def parts(self) -> Sequence[Progressing]:
         """The downloads and layers of the pull, running and complete."""
         return self._services.parts
@@ -49,8 +57,12 @@ class Pull:
             self._thread.start()
         except RuntimeError as error:
             # Nobody else would end it, and its callers would wait for ever.
-            self._error = no_thread(error)
-            self._end()
+            self.refuse(no_thread(error))
+
+    def refuse(self, error: WeightyardError) -> None:
+        """End a pull that has no thread with an error. Only its Puller calls it."""
+        self._error = error
+        self._end()
 
     @property
     def is_over(self) -> bool:
@@ -60,13 +72,16 @@ class Pull:
     def join(self) -> None:
         """Wait for the end, successful or not."""
         self._ended.wait()
-        # Never started where the system allows no more threads.
+        # Never started where it was cancelled while it waited, or the system allows no more threads.
         if self._thread.ident is not None:
             self._thread.join()
 
     def cancel(self) -> None:
         """Stop soon without waiting. Verified chunks stay on disk for the next pull."""
         self._services.cancel()
+        # No thread of its own will notice.
+        if self._withdraw(self):
+            self.refuse(cancelled())
 
     def when_ended(self, tell: Callable[[], None]) -> None:
         """Call `tell` exactly once: at the end in the pull's thread, or now if the pull has ended."""

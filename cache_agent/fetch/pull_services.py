@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from cache_agent.errors import Cancelled
+from cache_agent.errors import cancelled
 from cache_agent.fetch.engine import FetchEngine
 from cache_agent.fetch.job import ChunkSink, Job, SourceRetryPolicy, by_source, by_tier, transfers
 from cache_agent.fetch.range_planner import FileQueue
@@ -59,9 +59,7 @@ class PullServices:
     def check_cancelled(self) -> None:
         """Raises Cancelled after `cancel` was called."""
         if self._cancelled.is_set():
-            raise Cancelled(
-                "the pull was cancelled", hint="Pull again to continue where it stopped."
-            )
+            raise cancelled()
 
     def enter(self, state: PullState) -> None:
         """Begin a phase."""
