@@ -8,6 +8,7 @@ from typing import Any
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
+from modelimage.mediatypes import is_speakable
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ class Descriptor:
         artifact_type = value.get("artifactType") or None
         if not isinstance(media_type, str) or not isinstance(artifact_type, str | None):
             raise InvalidImage(f"malformed descriptor of {digest}: mediaType or artifactType")
+        if not is_speakable(media_type):
+            raise InvalidImage(f"malformed descriptor of {digest}: mediaType {media_type[:80]!r}")
         # `type`, not isinstance: JSON's true would pass as an int.
         if type(size) is not int or not 0 <= size < 1 << 62:
             raise InvalidImage(f"malformed descriptor of {digest}: size")

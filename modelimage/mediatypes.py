@@ -47,3 +47,10 @@ ANNOTATION_FILE_METADATA: Final = "org.cncf.model.file.metadata+json"
 ANNOTATION_VARIANT: Final = "dev.weightyard.variant"
 ANNOTATION_MODEL_KEY: Final = "dev.weightyard.model-key"
 ANNOTATION_ROLE: Final = "dev.weightyard.role"
+
+_MOST_CHARACTERS: Final = 255
+
+
+def is_speakable(media_type: str) -> bool:
+    """Whether a type that a document states can be a header's value: it is sent on to registries and clients."""
+    return len(media_type) <= _MOST_CHARACTERS and media_type.isascii() and media_type.isprintable()

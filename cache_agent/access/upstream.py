@@ -25,6 +25,8 @@ from modelimage.registry.exchange import Request
 from modelimage.registry.network_options import Timeouts
 from modelimage.registry.retry import RetryPolicy
 
+# Longer ones aren't passed on: clients have limits of their own for a header.
+_MAX_CHALLENGE = 4096
 # Without it a registry may answer with a converted manifest, or 404 for types that the client doesn't accept.
 _ACCEPT = ", ".join(sorted(MANIFEST_TYPES | INDEX_TYPES))
 
@@ -73,7 +75,7 @@ class UpstreamRegistries:
         return self._question(image, f"blobs/{digest}")
 
     def challenge(self, image: RegistryReference, path: str) -> str | None:
-        """The registry's WWW-Authenticate header for an anonymous request; None if it is granted.
+        """The registry's WWW-Authenticate header for an anonymous request; None if it is granted, or says nothing.
 
         Raises RegistryNotAllowed, Unreachable.
         """
@@ -82,9 +84,9 @@ class UpstreamRegistries:
         sender = self.access.sender(image.registry)
         url = f"{self.access.origin(image)}/v2/{image.repository}/{path}"
         response = sender.send(Request("HEAD", url, {"Accept": _ACCEPT}))
-        offered = response.header("WWW-Authenticate") if response.status == 401 else None
+        offered = (response.header("WWW-Authenticate") or "") if response.status == 401 else ""
         response.discard()
-        return offered
+        return offered.strip() or None if len(offered) <= _MAX_CHALLENGE else None
 
     def _question(
         self, image: RegistryReference, path: str

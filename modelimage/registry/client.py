@@ -310,6 +310,8 @@ class RegistryRepository:
         data, media_type = self._get_manifest(name, limit=MAX_MANIFEST_BYTES)
         if media_type is None:
             media_type = str(canonical.parse(data, what=f"manifest {name}").get("mediaType", ""))
+        if not mediatypes.is_speakable(media_type):
+            raise InvalidImage(f"manifest {name} states no media type: {media_type[:80]!r}")
         return Descriptor(media_type, Digest.of(data), len(data))
 
     def _get_manifest(self, name: str, *, limit: int) -> tuple[bytes, str | None]:

@@ -176,7 +176,9 @@ class NetworkResponse:
         return self._response.status
 
     def header(self, name: str) -> str | None:
-        return self._response.headers.get(name)
+        value = self._response.headers.get(name)
+        # A folded value holds line ends, which stand for a space (RFC 9112, section 5.2), and may be sent on.
+        return None if value is None else "".join(c if c.isprintable() else " " for c in value)
 
     def read(self, limit: int) -> bytes:
         out = bytearray()

@@ -49,7 +49,8 @@ layer_files = path_lists.flatmap(
 )
 descriptors = st.builds(
     Descriptor,
-    media_type=texts,
+    # Printable ASCII: a header's value.
+    media_type=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=50),
     digest=digests,
     size=counts,
     annotations=st.dictionaries(texts, texts, max_size=3),

@@ -254,7 +254,8 @@ def test_a_descriptor_is_parsed_as_it_is_written(descriptor: Descriptor) -> None
 
 @pytest.mark.parametrize(
     "change",
-    [{"mediaType": 1}, {"digest": 7}, {"digest": "md5:x"}, {"size": -1}, {"size": True}, {"size": "1"},
+    [{"mediaType": 1}, {"mediaType": "a/b\r\nX: y"}, {"mediaType": "x" * 300}, {"mediaType": "\ud800/x"},
+     {"digest": 7}, {"digest": "md5:x"}, {"size": -1}, {"size": True}, {"size": "1"},
      {"size": 1 << 70}, {"annotations": {"a": 1}}, {"annotations": [["a", "b"]]}, {"annotations": "ab"},
      {"artifactType": 5}],
 )  # fmt: skip

@@ -47,6 +47,8 @@ from modelimage.ranges import ByteRange
 from modelimage.recipe import FileSlice, Literal
 
 _VERSION: Final = {"Docker-Distribution-Api-Version": "registry/2.0"}
+# For credentials that can't be read. Whether they are right, each registry says.
+_SCHEME: Final = 'Basic realm="weightyard"'
 _NOT_TAKEN: Final = re.compile(r"(?:^|;)\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$)")
 # Retry-After, in seconds.
 _SLOW_DOWN: Final = 5
@@ -84,7 +86,7 @@ class MirrorApi:
         except BadAddress as error:
             return _error(error.status, error.code, error.message)
         except InvalidInput as error:
-            return _error(400, "UNAUTHORIZED", error.message)
+            return _unauthorized(error.message, _SCHEME)
         return await self._answer(request, wanted, caller)
 
     async def _answer(
@@ -128,9 +130,7 @@ class MirrorApi:
             offered = await self._executor.call(lambda: self._challenge(wanted))
         if offered is None:
             return _error(404, "NAME_UNKNOWN", error.message)
-        answer = _error(401, "UNAUTHORIZED", error.message)
-        answer.headers["WWW-Authenticate"] = offered
-        return answer
+        return _unauthorized(error.message, offered)
 
     def _challenge(self, wanted: MirrorRequest) -> str | None:
         try:
@@ -211,6 +211,12 @@ def accepts(request: web.Request, media_type: str) -> bool:
     taken = {kind.strip().lower() for kind, _, rest in ranges if not _NOT_TAKEN.search(rest)}
     kinds = {media_type.lower(), f"{media_type.partition('/')[0].lower()}/*", "*/*"}
     return not stated.strip() or bool(taken & kinds)
+
+
+def _unauthorized(message: str, challenge: str) -> web.Response:
+    answer = _error(401, "UNAUTHORIZED", message)
+    answer.headers["WWW-Authenticate"] = challenge
+    return answer
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

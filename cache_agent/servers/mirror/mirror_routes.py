@@ -45,16 +45,16 @@ class RequestKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MirrorRequest:
-    """One manifest (by tag or digest) or blob (by digest) of one repository; its tags; or a manifest's referrers."""
+    """One manifest (by tag or digest) or blob (by digest) of one repository; its tags; or a manifest's referrers.
+
+    `digest`: the requested one; None for a manifest by tag and for the tags. Blobs and referrers always have one.
+    """
 
     kind: RequestKind
     image: RegistryReference
 
     @property
-    def digest(self) -> Digest:
-        """The requested digest. Raises ValueError for a request by tag; blobs always have one."""
-        if self.image.digest is None:
-            raise ValueError("an address by tag has no digest")
+    def digest(self) -> Digest | None:
         return self.image.digest
 
     @property

@@ -45,6 +45,15 @@ from modelimage.repository import BlobStream
 from modelimage.resolve import resolve_model
 
 
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    """A blob that is asked for; `repository` is the unit of access checks."""
+
+    image: RegistryReference
+    repository: str
+    digest: Digest
+
+
 @dataclass
 class MirrorService:
     """Answers for one node. `questions` fails fast, `transfers` retries and waits longer. Thread-safe."""
@@ -65,9 +74,11 @@ class MirrorService:
         repository = repository_of(wanted.image)
         if wanted.kind is RequestKind.MANIFEST:
             return self._manifest(wanted.image, repository, caller)
-        question = self.questions.blob_question(wanted.image, wanted.digest)
-        admission = self.gate.admit(repository, caller, question)
-        return self._blob(wanted, repository, admission)
+        if wanted.digest is None:
+            raise NotFound(f"a list has no content: {wanted.upstream_path}")
+        blob = _Blob(wanted.image, repository, wanted.digest)
+        question = self.questions.blob_question(blob.image, blob.digest)
+        return self._blob(blob, self.gate.admit(repository, caller, question))
 
     def listing(self, wanted: MirrorRequest, caller: Caller, query: str) -> RegistryList:
         """A list of a repository, from its registry. Raises Refused, RegistryNotAllowed, NotFound, Unreachable."""
@@ -126,15 +137,15 @@ class MirrorService:
 
     # -- blobs -------------------------------------------------------------------------------
 
-    def _blob(self, wanted: MirrorRequest, repository: str, admission: Admission) -> Content:
-        digest = wanted.digest
+    def _blob(self, wanted: _Blob, admission: Admission) -> Content:
+        repository, digest = wanted.repository, wanted.digest
         # Proven local content first; relaying last, because it caches nothing.
         return (
             self._kept(repository, digest)
             or self._small_layer(repository, digest)
             or self._layer_of(repository, digest)
-            or self._borrowed(wanted, repository, admission)
-            or self._arriving(wanted, repository, admission)
+            or self._borrowed(wanted, admission)
+            or self._arriving(wanted, admission)
             or self._relayed(wanted, admission)
         )
 
@@ -162,9 +173,7 @@ class MirrorService:
                 return Layer(digest, recipe)
         return None
 
-    def _borrowed(
-        self, wanted: MirrorRequest, repository: str, admission: Admission
-    ) -> Layer | None:
+    def _borrowed(self, wanted: _Blob, admission: Admission) -> Layer | None:
         """A layer whose files came from other repositories, if rebuilding it proves them and the caller can read it."""
         for record in self._layers.with_layer(wanted.digest):
             recipe, store = record.recipe(wanted.digest), self.store.models.store_of(record.key)
@@ -173,18 +182,17 @@ class MirrorService:
                 continue
             layer = Descriptor(OCI_LAYER_TAR, wanted.digest, recipe.size)
             reader = self.questions.repository(wanted.image, admission.caller)
-            reuse = ReuseCheck(store, repository, reader, [layer])
+            reuse = ReuseCheck(store, wanted.repository, reader, [layer])
             files = record.layer_files(wanted.digest)
             if files and all(reuse.allowed(record, file) for file in files):
                 # Recorded, so that the next request needn't rebuild the layer.
-                store.ledger.add_authorizations(repository, files)
+                store.ledger.add_authorizations(wanted.repository, files)
                 return Layer(wanted.digest, recipe)
         return None
 
-    def _arriving(
-        self, wanted: MirrorRequest, repository: str, admission: Admission
-    ) -> Layer | None:
+    def _arriving(self, wanted: _Blob, admission: Admission) -> Layer | None:
         """A layer of a model that isn't cached yet: pull the whole model, once, and serve its chunks as they arrive."""
+        repository = wanted.repository
         manifest = self._model_with(repository, wanted.digest)
         if manifest is None:
             return None
@@ -226,7 +234,7 @@ class MirrorService:
                 return digest
         return None
 
-    def _relayed(self, wanted: MirrorRequest, admission: Admission) -> RelayedBlob:
+    def _relayed(self, wanted: _Blob, admission: Admission) -> RelayedBlob:
         reader = self.transfers.repository(wanted.image, admission.caller)
         # The size comes through the client that fails fast; the transfer itself may wait and retry.
         size = blob_size(self.questions.repository(wanted.image, admission.caller), wanted.digest)
