@@ -18,7 +18,7 @@ from modelimage.publication import Document, Publication
 from modelimage.ranges import ByteRange
 from modelimage.record import Record
 from modelimage.repository import BlobStream, ImageReader
-from modelimage.resolve import ResolvedModel, resolve_root
+from modelimage.resolve import ResolvedModel, resolve_ours
 
 
 def check_publication(planned: Publication) -> None:
@@ -35,11 +35,21 @@ def check_readable(reader: ImageReader, root: Descriptor) -> None:
 
     Raises InvalidImage, DigestMismatch, and any error of the reader.
     """
-    first = resolve_root(reader, root)
+    first = _resolved(reader, root)
     _check_layers(first)
     for variant in first.variants:
         if variant != first.record.variant:
-            _check_layers(resolve_root(reader, root, variant))
+            _check_layers(_resolved(reader, root, variant))
+
+
+def _resolved(reader: ImageReader, root: Descriptor, variant: str | None = None) -> ResolvedModel:
+    model = resolve_ours(reader, root, variant)
+    if model is None:
+        raise InvalidImage(
+            f"the record of {root.digest} doesn't describe its layers",
+            hint="Build the image again.",
+        )
+    return model
 
 
 def _check_layers(resolved: ResolvedModel) -> None:

@@ -10,10 +10,11 @@ import io
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelimage import canonical, mediatypes, tar
-from modelimage.descriptor import Descriptor, descriptors
+from modelimage.choose import suitable
+from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform, descriptors
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, NotFound, UnknownVariant, Unreachable
 from modelimage.path_rules import RECORD_NAME
@@ -28,6 +29,8 @@ _PATIENCE = 60.0
 # Of an index. Each variant has one for each platform and one in ModelPack's format.
 _MOST_MANIFESTS = 256
 _MOST_NESTED = 4
+# Manifests of an index without annotations whose records are read; each variant has one or two.
+_MOST_UNSTATED = 32
 # Parsing takes many times a record's size in memory. Threads that resolve images take turns, so that they don't take it
 # all together; it is the interpreter's one core that they would share anyway.
 _one_record = threading.Lock()
@@ -51,28 +54,83 @@ class ResolvedModel:
 
 
 def resolve_model(reader: ImageReader, name: str, variant: str | None = None) -> ResolvedModel:
-    """Resolve a tag or digest, and a variant (None: the image's default), to a model.
+    """Resolve a tag or digest, and a variant (None: the image's default), to a model of ours.
 
     Raises NotFound, UnknownVariant, InvalidImage, DigestMismatch, and any error of the reader.
     """
-    return resolve_root(reader, reader.resolve(name), variant)
-
-
-def resolve_root(
-    reader: ImageReader, root: Descriptor, variant: str | None = None
-) -> ResolvedModel:
-    """Resolve a variant of an image whose root is already resolved. Raises as `resolve_model`."""
-    candidates = list_models(reader, root)
-    model = read_model(reader, root, pick_variant(candidates, variant), candidates)
+    model = resolve_ours(reader, reader.resolve(name), variant)
     if model is None:
         raise NotFound(
             "the image has no weightyard record that describes its layers",
             hint="Pull it: another tool's image is cached too, and `weightyard inspect` shows what it is.",
         )
-    # A manifest that was named directly may be of another variant.
-    if variant is not None and model.record.variant != variant:
-        raise unknown_variant(variant, [model.record.variant])
     return model
+
+
+def resolve_ours(
+    reader: ImageReader,
+    root: Descriptor,
+    variant: str | None = None,
+    *,
+    platform: Platform = LINUX_AMD64,
+) -> ResolvedModel | None:
+    """The model of an image whose layers are as weightyard published them, whatever became of its annotations.
+
+    None for any other image, also one that another tool made from ours: that is a foreign image. Raises UnknownVariant,
+    NotFound, InvalidImage, DigestMismatch, and any error of the reader.
+    """
+    listed = list_models(reader, root)
+    stated = [each for each in listed if mediatypes.ANNOTATION_MODEL_KEY in each.annotations]
+    ours = stated or _recognized(reader, root, suitable(listed, platform))
+    if not ours:
+        return None
+    key = pick_variant(ours, variant).annotations[mediatypes.ANNOTATION_MODEL_KEY]
+    for manifest in ours:
+        # A tool may have changed some of an index's manifests and left others alone, such as the ModelPack one.
+        if manifest.annotations[mediatypes.ANNOTATION_MODEL_KEY] != key:
+            continue
+        model = _present(reader, root, manifest, ours)
+        if model is None or not describes_layers(model):
+            continue
+        # A manifest that was named directly may be of another variant.
+        if variant is not None and model.record.variant != variant:
+            raise unknown_variant(variant, [model.record.variant])
+        return model
+    return None
+
+
+def _recognized(
+    reader: ImageReader, root: Descriptor, candidates: Sequence[Descriptor]
+) -> list[Descriptor]:
+    """Those of an index without annotations that hold models of ours, with the annotations that they had."""
+    found = []
+    for place, manifest in enumerate(candidates[:_MOST_UNSTATED]):
+        try:
+            model = _present(reader, root, manifest, ())
+        except (InvalidImage, DigestMismatch):
+            # What stands beside the platform's manifest mustn't hide it.
+            if place == 0:
+                raise
+            continue
+        if model is not None and describes_layers(model):
+            stated = {
+                mediatypes.ANNOTATION_VARIANT: model.record.variant,
+                mediatypes.ANNOTATION_MODEL_KEY: str(model.key),
+            }
+            found.append(replace(manifest, annotations=stated))
+    return found
+
+
+def _present(
+    reader: ImageReader, root: Descriptor, manifest: Descriptor, candidates: Sequence[Descriptor]
+) -> ResolvedModel | None:
+    """The model of one manifest of an index; None also where a tool copied the index without this manifest."""
+    try:
+        return read_model(reader, root, manifest, candidates)
+    except NotFound:
+        if manifest == root:
+            raise
+        return None
 
 
 def read_model(

@@ -12,7 +12,7 @@ writes the record that the image lacks.
     model = model.listed(found)                # now model.files are known, whatever the packing
 """
 
-from modelimage.foreign.choose import resolve_manifest
+from modelimage.choose import resolve_manifest
 from modelimage.foreign.contents import LayerContents
 from modelimage.foreign.derived import (
     AS_PUBLISHED,
@@ -22,7 +22,7 @@ from modelimage.foreign.derived import (
     derive,
     parse_record,
 )
-from modelimage.foreign.describe import describe_foreign, resolve_ours
+from modelimage.foreign.describe import describe_foreign
 from modelimage.foreign.layer_stream import LayerStream, open_layer
 from modelimage.foreign.limits import Limits
 from modelimage.foreign.model import ForeignFile, ForeignLayer, ForeignModel, ImageFormat, Packing
@@ -30,6 +30,7 @@ from modelimage.foreign.original import Original, compare_with_record, readable_
 from modelimage.foreign.served import ServedModel, served_from_directory, served_from_image
 from modelimage.foreign.tarsplit import TarPiece
 from modelimage.foreign.tarwalk import MemberKind, TarMember
+from modelimage.resolve import resolve_ours
 
 __all__ = [
     "AS_PUBLISHED",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from modelimage import canonical, mediatypes
+from modelimage import canonical
+from modelimage.choose import resolve_manifest
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform
 from modelimage.errors import InvalidImage
 from modelimage.foreign.artifact import map_artifact
-from modelimage.foreign.choose import resolve_manifest
 from modelimage.foreign.container_image import map_image
 from modelimage.foreign.detect import ForeignManifest
 from modelimage.foreign.dockermodel import map_docker_model
@@ -22,15 +22,7 @@ from modelimage.foreign.modelpack import map_modelpack
 from modelimage.foreign.ollama import map_ollama
 from modelimage.foreign.original import carried_record, with_listed_record
 from modelimage.repository import ImageReader
-from modelimage.resolve import (
-    ResolvedModel,
-    describes_layers,
-    list_models,
-    pick_variant,
-    read_blob,
-    read_model,
-    unknown_variant,
-)
+from modelimage.resolve import read_blob
 
 # Configs are read into memory, so untrusted ones are bounded.
 MAX_CONFIG_BYTES: Final = 8 << 20
@@ -84,46 +76,6 @@ def describe_foreign(
         record=carried[1] if carried else None,
     )
     return with_listed_record(reader, model.listed({}))
-
-
-def resolve_ours(
-    reader: ImageReader,
-    root: Descriptor,
-    variant: str | None = None,
-    *,
-    platform: Platform = LINUX_AMD64,
-) -> ResolvedModel | None:
-    """The model of an image whose layers are as weightyard published them, whatever became of its annotations.
-
-    None for any other image, also one that another tool made from ours: that is a foreign image. Raises UnknownVariant,
-    NotFound, InvalidImage, DigestMismatch, and any error of the reader.
-    """
-    candidates = list_models(reader, root)
-    for manifest in _manifests(reader, root, candidates, variant, platform):
-        model = read_model(reader, root, manifest, candidates)
-        if model is None or not describes_layers(model):
-            continue
-        if variant is not None and model.record.variant != variant:
-            raise unknown_variant(variant, [model.record.variant])
-        return model
-    return None
-
-
-def _manifests(
-    reader: ImageReader,
-    root: Descriptor,
-    candidates: Sequence[Descriptor],
-    variant: str | None,
-    platform: Platform,
-) -> list[Descriptor]:
-    """The manifests that may hold the model, the preferred one first."""
-    ours = [e for e in candidates if mediatypes.ANNOTATION_MODEL_KEY in e.annotations]
-    if not ours:
-        return [resolve_manifest(reader, root, platform)]
-    chosen = pick_variant(ours, variant)
-    key = chosen.annotations[mediatypes.ANNOTATION_MODEL_KEY]
-    # A tool may have changed some of an index's manifests and left others alone, such as the ModelPack one.
-    return [e for e in ours if e.annotations[mediatypes.ANNOTATION_MODEL_KEY] == key]
 
 
 def _config(reader: ImageReader, manifest: ForeignManifest) -> Mapping[str, Any]:

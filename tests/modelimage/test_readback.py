@@ -78,7 +78,7 @@ def test_a_manifest_without_a_layer_of_its_record_is_refused(tmp_path: Path) -> 
         data = manifest.data.replace(str(layer.digest).encode(), str(stranger).encode())
         # Under the old digest: the check reads documents, whose digests are others' to verify.
         damaged.append(dataclasses.replace(manifest, data=data))
-    with pytest.raises(InvalidImage, match="doesn't hold layer"):
+    with pytest.raises(InvalidImage, match="doesn't describe its layers"):
         check_publication(dataclasses.replace(planned, manifests=tuple(damaged)))
 
 

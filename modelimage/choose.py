@@ -1,4 +1,4 @@
-"""Chooses a manifest of a foreign index: by platform, through nested indexes, without attestations.
+"""Chooses a manifest of an index: by platform, through nested indexes, without attestations.
 
 The choice is pure; `resolve_manifest` reads the indexes.
 """
@@ -15,6 +15,7 @@ from modelimage.repository import ImageReader
 
 # Nested indexes are rare; a long chain is an error or an attack.
 _MAX_NESTED: Final = 4
+_UNBOUND: Final = (None, UNKNOWN_PLATFORM, Platform("", ""))
 _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 
 
@@ -36,19 +37,24 @@ def choose(candidates: Sequence[Descriptor], platform: Platform) -> Descriptor:
 
     Model files don't depend on the processor, so a single image of another platform is accepted. Raises NotFound.
     """
-    # BuildKit lists its attestations beside the images, as manifests of an unknown platform.
-    models = [each for each in candidates if _REFERENCE_TYPE not in each.annotations]
-    exact = [each for each in models if each.platform == platform]
-    unbound = [
-        each for each in models if each.platform in (None, UNKNOWN_PLATFORM, Platform("", ""))
-    ]
-    for found in (exact, unbound):
-        if found:
-            return found[0]
-    if len(models) == 1:
-        return models[0]
+    models = _images(candidates)
+    if found := suitable(candidates, platform):
+        return found[0]
     held = ", ".join(f"{p.os}/{p.architecture}" for each in models if (p := each.platform))
     raise NotFound(
         f"the index has no image for {platform.os}/{platform.architecture}",
         hint=f"It has: {held or 'none'}. Name one by its digest.",
     )
+
+
+def suitable(candidates: Sequence[Descriptor], platform: Platform) -> list[Descriptor]:
+    """All manifests that may be read for the platform, in `choose`'s order. Pure."""
+    models = _images(candidates)
+    exact = [each for each in models if each.platform == platform]
+    unbound = [each for each in models if each.platform in _UNBOUND]
+    return exact + unbound or (models if len(models) == 1 else [])
+
+
+def _images(candidates: Sequence[Descriptor]) -> list[Descriptor]:
+    # BuildKit lists its attestations beside the images, as manifests of an unknown platform.
+    return [each for each in candidates if _REFERENCE_TYPE not in each.annotations]
