@@ -159,7 +159,7 @@ class RegistryRepository:
     def referrers(
         self, subject: Digest, artifact_type: str | None = None, leave_out: LeaveOut = ignore
     ) -> list[Descriptor]:
-        """The manifests with this subject, of one type or all: from the referrers API, else from the fallback tag.
+        """The manifests with this subject, of one type or all: from the referrers API and from the fallback tag.
 
         At most MAX_REFERRERS; `leave_out` is told of entries that can't be read, and of there being more.
         """
@@ -170,9 +170,13 @@ class RegistryRepository:
             Request("GET", f"{self._base}referrers/{subject}{query}", scopes=self._pull),
             f"referrers of {self._named(str(subject))}",
         )
-        found = gather(listed, artifact_type, leave_out) if listed is not None else []
-        # Also of a registry whose list is empty: some have the API without having listed what came before it.
-        return found or gather(self._tagged(subject, leave_out), artifact_type, leave_out)
+
+        def entries() -> Iterator[object]:
+            yield from listed or ()
+            # Also where the API has a list: a registry that got it later need not list what was attached before.
+            yield from self._tagged(subject, leave_out)
+
+        return gather(entries(), artifact_type, leave_out)
 
     # Writing
 

@@ -119,6 +119,8 @@ def test_pages_after_the_cut_are_not_requested() -> None:
 @pytest.mark.parametrize("filters", [True, False])
 def test_the_type_is_asked_for_on_every_page_and_a_registry_may_ignore_it(filters: bool) -> None:
     def script(request: Request, count: int) -> Answer:
+        if "/referrers/" not in request.url:
+            return Answer(404)
         query = parse_qs(urlsplit(request.url).query)
         assert query["artifactType"] == [SBOM]
         kinds = [SBOM] if filters else [NOTE, SBOM]
@@ -157,6 +159,21 @@ def test_without_a_list_of_the_api_the_fallback_tag_is_read(answer: Answer) -> N
     told: list[WeightyardError] = []
     assert len(place.referrers(SUBJECT.digest, None, told.append)) == 2
     assert len(told) == len(MALFORMED)
+
+
+def test_what_was_attached_before_a_registry_had_the_api_is_found() -> None:
+    tagged = fallback(
+        json.dumps({"manifests": [entry(1, SBOM), entry(2, NOTE), entry(3, SBOM)]}).encode()
+    )
+    place = repository(
+        lambda request, count: (
+            page(entry(3, SBOM), entry(4, SBOM))
+            if "/referrers/" in request.url
+            else tagged(request, count)
+        )
+    )
+    found = [str(each.digest) for each in place.referrers(SUBJECT.digest, SBOM)]
+    assert found == [entry(number)["digest"] for number in (3, 4, 1)]
 
 
 @pytest.mark.parametrize("index", [b"{", b"[]", b'{"manifests":1}'])

@@ -184,6 +184,7 @@ def test_the_referrers_api_is_asked_page_by_page() -> None:
     client = answering(
         Answer(200, {"Link": '<?page=2>; rel="next"'}, listing(ARTIFACT.descriptor)),
         Answer(200, {}, listing(second)),
+        Answer(404),
     )
     assert client.referrers(FOUND.digest) == [ARTIFACT.descriptor, second]
 
