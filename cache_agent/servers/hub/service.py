@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -131,13 +131,9 @@ class HubService:
             raise unknown_revision(address.repo, address.revision)
 
     def _shown(self, repo: str, caller: Caller) -> bool:
-        # Only answers that the authorizer still remembers count: the Hub can't be asked.
-        def away(_: Credential | None) -> UpstreamAnswer:
-            return UpstreamAnswer.UNREACHABLE
-
         for scope in (f"hub-api:{repo}", f"hub-seen:{repo}"):
             try:
-                self.gate.admit(scope, caller, away)
+                self.gate.admit(scope, caller, _away)
             except (Refused, Unreachable):
                 continue
             return True
@@ -151,12 +147,14 @@ class HubService:
         def ask(credential: Credential | None) -> None:
             etags.add(self.upstream.ask_for_file(repo, address.revision, address.path, credential))
 
-        # For this very file: of a gated repository everyone may read some files, such as the README.
-        reader = self._admit(f"hub:{repo}@{address.revision}:{address.path}", caller, ask).caller
+        reader = self._reader(address, caller, ask)
         # Whoever reads a file knows that the repository is there.
         self.gate.note(f"hub-seen:{repo}", reader, allowed=True)
         listing = self._from_hub(repo, address.revision, caller)
         file = _entry(listing, address)
+        if file.etag in etags:
+            # Clients ask for a file by branch and by commit: what the Hub gave by one name stays readable by the other.
+            self.gate.note(_file_scope(address, listing.commit), reader, allowed=True)
         if file.sha256 is not None and address.view is RepoRequest.FILE:
             if file.sha256.hex in etags:
                 self.gate.note(_bytes_scope(listing, file), reader, allowed=True)
@@ -167,6 +165,19 @@ class HubService:
         if body is None:
             body = self._relayed(listing, file, caller)
         return HubContent(listing.commit, file, body)
+
+    def _reader(
+        self, address: HubAddress, caller: Caller, ask: Callable[[Credential | None], object]
+    ) -> Caller:
+        """Who may read a file. Without the Hub, a branch's file is that of its last known commit."""
+        try:
+            return self._admit(_file_scope(address, address.revision), caller, ask).caller
+        except Unreachable:
+            kept = self._kept_listing(f"hub:{address.repo}", address.revision)
+            if kept is not None:
+                with suppress(Unreachable):
+                    return self.gate.admit(_file_scope(address, kept.commit), caller, _away).caller
+            raise
 
     def _whole(self, repo: str, file: HubFile, address: HubAddress) -> Path | bytes | None:
         """What the node itself has of a file that the caller may read; None if nothing."""
@@ -316,6 +327,16 @@ class HubService:
         described = Descriptor("application/octet-stream", digest, len(data))
         self.manifest_cache.keep(scope, [(described, data)], {f"blob:{file.oid}": digest})
         return data
+
+
+def _away(_: Credential | None) -> UpstreamAnswer:
+    """The answer of a Hub that can't be asked: only what the authorizer still remembers counts."""
+    return UpstreamAnswer.UNREACHABLE
+
+
+def _file_scope(address: HubAddress, revision: str) -> str:
+    """The scope of one file: of a gated repository everyone may read some files, such as the README."""
+    return f"hub:{address.repo}@{revision}:{address.path}"
 
 
 def _bytes_scope(listing: RepoFiles, file: HubFile) -> str:

@@ -149,11 +149,30 @@ def test_an_unknown_revision_and_file_are_404(node: Node, tmp_path: Path, away: 
     assert not node.api.revision_exists(REPO, "nothing")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("before", "after"), [("main", ""), ("", "main"), (PULL_REQUEST, ""), ("main", PULL_REQUEST)]
+)
+def test_without_the_hub_a_file_is_there_by_every_name_of_its_commit(
+    node: Node, name: str, before: str, after: str
+) -> None:
+    for revision in (before, after):
+        assert node.api.model_info(REPO, revision=revision or node.commit).sha
+    given = node.fetch(f"/{REPO}/resolve/{before or node.commit}/{name}")
+    node.leave()
+    for method in ("HEAD", "GET"):
+        answer = node.fetch(f"/{REPO}/resolve/{after or node.commit}/{name}", method)
+        assert (answer.status, answer.headers["etag"]) == (200, given.headers["etag"])
+    assert answer.body == given.body
+    # What the Hub wasn't asked about isn't given: of a gated repository some files are open to everyone.
+    assert node.fetch(f"/{REPO}/resolve/{after or node.commit}/README.md").status == 502
+
+
 def test_a_stranger_learns_nothing_while_the_hub_is_away(tmp_root: Path, tmp_path: Path) -> None:
     with Hub() as hub:
         reader, stranger = hub.token(), hub.token()
         source = written(files_of(43), tmp_path / "src")
-        hub.add("org/private", source, private=True, readers=(reader,))
+        commit = hub.add("org/private", source, private=True, readers=(reader,))
         options = ServerOptions(hub=ANY, registries=("127.0.0.1:*",), hub_upstream=hub.url)
         with ServersInProcess(tmp_root / "store", options) as servers:
             host = str(servers.servers.hub)
@@ -167,7 +186,15 @@ def test_a_stranger_learns_nothing_while_the_hub_is_away(tmp_root: Path, tmp_pat
             hub.__exit__()
             assert status(missing, reader) == 404
             unknown = "/org/private/resolve/nothing/config.json"
-            for path in (file, missing, unknown, "/api/models/org/private/revision/nothing"):
+            by_commit = f"/org/private/resolve/{commit}/config.json"
+            assert status(by_commit, reader) == 200
+            for path in (
+                file,
+                by_commit,
+                missing,
+                unknown,
+                "/api/models/org/private/revision/nothing",
+            ):
                 assert [status(path, token) for token in (stranger, None)] == [502, 502]
             hub.__enter__()
 
