@@ -43,13 +43,14 @@ class Load:
     """The load of a whole Workspace at one moment.
 
     `current` replicas are requested and `ready` of them are ready. `readings` are those that could be scraped; `held`
-    is the number of requests that the activator holds.
+    is the number of requests that the activator holds, `trace` the `traceparent` of that which waits longest.
     """
 
     current: int
     ready: int
     readings: tuple[Reading, ...]
     held: int = 0
+    trace: str = ""
 
     @property
     def waiting(self) -> float:

@@ -26,7 +26,7 @@ from cache_agent.node.store_service import StoreService
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.roots import Roots
 from modelimage.reference import parse_image
-from modelimage.spans import traceparent
+from modelimage.spans import is_parent, traceparent
 
 WATCH_SECONDS = 0.2
 
@@ -58,7 +58,7 @@ class Service(StoreService):
     def start_pull(self, body: PullBody, parent: str = "") -> Pull:
         """Start a pull, in the trace of a `traceparent` header or of the caller. Raises InvalidInput."""
         image = parse_image(absolute_image(body.image))
-        trace = parent or traceparent()
+        trace = parent if is_parent(parent) else traceparent()
         return self._pull(PullRequest(image, body.variant, body.priority, trace=trace))
 
     def pull(self, body: PullBody) -> Generator[PullProgress | PullDone, None, None]:

@@ -27,6 +27,7 @@ from cache_agent.observability.events import (
     PullStarted,
     ReservationRefused,
 )
+from modelimage.spans import trace_id
 
 Level = Literal["info", "warning", "error"]
 
@@ -81,8 +82,7 @@ def _fetched(event: PullEnded, _: str) -> dict[str, int]:
 
 def _trace_id(event: PullEnded, _: str) -> str:
     """The trace to which the pull belongs, as collectors name it; empty for none."""
-    parts = event.trace.split("-")
-    return parts[1] if len(parts) > 1 else ""
+    return trace_id(event.trace)
 
 
 # Fields that aren't the event's own attributes as they are.

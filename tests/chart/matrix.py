@@ -50,6 +50,12 @@ MATRIX: dict[str, Json] = {
     "containerd": {"agent": {"mirror": {"containerd": "install"}}},
     "containerd-remove": {"agent": {"mirror": {"containerd": "remove"}}},
     "page": {"page": {"enabled": True, "port": 9000, "from": {"kubernetes.io/metadata.name": "ingress"}}},
+    "traced": {
+        "tracing": {
+            "endpoint": "http://collector.monitoring:4318", "serversEndpoint": "http://collector.monitoring:4317",
+            "namespaces": {"kubernetes.io/metadata.name": "monitoring"}, "env": {"OTEL_TRACES_SAMPLER": "always_on"},
+        }
+    },
     "hub-and-memory": {
         "agent": {
             "hub": {"enabled": True},

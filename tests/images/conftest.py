@@ -11,7 +11,7 @@ from tests.servers.podman import Podman
 @pytest.fixture(scope="session")
 def workshop(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     made = Workshop(podman, tmp_path_factory.mktemp("images"))
-    made.prepare(*TARGETS)
+    made.prepare(*TARGETS, "trace")
     return made
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cache_agent.daemon.test_agent import RunningAgent, agent
-from tests.cache_agent.observability.test_traces import Collector
+from tests.servers.otlp import Collector
 from tests.servers.registry import DockerRegistry, TokenAuthRegistry
 from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import Terminal

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from modelimage import spans
 from modelimage.errors import InvalidInput
 from modelimage.stage_workers import run_all
 from tests.cache_agent.daemon.test_agent import agent
-from tests.cache_agent.observability.test_traces import Collector
+from tests.servers.otlp import Collector
 from tests.servers.registry import DockerRegistry
 from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import Terminal, workspace
@@ -31,30 +30,19 @@ def collector() -> Iterator[Collector]:
         yield found
 
 
-def exporting(collector: Collector) -> dict[str, str]:
-    """The variables by which a program finds the collector."""
-    return {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_EXPORTER_OTLP_TIMEOUT": "3600",
-    }  # fmt: skip
-
-
-def by_name(collector: Collector) -> dict[str, Any]:
-    return {span.name: span for span in collector.spans}
-
-
 @pytest.mark.servers
 def test_a_build_and_a_pull_through_an_agent_are_one_trace(
     terminal: Terminal, collector: Collector, registry: DockerRegistry, unique_name: Callable[[str], str]
 ) -> None:  # fmt: skip
     image = f"{registry.host}/{unique_name('trace/model')}:v1"
     source = synthetic_checkpoint(terminal.directory / "source", total_bytes=1_000_000)
-    environment = exporting(collector)
+    environment = collector.environment
     terminal.extra = {**environment, "TRACEPARENT": PARENT}
     terminal.ok("build", str(source), "--to", image)
     with agent(terminal.root, environment=environment):
         terminal.ok("pull", image)
     # All of them are sent: both programs have ended.
-    found = by_name(collector)
+    found = collector.by_name()
     assert set(found) >= {
         "weightyard build", "survey", "collect", "pack", "hash", "publish", "upload",
         "weightyard pull", "pull", "resolving", "fetching", "publishing", "fetch from registry",
@@ -72,7 +60,7 @@ def test_a_build_and_a_pull_through_an_agent_are_one_trace(
 def test_a_server_gets_the_trace_and_a_pull_without_an_agent_is_in_it(
     terminal: Terminal, collector: Collector, tiny_image: str
 ) -> None:
-    terminal.extra = {**exporting(collector), "TRACEPARENT": PARENT}
+    terminal.extra = {**collector.environment, "TRACEPARENT": PARENT}
     process = terminal.start("up", str(workspace(terminal.directory, "tiny", tiny_image)), "--port", "0")  # fmt: skip
     terminal.wait_for("tiny", "ready")
     server = terminal.document("tiny")["server"]["pid"]
@@ -83,14 +71,14 @@ def test_a_server_gets_the_trace_and_a_pull_without_an_agent_is_in_it(
     )
     terminal.ok("down", "tiny")
     process.communicate()
-    found = by_name(collector)
+    found = collector.by_name()
     _, trace, parent, _ = variables["TRACEPARENT"].split("-")
     assert (trace, parent) == (TRACE, found["weightyard up"].span_id.hex())
     assert found["pull"].parent_span_id == found["weightyard up"].span_id
 
 
 def test_threads_of_a_stage_continue_the_trace(collector: Collector) -> None:
-    environ = {**os.environ, **exporting(collector), "TRACEPARENT": PARENT}
+    environ = {**os.environ, **collector.environment, "TRACEPARENT": PARENT}
     names: set[str] = set()
 
     def job(item: int, _: object) -> None:
@@ -105,7 +93,7 @@ def test_threads_of_a_stage_continue_the_trace(collector: Collector) -> None:
     finally:
         os.environ.clear()
         os.environ.update(before)
-    found = by_name(collector)
+    found = collector.by_name()
     assert found["job 1"].parent_span_id == found["job 2"].parent_span_id == found["whole"].span_id
     assert "MainThread" not in names
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 
 import click
 
 from modelimage.errors import InvalidInput
+from modelimage.spans import exporting
 from weightyard.console import Console, pass_console
 from weightyard.options import Number, WholeNumber
 from workspace.activator.gate import QueueLimits
@@ -63,7 +65,8 @@ def activator(
         )
     limits = QueueLimits(capacity=capacity, timeout=timeout)
     options = ProxyOptions(lambda: upstreams, health_path=health_path, limits=limits)
-    asyncio.run(_serve(console, Activator(options), host=host.strip("[]"), port=int(port)))
+    with exporting(os.environ, service="weightyard-activator"):
+        asyncio.run(_serve(console, Activator(options), host=host.strip("[]"), port=int(port)))
 
 
 async def _serve(console: Console, running: Activator, *, host: str, port: int) -> None:

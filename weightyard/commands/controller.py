@@ -12,11 +12,13 @@ from contextlib import AsyncExitStack
 from ipaddress import ip_network
 
 import click
+from pydantic import ValidationError
 
 from cache_agent.api.kube.kubeconfig import default_connection
 from modelimage.access import Access
 from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput
+from modelimage.spans import exporting
 from weightyard.advanced import AdvancedOption
 from weightyard.options import access_options
 from weightyard.program_log import configure_log, log_options
@@ -28,6 +30,8 @@ from workspace.render.kubernetes import (
     DEFAULT_IMAGE,
     SystemSettings,
 )
+from workspace.render.trace_settings import TraceSettings
+from workspace.trace_context import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +80,16 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
     help="A label of the namespaces whose pods may scrape the servers' metrics. Repeatable.  [default: none]",
 )  # fmt: skip
 @click.option(
+    "--trace-servers", cls=AdvancedOption, metavar="URL",
+    help="The collector to which vLLM servers send spans whose Workspace names none, as vLLM takes it "
+    "(http://collector.monitoring:4317); their images need vllm[otel].  [default: none]",
+)  # fmt: skip
+@click.option(
+    "--traces-in", "traces_in", cls=AdvancedOption, multiple=True, metavar="LABEL=VALUE",
+    help="A label of the collector's namespace, to which servers and activators may send spans. Repeatable.  "
+    "[default: none]",
+)  # fmt: skip
+@click.option(
     "--health",
     metavar="HOST:PORT",
     help="Serve /livez, /readyz and /metrics at this address.  [default: nowhere]",
@@ -96,6 +110,7 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
 def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
     build_limits: tuple[str, ...], blocked: tuple[str, ...], quotas: bool, metrics_from: tuple[str, ...],
+    trace_servers: str | None, traces_in: tuple[str, ...],
     health: str | None, page: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
@@ -122,6 +137,11 @@ def controller(
                 limits=_pairs("--build-limit", build_limits),
                 blocked=_networks(blocked),
             ),
+            tracing=TraceSettings.of(
+                os.environ,
+                servers=_collector(trace_servers),
+                namespaces=_pairs("--traces-in", traces_in),
+            ),
         ),
         access=access,
         connection=default_connection(),
@@ -129,7 +149,8 @@ def controller(
         allowed=AllowedRegistries.from_config(registries),
         page=_address(page),
     )
-    asyncio.run(_run(options, liveness, health=where))
+    with exporting(os.environ, service="weightyard-controller"):
+        asyncio.run(_run(options, liveness, health=where))
 
 
 def _address(given: str | None) -> tuple[str, int] | None:
@@ -140,6 +161,17 @@ def _address(given: str | None) -> tuple[str, int] | None:
     if not host or not port.isdecimal():
         raise InvalidInput(f"not an address: {given!r}", hint="Write HOST:PORT.")
     return host.strip("[]"), int(port)
+
+
+def _collector(given: str | None) -> str | None:
+    """A collector's address as Workspaces have it. Raises InvalidInput."""
+    try:
+        return Tracing(endpoint=given).endpoint if given else None
+    except ValidationError as error:
+        raise InvalidInput(
+            f"--trace-servers: not a collector's address: {given!r}",
+            hint="Write http://HOST:PORT.",
+        ) from error
 
 
 def _authorities(access: Access) -> str:

@@ -11,14 +11,16 @@ import asyncio
 import io
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final
 
 import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from modelimage import spans
 from modelimage.errors import Busy, TimedOut
 from modelimage.tcp_listener import listen_tcp
 from workspace.activator.bodies import Bodies, Share, TooLarge
@@ -31,6 +33,7 @@ _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
      "transfer-encoding", "upgrade", "host", "content-length"}
 )  # fmt: skip
+_LONGEST_PATH: Final = 200  # characters of it in a span
 # Requests under way for each that may wait: those that are being answered need no place in the queue.
 _REQUESTS_PER_PLACE: Final = 2
 
@@ -64,6 +67,7 @@ class Activator:
             each=options.max_body, total=options.all_bodies, seconds=options.body_seconds
         )
         self._requests = 0
+        self._waiting: dict[str, None] = {}  # traces of requests that wait, the oldest first
         self._metrics = ActivatorMetrics(self.gate)
 
     def app(self) -> web.Application:
@@ -92,7 +96,10 @@ class Activator:
         return web.Response(text="ok")
 
     async def _metrics_page(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.page(), content_type="text/plain")
+        # By the trace of the request that waits longest the scaler's work becomes part of what it is done for.
+        waking = next(iter(self._waiting), "")
+        headers = {spans.TRACEPARENT: waking} if waking else {}
+        return web.Response(body=self._metrics.page(), content_type="text/plain", headers=headers)
 
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
         # Also those whose bodies still arrive: each takes memory, though it doesn't wait in the queue yet.
@@ -100,8 +107,10 @@ class Activator:
             return self._come_back(Busy("too many requests are under way"))
         self._requests += 1
         try:
-            with self._bodies.share() as share:
-                return await self._held(request, share)
+            with self._bodies.share() as share, _request_span(request):
+                answer = await self._held(request, share)
+                spans.note(status=answer.status)
+                return answer
         finally:
             self._requests -= 1
 
@@ -117,12 +126,25 @@ class Activator:
             return self._come_back(error)
         while True:
             try:
-                async with self.gate.enter() as upstream:
+                with spans.span("wait for a server"):
+                    upstream = await self._upstream()
+                with spans.span("forward"):
                     return await self._forward(request, upstream, body)
             except _NotTaken:
                 continue  # the server hasn't read the request, so another may serve it
             except (Busy, TimedOut) as error:
                 return self._come_back(error)
+
+    async def _upstream(self) -> str:
+        """The address of a ready server, waited for. Raises what the queue raises."""
+        waiting = spans.traceparent()
+        if waiting:
+            self._waiting[waiting] = None
+        try:
+            async with self.gate.enter() as upstream:
+                return upstream
+        finally:
+            self._waiting.pop(waiting, None)
 
     async def _forward(
         self, request: web.Request, upstream: str, body: bytes
@@ -152,7 +174,7 @@ class Activator:
         return self._session.request(
             request.method,
             URL(upstream + request.path_qs, encoded=True),
-            headers=_end_to_end(request.headers),
+            headers=_with_trace(request.headers),
             data=io.BytesIO(body) if body else None,
             skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
             allow_redirects=False,
@@ -198,6 +220,31 @@ async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
         await response.write(chunk)
     await response.write_eof()
     return response
+
+
+def _came_from(headers: CIMultiDictProxy[str]) -> spans.Origin:
+    """The trace that a request is part of: what clients send of it is bounded, and ignored if it can't be one."""
+    return spans.passed_on(
+        headers.getall(spans.TRACEPARENT, ()), headers.getall(spans.TRACESTATE, ())
+    )
+
+
+def _request_span(request: web.Request) -> AbstractContextManager[None]:
+    """The span of a request, in its client's trace if it has one. The path alone: queries may hold keys."""
+    return spans.span(
+        "request", _came_from(request.headers), method=request.method, path=request.path[:_LONGEST_PATH]
+    )  # fmt: skip
+
+
+def _with_trace(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """A request's headers for the server, which continues our span, or the client's where we have none."""
+    found, origin = _end_to_end(headers), _came_from(headers)
+    given = {spans.TRACEPARENT: origin.parent, spans.TRACESTATE: origin.state}
+    for name, value in (given | spans.headers()).items():
+        found.popall(name, None)
+        if value:
+            found[name] = value
+    return found
 
 
 def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:

@@ -121,7 +121,7 @@ class Decision:
     """The actions to take. `status` None leaves it unchanged; `ask_registry` requests `resolved` and another call.
 
     `rollout` is that of a new version. In `wake_after` seconds time alone changes what is to be done; None if it
-    doesn't.
+    doesn't. `trace` is the `traceparent` of the version that is worked on; empty if it isn't traced.
     """
 
     actions: tuple[Action, ...] = ()
@@ -129,6 +129,7 @@ class Decision:
     ask_registry: bool = False
     rollout: RolloutStatus | None = None
     wake_after: float | None = None
+    trace: str = ""
 
 
 def reference(document: Json) -> Reference:

@@ -38,7 +38,6 @@ from workspace.controller.rollout_view import (
     rollout_before,
 )
 from workspace.document import workspace_of
-from workspace.hardware import Hardware
 from workspace.render import names
 from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import (
@@ -50,6 +49,7 @@ from workspace.render.kubernetes import (
     wanted_range,
 )
 from workspace.render.release import ResolvedImages, plan_release, pod_site, server_port
+from workspace.render.trace_settings import with_tracing
 from workspace.rollout_status import RolloutPhase
 from workspace.schema import Autoscaler, Workspace
 from workspace.sources import NotBuilt
@@ -119,9 +119,14 @@ class _Reconciliation:
             ask_registry=self.target is None,
             rollout=self.rollout.status if self.rollout else None,
             wake_after=self.rollout.wake_after if self.rollout else None,
+            trace=self._trace(),
         )
 
     # Versions
+
+    def _trace(self) -> str:
+        is_on = self.observed.environment.tracing.is_on
+        return revisions.trace_of(self.target, self.workspace, self.observed.uid, traced=is_on)
 
     def _target(self) -> Revision | WeightyardError | None:
         """The desired version: an existing one with the same spec, or one planned from the registry's result."""
@@ -134,21 +139,19 @@ class _Reconciliation:
         resolved = self.observed.resolved
         if not isinstance(resolved, ResolvedImages):
             return resolved
+        tracing = self.observed.environment.tracing
         try:
             release = plan_release(
-                self.workspace,
+                with_tracing(self.workspace, tracing.servers),
                 resolved,
-                hardware=self._hardware(),
+                hardware=nodes.hardware(self.observed.nodes, self.workspace.spec.resources),
                 site_of=pod_site(self.workspace, read_rate=self._read_rate()),
             )
         except WeightyardError as error:
             return error
         return revisions.new_revision(
-            self.workspace, release, number=newest + 1, uid=self.observed.uid
+            self.workspace, release, number=newest + 1, uid=self.observed.uid, traced=tracing.is_on
         )
-
-    def _hardware(self) -> Hardware:
-        return nodes.hardware(self.observed.nodes, self.workspace.spec.resources)
 
     def _read_rate(self) -> float | None:
         return nodes.read_rate(self.observed.nodes, self.workspace.spec.resources)
@@ -206,6 +209,10 @@ class _Reconciliation:
         return (
             self.rollout.candidates if self.rollout and self.rollout.status.is_open else self.goal
         )
+
+    def _build_job(self) -> Json:
+        where = self.observed.environment
+        return build_job(self.workspace, where, uid=self.observed.uid, trace=self._trace())
 
     def _candidate_deployment(self) -> list[Json]:
         count, target = self.rollout.candidates if self.rollout else 0, self.target
@@ -302,9 +309,7 @@ class _Reconciliation:
             ]
         # Only while the image is missing: once there is a version to run, the Job is surplus and is deleted.
         if isinstance(self.target, NotBuilt):
-            wanted.append(
-                build_job(self.workspace, self.observed.environment, uid=self.observed.uid)
-            )
+            wanted.append(self._build_job())
         if self.active is not None:
             wanted.append(
                 deployment(

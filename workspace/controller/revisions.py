@@ -16,7 +16,7 @@ from typing import Any
 from modelimage.digest import Digest
 from workspace.render import names
 from workspace.render.kubernetes import meta
-from workspace.render.pod import pod_template
+from workspace.render.pod import pod_template, trace_parent
 from workspace.render.release import Release
 from workspace.schema import Resources, Workspace
 
@@ -48,6 +48,12 @@ class Revision:
         return version_id(self.name)
 
     @property
+    def trace(self) -> str:
+        """The `traceparent` of this version's starts; empty if it isn't traced."""
+        annotations = self.template["metadata"].get("annotations") or {}
+        return str(annotations.get(names.TRACE, ""))
+
+    @property
     def resources(self) -> Resources:
         """What this version asks of a node, which the spec may no longer say."""
         return Resources.model_validate(self.requested.get("resources", {}))
@@ -72,9 +78,14 @@ def revision_name(workspace: Workspace) -> str:
 
 
 def new_revision(
-    workspace: Workspace, release: Release, *, number: int, uid: str | None = None
+    workspace: Workspace,
+    release: Release,
+    *,
+    number: int,
+    uid: str | None = None,
+    traced: bool = False,
 ) -> Revision:
-    """The version that a Workspace's spec now describes, as planned."""
+    """The version that a Workspace's spec now describes, as planned. `traced`: see `pod_template`."""
     name, plan = revision_name(workspace), release.plan
     return Revision(
         name=name,
@@ -87,8 +98,17 @@ def new_revision(
         context=plan.context,
         startup_seconds=plan.probes.startup_seconds,
         reasons=plan.reasons,
-        template=pod_template(workspace, release, revision=version_id(name), uid=uid),
+        template=pod_template(
+            workspace, release, revision=version_id(name), uid=uid, traced=traced
+        ),
     )
+
+
+def trace_of(target: object, workspace: Workspace, uid: str, *, traced: bool) -> str:
+    """The `traceparent` of a version, or, before it is planned, that which it will have if versions are `traced`."""
+    if isinstance(target, Revision):
+        return target.trace
+    return trace_parent(workspace, version_id(revision_name(workspace)), uid) if traced else ""
 
 
 def to_document(workspace: Workspace, revision: Revision) -> Json:

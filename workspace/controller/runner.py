@@ -7,6 +7,7 @@ a time.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,9 +27,11 @@ from workspace.controller.metrics import Metrics
 from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.objects import condition
 from workspace.controller.observed import KEDA_GROUP, Action, Apply, Decision, Observed, reference
+from workspace.controller.pass_spans import acting, reconciling, tell_step
 from workspace.controller.pod_start import Starts
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile
+from workspace.controller.rollout_view import rollout_before
 from workspace.controller.startups import completed, first_tokens, watched_pods
 from workspace.controller.watches import Name
 from workspace.controller.workers import Workers
@@ -84,6 +87,8 @@ class Runner:
         self.analyses: dict[Key, AnalysisResult] = {}
         # Of Workspaces that the built-in autoscaler scales, for the page.
         self.loads: dict[Key, Load] = {}
+        # The `traceparent` of each version that is worked on.
+        self.traces: dict[Key, str] = {}
         self._questions = ImageQuestions(resolver, self.queue.add)
         self._reasons: dict[Key, str] = {}  # of the Ready conditions
         self._failed: set[Key] = set()  # whose last pass had a write at which the server failed
@@ -147,6 +152,7 @@ class Runner:
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass over a Workspace. Returns the seconds until the next pass. Raises the API's errors."""
+        began = time.time_ns()
         observed = self._observe(key)
         if observed is None:
             self.wanted.forget(key)
@@ -156,6 +162,7 @@ class Runner:
             self._reasons.pop(key, None)
             self.starts.watch(key, frozenset())
             self._forget_rollout(key)
+            self.traces.pop(key, None)
             return None
         self.starts.watch(key, watched_pods(observed, self._now().timestamp()))
         decision = reconcile(observed)
@@ -171,11 +178,14 @@ class Runner:
         if strangers:
             observed = replace(observed, objects=(*observed.objects, *strangers))
             decision = reconcile(observed)
+        tell_step(rollout_before(observed.document), decision.rollout, decision.trace)
         if decision.rollout is not None and decision.rollout.is_open:
             self.rollouts[key] = decision.rollout
         else:
             self._forget_rollout(key)
-        refused = await self._carry_out(key, observed, decision)
+        self.traces[key] = decision.trace
+        with reconciling(key, decision, began):
+            refused = await self._carry_out(key, observed, decision)
         failed = isinstance(observed.resolved, WeightyardError)
         again = REGISTRY_RETRY if failed or refused or decision.ask_registry else RESYNC
         return again if decision.wake_after is None else min(again, decision.wake_after)
@@ -260,6 +270,10 @@ class Runner:
         return bool(refused)
 
     async def _act(self, key: Key, action: Action) -> None:
+        with acting(action):
+            await self._write(key, action)
+
+    async def _write(self, key: Key, action: Action) -> None:
         if isinstance(action, Apply):
             # Handled like a watch event right away. The next pass must not act on the state before this write, and
             # the event that follows will change nothing, so it would wake nobody.

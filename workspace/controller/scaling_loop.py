@@ -16,6 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from modelimage.errors import InvalidInput, RemoteRefused, WeightyardError, release_locals
+from modelimage.spans import Origin, span
 from workspace import arguments
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.conditions import sentence
@@ -23,7 +24,7 @@ from workspace.controller.object_cache import Key
 from workspace.controller.objects import asked_replicas, has_labels, is_ready
 from workspace.controller.reasons import News, Reason
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import read_page, server_urls
+from workspace.controller.server_pages import read_answer, read_page, server_urls
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.scaler import (
@@ -98,10 +99,10 @@ async def read_load(
     # Of each Workspace: one with hundreds of servers must not open as many connections at once.
     places = asyncio.Semaphore(_AT_ONCE)
     pages = await asyncio.gather(*(_reading(session, each, places) for each in targets.servers))
-    held = await _held(session, targets.activator) if targets.activator else 0
+    held, trace = await _held(session, targets.activator) if targets.activator else (0, "")
     readings = tuple(each for each in pages if isinstance(each, Reading))
     refused = next((each for each in pages if isinstance(each, RemoteRefused)), None)
-    return Load(targets.current, len(targets.servers), readings, held), refused
+    return Load(targets.current, len(targets.servers), readings, held, trace), refused
 
 
 class ScalingLoop:
@@ -159,7 +160,11 @@ class ScalingLoop:
             self._runner.wanted.replicas[key] = answer.replicas
             self._runner.queue.add(key)
             if answer.replicas != load.current:
-                await self._tell(key, load.current, answer)
+                version = self._runner.traces.get(key, "")
+                origin = Origin(load.trace or version, link=version if load.trace else "")
+                steps = {"from": load.current, "to": answer.replicas}
+                with span("scale", origin, workspace="/".join(key), **steps):
+                    await self._tell(key, load.current, answer)
 
     async def _tell(self, key: Key, current: int, answer: ScalingDecision) -> None:
         logger.info("%s/%s: %d -> %d replicas: %s", *key, current, answer.replicas, answer.reason)
@@ -245,9 +250,11 @@ async def _reading(
         return error
 
 
-async def _held(session: aiohttp.ClientSession, activator: str) -> int:
+async def _held(session: aiohttp.ClientSession, activator: str) -> tuple[int, str]:
+    """How many requests an activator holds, and the `traceparent` of that which waits longest."""
     try:
-        return parse_held(await read_page(session, f"{activator}/activator/metrics"))
+        page = await read_answer(session, f"{activator}/activator/metrics")
+        return parse_held(page.text), page.trace
     except WeightyardError as error:
         logger.debug("%s: %s", activator, error.message)
-        return 0
+        return 0, ""

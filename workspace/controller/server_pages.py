@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
 
 from modelimage.errors import RemoteRefused, Unreachable
+from modelimage.spans import TRACEPARENT, is_parent
 from workspace.controller.objects import container_ports
 
 Json = dict[str, Any]
@@ -26,8 +28,21 @@ def _host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page's text, and the `traceparent` that came with it; empty for none that can be one."""
+
+    text: str
+    trace: str
+
+
 async def read_page(session: aiohttp.ClientSession, url: str) -> str:
     """A page as text. Raises RemoteRefused, Unreachable."""
+    return (await read_answer(session, url)).text
+
+
+async def read_answer(session: aiohttp.ClientSession, url: str) -> Page:
+    """A page. Raises RemoteRefused, Unreachable."""
     # A redirect would make the controller send requests that the tenant can't send itself.
     request = session.get(
         url, timeout=_TIMEOUT, allow_redirects=False,
@@ -46,4 +61,5 @@ async def read_page(session: aiohttp.ClientSession, url: str) -> str:
                     raise RemoteRefused(f"the answer of {url} is longer than {PAGE_BYTES} bytes")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unreachable(f"{url} doesn't answer: {error}") from error
-    return data.decode(errors="replace")
+    trace = answer.headers.get(TRACEPARENT, "")
+    return Page(data.decode(errors="replace"), trace if is_parent(trace) else "")

@@ -11,9 +11,10 @@ import hashlib
 import json
 from typing import Any, Final
 
+from modelimage.spans import VARIABLE
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings, meta
-from workspace.render.pod import SCRATCH, container_security, pod_security
+from workspace.render.pod import SCRATCH, container_security, named_values, pod_security
 from workspace.render.quantities import canonical_all
 from workspace.schema import Workspace
 from workspace.sources import build_arguments, image_of
@@ -30,9 +31,14 @@ _DEADLINE: Final = 86_400  # seconds; a build that takes longer hangs
 _KEPT: Final = 3600
 
 
-def build_job(workspace: Workspace, environment: SystemSettings, *, uid: str | None = None) -> Json:
-    """The build Job. Its name contains a hash of its template, since a Job's template is immutable."""
-    template = _template(workspace, environment, uid)
+def build_job(
+    workspace: Workspace, environment: SystemSettings, *, uid: str | None = None, trace: str = ""
+) -> Json:
+    """The build Job. Its name contains a hash of its template, since a Job's template is immutable.
+
+    `trace`: the trace of the version that it builds, which its spans are part of.
+    """
+    template = _template(workspace, environment, uid, trace)
     digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
     # With a Workspace's name of 52 characters this has 63, the limit of the `job-name` label.
     return {
@@ -60,7 +66,9 @@ def _failure_rules() -> list[Json]:
     ]
 
 
-def _template(workspace: Workspace, environment: SystemSettings, uid: str | None) -> Json:
+def _template(
+    workspace: Workspace, environment: SystemSettings, uid: str | None, trace: str
+) -> Json:
     authorities = environment.builds.ca
     volumes = [
         {"name": "scratch", "emptyDir": {}}, *_login_volumes(workspace), *_ca_volumes(authorities),
@@ -77,16 +85,18 @@ def _template(workspace: Workspace, environment: SystemSettings, uid: str | None
             "enableServiceLinks": False,
             "securityContext": pod_security(),
             "restartPolicy": "Never",
-            "containers": [_container(workspace, environment)],
+            "containers": [_container(workspace, environment, trace)],
             "volumes": volumes,
         },
     }
 
 
-def _container(workspace: Workspace, environment: SystemSettings) -> Json:
+def _container(workspace: Workspace, environment: SystemSettings, trace: str) -> Json:
     build = workspace.spec.model.build
     secret = build.secret if build is not None else None
-    settings = environment.builds
+    settings, traced = environment.builds, dict(environment.tracing.env)
+    if traced and trace:
+        traced[VARIABLE] = trace
     mounts: list[Json] = [{"name": "scratch", "mountPath": SCRATCH}]
     if _login_volumes(workspace):
         mounts.append({"name": "login", "mountPath": _DOCKER, "readOnly": True})
@@ -102,7 +112,7 @@ def _container(workspace: Workspace, environment: SystemSettings) -> Json:
             *(f"--internal-host={host}" for host in settings.internal_hosts), "--work-dir", f"{SCRATCH}/work",
         ],
         "env": [
-            *({"name": name, "value": value} for name, value in sorted(settings.env.items())),
+            *named_values({**settings.env, **traced}),
             {"name": "HOME", "value": SCRATCH},
             {"name": "DOCKER_CONFIG", "value": _DOCKER},
             *([{"name": "WEIGHTYARD_CA_FILE", "value": f"{_CA}/ca.crt"}] if settings.ca else ()),

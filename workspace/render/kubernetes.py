@@ -14,8 +14,9 @@ from workspace.provisioning import queue_label
 from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.build_settings import BuildSettings
-from workspace.render.pod import container_security, pod_security
+from workspace.render.pod import container_security, named_values, pod_security
 from workspace.render.quantities import canonical_all
+from workspace.render.trace_settings import TraceSettings
 from workspace.schema import DEFAULT_PORT, Autoscaler, Workspace
 
 Json = dict[str, Any]
@@ -44,6 +45,7 @@ class SystemSettings:
     quotas: bool = True  # whether Workspaces may set the quota and the limits of their namespace
     metrics_from: Mapping[str, str] = field(default_factory=dict)
     builds: BuildSettings = field(default_factory=BuildSettings)
+    tracing: TraceSettings = field(default_factory=TraceSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,12 @@ def disruption_budget(workspace: Workspace, routing: Routing) -> Json:
 
 
 def network_policy(workspace: Workspace, environment: SystemSettings, routing: Routing) -> Json:
-    """Ingress from the own namespace, allowed namespaces and the controller's scrapes; egress to the agent only."""
+    """Ingress from the own namespace, allowed namespaces and the controller's scrapes; egress to the agent only.
+
+    A traced server reaches the collector too, where the operator says in which namespace that is.
+    """
+    given, tracing = workspace.spec.runtime.tracing, environment.tracing
+    endpoints = [each for each in (given.endpoint if given else None, tracing.servers) if each]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -190,7 +197,10 @@ def network_policy(workspace: Workspace, environment: SystemSettings, routing: R
             "podSelector": {"matchLabels": _selected(workspace, names.SERVER, routing)},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [_ingress(workspace, environment, routing.ports)],
-            "egress": [{"to": [_system_pods(environment, "agent")]}],
+            "egress": [
+                {"to": [_system_pods(environment, "agent")]},
+                *tracing.egress(endpoints),
+            ],
         },
     }
 
@@ -207,7 +217,11 @@ def activator_policy(workspace: Workspace, environment: SystemSettings, routing:
             "podSelector": {"matchLabels": _selected(workspace, names.ACTIVATOR, routing)},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [_ingress(workspace, environment, (_ACTIVATOR_PORT,))],
-            "egress": [{"to": [servers]}, {"ports": dns}],
+            "egress": [
+                {"to": [servers]},
+                {"ports": dns},
+                *environment.tracing.egress(environment.tracing.endpoints)[:1],
+            ],
         },
     }
 
@@ -273,7 +287,7 @@ def activator_deployment(
     """The proxy that holds requests while a server starts from zero."""
     name, limits = names.activator(workspace.name), {"cpu": "100m", "memory": "128Mi"}
     probe = {"httpGet": {"path": "/activator/health", "port": names.PORT_NAME}}
-    container = {
+    container: Json = {
         "name": names.ACTIVATOR,
         "image": environment.image,
         "command": ["weightyard", "activator"],
@@ -281,6 +295,7 @@ def activator_deployment(
             "--listen", f"0.0.0.0:{_ACTIVATOR_PORT}",
             "--upstream", f"http://{names.server_service(workspace.name)}:{_CLIENT_PORT}",
         ],
+        **({"env": named_values(traced)} if (traced := environment.tracing.env) else {}),
         "ports": [{"name": names.PORT_NAME, "containerPort": _ACTIVATOR_PORT, "protocol": "TCP"}],
         "resources": {"requests": limits, "limits": {"memory": limits["memory"]}},
         # Every second: a client's first request waits for it.

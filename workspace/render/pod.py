@@ -7,7 +7,7 @@ fields of Kubernetes 1.25: an older server drops others, and the object would ne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from workspace.node_terms import Term, both, is_in
@@ -36,10 +36,19 @@ _SHARED_MEMORY: Final = 1 << 30  # for each GPU's worker
 
 
 def pod_template(
-    workspace: Workspace, release: Release, *, revision: str, uid: str | None = None
+    workspace: Workspace,
+    release: Release,
+    *,
+    revision: str,
+    uid: str | None = None,
+    traced: bool = False,
 ) -> Json:
-    """The Deployment's pod template. `revision` labels a pod with its version, `uid` with its Workspace's."""
-    parent = trace_parent(workspace, revision, uid)
+    """The Deployment's pod template. `revision` labels a pod with its version, `uid` with its Workspace's.
+
+    `traced`: its starts are in a trace also if its servers send no spans.
+    """
+    is_traced = traced or workspace.spec.runtime.tracing is not None
+    parent = trace_parent(workspace, revision, uid) if is_traced else ""
     return {
         "metadata": {
             "labels": {
@@ -61,12 +70,10 @@ def pod_template(
 
 
 def trace_parent(workspace: Workspace, revision: str, uid: str | None) -> str:
-    """The `traceparent` of a version's starts; empty without tracing.
+    """The `traceparent` of a version's starts.
 
     Of the version and not of a start: a template that changed by itself would roll the servers.
     """
-    if workspace.spec.runtime.tracing is None:
-        return ""
     whose = uid or f"{workspace.metadata.namespace}/{workspace.name}"
     found = hashlib.sha256(f"{whose}/{revision}".encode()).hexdigest()
     return f"00-{found[:32]}-{found[32:48]}-01"
@@ -142,6 +149,11 @@ def pod_security() -> Json:
         "runAsGroup": _USER,
         "seccompProfile": {"type": "RuntimeDefault"},
     }
+
+
+def named_values(variables: Mapping[str, str]) -> list[Json]:
+    """Variables as a container has them, by name."""
+    return [{"name": name, "value": value} for name, value in sorted(variables.items())]
 
 
 def environment(release: Release, parent: str = "") -> list[Json]:

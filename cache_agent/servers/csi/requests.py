@@ -6,7 +6,6 @@ The author of a pod writes an inline volume's attributes, so nothing in them is 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -15,13 +14,12 @@ from typing import Final
 from cache_agent.mounter.orders import VolumeTarget
 from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference, parse_image
+from modelimage.spans import is_parent
 
 _KUBERNETES: Final = "csi.storage.k8s.io/"
 _POD_UID: Final = f"{_KUBERNETES}pod.uid"
 _EPHEMERAL: Final = f"{_KUBERNETES}ephemeral"
 _ATTRIBUTES: Final = frozenset({"image", "variant", "traceparent"})
-# Of the first version of W3C Trace Context, and of later ones as far as they are the same.
-_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _MAX_TEXT: Final = 2048
 # The specification's limit for strings.
 _MAX_ID: Final = 128
@@ -156,7 +154,7 @@ def _image(text: str) -> RegistryReference:
 
 
 def _trace(text: str) -> str:
-    if text and _TRACE.fullmatch(text) is None:
+    if text and not is_parent(text):
         raise InvalidInput(f"not a traceparent: {text[:80]!r}")
     return text
 

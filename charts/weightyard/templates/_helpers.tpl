@@ -68,6 +68,18 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end }}
 
+{{/* The variables of a component's traces. Nothing when it has none. */}}
+{{- define "weightyard.tracing" -}}
+{{- with .Values.tracing }}
+{{- if .endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ .endpoint | quote }}}
+{{- range $name, $value := .env }}
+- {name: {{ $name }}, value: {{ toString $value | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The volume with additional certificate authorities; called with a component's values. Nothing when it has none. */}}
 {{- define "weightyard.caVolume" -}}
 {{- if and .caConfigMap .caSecret }}{{ fail "set caConfigMap or caSecret, not both" }}{{ end }}

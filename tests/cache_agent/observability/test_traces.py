@@ -5,39 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from cache_agent.observability.events import PublishEnded, PullEnded
 from cache_agent.observability.traces import open_traces
 from modelimage.errors import NotFound
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
-from tests.servers.httpserver import Handler, LoopbackServer
-
-
-class _CollectorHandler(Handler):
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        owner = cast("Any", self.server).owner
-        owner.spans += [
-            span
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-        self.answer(200)
-
-
-class Collector(LoopbackServer):
-    """Keeps the spans that it is sent."""
-
-    HANDLER = _CollectorHandler
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
+from tests.servers.otlp import Collector
 
 
 def test_a_pull_is_a_span_with_a_child_for_each_phase(
