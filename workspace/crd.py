@@ -22,7 +22,7 @@ from cache_agent.api.crd_schema import (
     model_schema,
 )
 from cache_agent.api.kube_objects import GENERATION, Conditions, Count, Reported, ReportedLine
-from workspace.rollout_status import RolloutStatus
+from workspace.rollout_status import RolloutStatus, RouteStatus
 from workspace.schema import KIND, Spec
 from workspace.startup import MOST_STARTS, Startup
 
@@ -31,7 +31,7 @@ Json = dict[str, Any]
 PLURAL: Final = "workspaces"
 # Of a status, which has to stay small.
 MOST_REASONS: Final = 64
-CONDITIONS: Final = ("ModelResolved", "Cached", "Scheduled", "Available", "Ready")
+CONDITIONS: Final = ("ModelResolved", "Cached", "Scheduled", "Available", "Routed", "Ready")
 
 _NAME_RULE: Final = (
     "self.metadata.name.matches('^[a-z](-?[a-z0-9])*$') && self.metadata.name.size() <= 52",
@@ -111,6 +111,15 @@ RULES: Final[Rules] = {
             "!has(self.steps) || self.steps.size() == 0 || !has(self.strategy) || self.strategy != 'canary' || "
             "has(self.steps[0].weight)",
             "the first of steps must be a weight: before it no request tells anything",
+        ),
+    ),
+    ("route",): (
+        (
+            "self.parentRefs.all(one, self.parentRefs.filter(other, other.name == one.name && "
+            "(has(other.namespace) ? other.namespace : '') == (has(one.namespace) ? one.namespace : '') && "
+            "(!has(other.sectionName) || !has(one.sectionName) || other.sectionName == one.sectionName)"
+            ").size() == 1)",
+            "parentRefs has a Gateway twice: give each its own sectionName",
         ),
     ),
     ("scale",): (
@@ -213,6 +222,9 @@ class WorkspaceStatus(Reported):
     rollout: RolloutStatus | None = Field(
         default=None,
         description="Where the rollout of a new version stands, with strategy: canary or blueGreen.",
+    )
+    route: RouteStatus | None = Field(
+        default=None, description="How the HTTPRoute shares requests, with spec.route."
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from cache_agent.api.kube_objects import Count, Reported, ReportedLine, ReportedText, Timestamp
 
 MOST_MEASURES = 32
+MOST_PARENTS = 32
 
 
 class RolloutPhase(StrEnum):
@@ -32,6 +33,33 @@ class MeasureReport(Reported):
     passed: bool = Field(description="Whether the new version is within the limit.")
 
 
+class ParentReport(Reported):
+    """What one Gateway says of the route."""
+
+    name: ReportedLine = Field(description="The Gateway: its namespace, its name and the listener.")
+    accepted: ReportedLine = Field(
+        description="Whether it takes the route as it is now: True, False or Unknown."
+    )
+    resolved: ReportedLine = Field(
+        description="Whether it knows the route's backends: True, False or Unknown."
+    )
+    message: ReportedText = Field(default="", description="What it says about a problem.")
+
+
+class RouteStatus(Reported):
+    """How the route shares requests. Weights are of the new version, in percent."""
+
+    wanted: Count = Field(default=0, description="What the rollout asks for now.")
+    written: Count = Field(default=0, description="What the HTTPRoute has.")
+    accepted: ReportedLine = Field(
+        default="Unknown",
+        description="Whether all Gateways have taken the route as it is now: True, False or Unknown.",
+    )
+    parents: tuple[ParentReport, ...] = Field(
+        default=(), max_length=MOST_PARENTS, description="What each Gateway says."
+    )
+
+
 class RolloutStatus(Reported):
     """Where the rollout of a new version stands."""
 
@@ -49,7 +77,8 @@ class RolloutStatus(Reported):
         default=0, description="The percent of requests that the new version should get."
     )
     attained: Count = Field(
-        default=0, description="The percent that it gets, by its share of the ready servers."
+        default=0,
+        description="The percent that it gets: by its share of the ready servers, or as all Gateways accepted it.",
     )
     replicas: Count = Field(
         default=0, description="The replicas that are wanted of both versions together."

@@ -37,6 +37,7 @@ from workspace.field_types import (
 )
 from workspace.provisioning_spec import Provisioning
 from workspace.rollout_spec import Rollout
+from workspace.route_spec import Route
 from workspace.tenancy import Tenancy
 from workspace.trace_context import Tracing
 
@@ -332,6 +333,7 @@ class Spec(Strict):
     placement: Annotated[Placement, as_enum(Placement)] = Placement.PREFERRED
     tenancy: Tenancy = Tenancy()
     rollout: Rollout = Rollout()
+    route: Route | None = None
 
     @model_validator(mode="after")
     def _one_count(self) -> Self:

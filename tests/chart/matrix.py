@@ -84,7 +84,10 @@ MATRIX: dict[str, Json] = {
             "prometheusRule": {"enabled": True},
             "dashboard": {"enabled": True},
         },
-        "networkPolicy": {"metricsFrom": {"kubernetes.io/metadata.name": "monitoring"}},
+        "networkPolicy": {
+            "metricsFrom": {"kubernetes.io/metadata.name": "monitoring"},
+            "gatewaysFrom": {"kubernetes.io/metadata.name": "gateways"},
+        },
     },
     "unfenced": {
         "networkPolicy": {"enabled": False},

@@ -28,6 +28,7 @@ from workspace.controller import conditions
 from workspace.controller.conditions import StatusCondition
 from workspace.controller.reasons import Reason
 from workspace.rollout_spec import Rollout
+from workspace.route_spec import Route
 from workspace.schema import Model, Resources, Runtime, Scale, Workspace
 from workspace.tenancy import Tenancy
 
@@ -237,6 +238,16 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
             maxRegression=optional(errorRate=SHARES, timeToFirstToken=SHARES, preemptions=SHARES, queueTime=SHARES),
         ),
     },
+    Route: {
+        "parentRefs": st.lists(
+            optional(name=st.sampled_from(["a", "b", "A", ""]), namespace=st.sampled_from(["a", "A"]),
+                     sectionName=st.sampled_from(["a", "b", ""])), max_size=3,
+        ),
+        "hostnames": st.lists(
+            st.sampled_from(["a.b", "*.a.b", "A", "*", "a:80", "1.2.3.4", ""]), max_size=2
+        ),
+        "inferencePools": optional(endpointPicker=NAMES, newEndpointPicker=NAMES, port=PORTS),
+    },
 }  # fmt: skip
 
 
@@ -254,6 +265,7 @@ SPECS = st.fixed_dictionaries(
         "placement": st.sampled_from(["any", "never"]),
         "tenancy": parts_of(Tenancy),
         "rollout": parts_of(Rollout),
+        "route": parts_of(Route),
     },
 )
 
@@ -287,6 +299,7 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"scale": {"min": 3, "max": 2}},
         {"scale": {"min": 0, "max": 2, "by": "hpa"}},
         {"scale": {"max": 2, "by": "keda"}},
+        {"route": {"parentRefs": [{"name": "a"}, {"name": "a", "sectionName": "b"}]}},
         {"rollout": {"strategy": "canary", "steps": [{"weight": 10}, {}]}},
         {"rollout": {"steps": [{"pause": {}}]}},
         {"rollout": {"strategy": "blueGreen", "steps": [{"weight": 10}]}},

@@ -90,6 +90,10 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
     "[default: none]",
 )  # fmt: skip
 @click.option(
+    "--gateways-from", "gateways_from", cls=AdvancedOption, multiple=True, metavar="LABEL=VALUE",
+    help="A label of the namespaces of Gateways' proxies, which reach routed servers. Repeatable.  [default: none]",
+)  # fmt: skip
+@click.option(
     "--health",
     metavar="HOST:PORT",
     help="Serve /livez, /readyz and /metrics at this address.  [default: nowhere]",
@@ -110,7 +114,7 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
 def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
     build_limits: tuple[str, ...], blocked: tuple[str, ...], quotas: bool, metrics_from: tuple[str, ...],
-    trace_servers: str | None, traces_in: tuple[str, ...],
+    trace_servers: str | None, traces_in: tuple[str, ...], gateways_from: tuple[str, ...],
     health: str | None, page: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
@@ -128,6 +132,7 @@ def controller(
             builder_image=builder_image,
             quotas=quotas,
             metrics_from=_pairs("--metrics-from", metrics_from),
+            gateways_from=_pairs("--gateways-from", gateways_from),
             builds=BuildSettings(
                 plain_http=tuple(sorted(access.plain_http)),
                 internal_hosts=tuple(sorted(access.internal_hosts)),

@@ -14,7 +14,7 @@ from weightyard.options import WholeNumber
 from workspace.controller.revisions import POD_PARTS, Revision, history
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
-from workspace.rollout_status import RolloutPhase, RolloutStatus
+from workspace.rollout_status import RolloutPhase, RolloutStatus, RouteStatus
 
 Json = dict[str, Any]
 _GROUP: Final = "/apis/weightyard.dev/v1alpha1"
@@ -99,7 +99,7 @@ def status(
     found = _reach(namespace, context, kubeconfig).workspace(name).get("status") or {}
     # For programs it is whole; for people each part that there is has its own table.
     if console.json:
-        kept = {part: found.get(part) for part in ("conditions", "rollout", "revision")}
+        kept = {part: found.get(part) for part in ("conditions", "rollout", "revision", "route")}
         console.result(kept, "")
         return
     state = rollout_before({"status": found})
@@ -120,6 +120,11 @@ def status(
                 ],
                 empty="no measures",
             )
+    route = found.get("route")
+    if route is not None:
+        console.table(
+            ["route", ""], _route_rows(RouteStatus.model_validate(route)), empty="no route"
+        )
     rows = [
         [each["type"], each["status"], each["reason"], each["message"]]
         for each in found.get("conditions", ())
@@ -141,6 +146,21 @@ def _rows(state: RolloutStatus) -> list[list[str]]:
         ["requests to the new version", f"{state.attained} % (wanted: {state.weight} %)"],
         ["since", state.since],
         ["why", state.message],
+    ]
+
+
+def _route_rows(route: RouteStatus) -> list[list[str]]:
+    return [
+        ["weight of the new version, wanted", f"{route.wanted} %"],
+        ["in the HTTPRoute", f"{route.written} %"],
+        ["accepted by all Gateways", route.accepted],
+        *(
+            [
+                f"Gateway {each.name}",
+                f"accepted: {each.accepted}; backends known: {each.resolved}. {each.message}".rstrip(),
+            ]
+            for each in route.parents
+        ),
     ]
 
 

@@ -15,7 +15,8 @@ Json = dict[str, Any]
 # Kinds that the controller creates. Objects of other kinds are never deleted.
 OWN_KINDS: Final = (
     "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ResourceQuota",
-    "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "ControllerRevision", "Pod", "Job",
+    "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "HTTPRoute", "InferencePool", "ControllerRevision",
+    "Pod", "Job",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The conditions of a status, each with a reason and a remedy; the names of a Workspace's five."""
+"""The conditions of a status, each with a reason and a remedy; the names of a Workspace's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from workspace.rollout_status import RolloutStatus
 
 Json = dict[str, Any]
 
-MODEL_RESOLVED, CACHED, SCHEDULED, AVAILABLE, READY = (
+MODEL_RESOLVED, CACHED, SCHEDULED, AVAILABLE, ROUTED, READY = (
     "ModelResolved",
     "Cached",
     "Scheduled",
     "Available",
+    "Routed",
     "Ready",
 )
 # Reasons that go away by themselves.
@@ -28,6 +29,7 @@ IN_PROGRESS: Final = frozenset(
         Reason.FETCHING,
         Reason.WAITING_FOR_CACHE,
         Reason.STARTING,
+        Reason.ROUTE_PENDING,
     }
 )
 # Characters of a message that the schemas allow: a longer one would keep the whole status from being written.

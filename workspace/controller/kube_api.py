@@ -53,6 +53,9 @@ RESOURCES: Final = {
     "NetworkPolicy": ApiResource("networking.k8s.io/v1", "networkpolicies"),
     "HorizontalPodAutoscaler": ApiResource("autoscaling/v2", "horizontalpodautoscalers"),
     "ScaledObject": ApiResource("keda.sh/v1alpha1", "scaledobjects"),
+    "HTTPRoute": ApiResource("gateway.networking.k8s.io/v1", "httproutes"),
+    "InferencePool": ApiResource("inference.networking.k8s.io/v1", "inferencepools"),
+    "EndpointSlice": ApiResource("discovery.k8s.io/v1", "endpointslices"),
     "CustomResourceDefinition": ApiResource(
         "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False
     ),

@@ -19,6 +19,7 @@ from modelimage.access import Access
 from modelimage.allowed_registries import AllowedRegistries
 from workspace.controller.analysis_loop import AnalysisLoop
 from workspace.controller.cached_model_controller import CacheRunner
+from workspace.controller.drain_loop import DrainLoop
 from workspace.controller.health_server import Liveness
 from workspace.controller.heartbeats import HeartbeatLoop
 from workspace.controller.kube_api import KubernetesApi
@@ -130,9 +131,10 @@ async def _work(
                 scaling = ScalingLoop(runner, servers)
                 starts = StartWatch(runner, api, servers)
                 analysis = AnalysisLoop(runner, servers)
+                drains = DrainLoop(runner, servers)
                 await _lead(
                     leadership, runner.run(), cached_models.run(), scaling.run(), heartbeats.run(),
-                    starts.run(), analysis.run(),
+                    starts.run(), analysis.run(), drains.run(),
                 )  # fmt: skip
             except* LeadershipLost as lost:
                 # Nothing is kept that only a leader may know, so this process simply stands by again.

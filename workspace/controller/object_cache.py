@@ -25,6 +25,8 @@ Json = dict[str, Any]
 Key = tuple[str, str]  # namespace and name of a Workspace
 # Fast compression: objects are packed at every event.
 _LEVEL = 1
+# Kinds that hold others' parts in lists that no server merges.
+SHARED = frozenset({"HTTPRoute"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,12 +262,12 @@ def _changed(objects: dict[Any, bytes], key: Any, packed: bytes, concerned: set[
 
 
 def _pack(document: Json) -> bytes:
-    # These fields change on every write. Without them, writes that change nothing compare equal.
-    metadata = {
-        k: v
-        for k, v in document["metadata"].items()
-        if k not in ("managedFields", "resourceVersion")
-    }
+    # These fields change on every write. Without them, writes that change nothing compare equal. But what others write
+    # too is changed only if it still is what was read.
+    dropped = (
+        {"managedFields"} if document["kind"] in SHARED else {"managedFields", "resourceVersion"}
+    )
+    metadata = {k: v for k, v in document["metadata"].items() if k not in dropped}
     return zlib.compress(json.dumps({**document, "metadata": metadata}).encode(), _LEVEL)
 
 

@@ -24,6 +24,8 @@ from workspace.rollout_status import RolloutStatus
 Json = dict[str, Any]
 
 KEDA_GROUP: Final = "keda.sh"
+GATEWAY_GROUP: Final = "gateway.networking.k8s.io"
+POOL_GROUP: Final = "inference.networking.k8s.io"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Observed:
     replicas; None without autoscaling or before its first result. `unread`: why it can't read a server's load. `now` is
     RFC 3339. `refused` are writes of this pass that the API server refused, in its words. `mounts` is what Events tell
     of pods that wait for volumes, by uid; `published` the agents' records of pods' volumes, and `starts` what else is
-    known of servers' starts. `analysis` compares a new version with the one that serves.
+    known of servers' starts. `analysis` compares a new version with the one that serves. `idle` is the version whose
+    servers have finished their requests, of one that gets none any more.
     """
 
     document: Json
@@ -60,6 +63,7 @@ class Observed:
     published: Mapping[str, tuple[PublishRecord, ...]] = field(default_factory=dict)
     starts: Mapping[str, StartNews] = field(default_factory=dict)
     analysis: AnalysisResult | None = None
+    idle: str = ""
 
     @property
     def uid(self) -> str:
@@ -120,14 +124,16 @@ Action = Apply | Delete
 class Decision:
     """The actions to take. `status` None leaves it unchanged; `ask_registry` requests `resolved` and another call.
 
-    `rollout` is that of a new version. In `wake_after` seconds time alone changes what is to be done; None if it
-    doesn't. `trace` is the `traceparent` of the version that is worked on; empty if it isn't traced.
+    `rollout` is that of a new version; `drained` the version whose servers stay until they have no requests. In
+    `wake_after` seconds time alone changes what is to be done; None if it doesn't. `trace` is the `traceparent` of the
+    version that is worked on; empty if it isn't traced.
     """
 
     actions: tuple[Action, ...] = ()
     status: Json | None = None
     ask_registry: bool = False
     rollout: RolloutStatus | None = None
+    drained: str | None = None
     wake_after: float | None = None
     trace: str = ""
 

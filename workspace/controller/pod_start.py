@@ -116,6 +116,12 @@ def seconds_of(text: object) -> float | None:
     return None if found.tzinfo is None else found.timestamp()
 
 
+def seconds_since(since: str, now: str) -> float:
+    """Seconds between two Kubernetes times; 0 if one of them is none."""
+    began, at = seconds_of(since), seconds_of(now)
+    return 0.0 if began is None or at is None else at - began
+
+
 def _began(pod: Json) -> float | None:
     """When the start began: the pod's creation, or the last restart of the server's container."""
     created = seconds_of(pod["metadata"].get("creationTimestamp"))

@@ -101,6 +101,16 @@ class Reason(StrEnum):
     REGRESSED = ("Regressed", "The new version was worse than the one before, and was taken back.")
     NEW_VERSION_FAILED = ("NewVersionFailed", "The new version didn't run, and was taken back.")
     ABORTED = ("Aborted", "The rollout of a new version was aborted by hand.")
+    ACCEPTED = ("Accepted", "Every Gateway of spec.route takes the route.")
+    ROUTE_PENDING = (
+        "RoutePending",
+        "A Gateway of spec.route hasn't said whether it takes the route.",
+    )
+    NOT_ACCEPTED = ("RouteNotAccepted", "A Gateway refuses the route, or a backend of it.")
+    GATEWAY_API_MISSING = (
+        "GatewayApiMissing",
+        "spec.route is set and the cluster lacks the Gateway API, or InferencePools.",
+    )
     NAME_CONFLICT = (
         "NameConflict",
         "An object that isn't the Workspace's has a name that it needs.",

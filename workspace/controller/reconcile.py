@@ -37,6 +37,7 @@ from workspace.controller.rollout_view import (
     asked_candidates,
     rollout_before,
 )
+from workspace.controller.route_objects import kept_objects, left_version, route_objects
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
@@ -111,6 +112,7 @@ class _Reconciliation:
                 keda_missing=self._keda_missing(),
                 versions=(*self.kept, *self._used()),
                 rollout=self.rollout.status if self.rollout else None,
+                new_weight=self.rollout.new_weight if self.rollout else 0,
             )
         )
         return Decision(
@@ -118,6 +120,7 @@ class _Reconciliation:
             status=_changed(self.observed, status),
             ask_registry=self.target is None,
             rollout=self.rollout.status if self.rollout else None,
+            drained=self.rollout.drained if self.rollout else None,
             wake_after=self.rollout.wake_after if self.rollout else None,
             trace=self._trace(),
         )
@@ -183,7 +186,7 @@ class _Reconciliation:
         deployed = self._deployed()
         if not isinstance(self.target, Revision):
             return deployed
-        if self.rollout is not None and self.rollout.status.is_open:
+        if self.rollout is not None and self.rollout.keeps_stable:
             return deployed
         serves = self._current_replicas() > 0
         # With no running server to replace, the desired version is active right away.
@@ -215,8 +218,9 @@ class _Reconciliation:
         return build_job(self.workspace, where, uid=self.observed.uid, trace=self._trace())
 
     def _candidate_deployment(self) -> list[Json]:
-        count, target = self.rollout.candidates if self.rollout else 0, self.target
-        if not count or not isinstance(target, Revision):
+        count, target = self.rollout.candidates if self.rollout else 0, self.spec_target
+        leaves = left_version(self.workspace, self.observed, self.rollout)
+        if not count or leaves or not isinstance(target, Revision):
             return []
         # More of them start once the nodes that will get them hold the model.
         if not self._state_for(target, count).is_cached:
@@ -242,12 +246,9 @@ class _Reconciliation:
         # Before the scaler's first result (after a restart) the current number is kept.
         wanted = self._current_replicas() if self.observed.wanted is None else self.observed.wanted
         before = rollout_before(self.observed.document)
+        unfinished = before is not None and before.phase is not RolloutPhase.COMPLETED
         # Meanwhile the Deployment may have fewer, since servers of a new version stand in for them.
-        if (
-            self.observed.wanted is None
-            and before is not None
-            and before.phase is not RolloutPhase.COMPLETED
-        ):
+        if self.observed.wanted is None and before is not None and unfinished:
             wanted = max(wanted, before.replicas)
         return max(least, min(most, wanted))
 
@@ -296,8 +297,14 @@ class _Reconciliation:
         """Every object in its desired form, except those that must stay unchanged."""
         surge = self._surges()
         # An autoscaler of the cluster's takes the surplus replica away unless its own minimum says otherwise.
+        routing = self._routing()
         wanted = surrounding_objects(
-            self.workspace, self.observed.environment, self._routing(), least=2 if surge else 0
+            self.workspace, self.observed.environment, routing, least=2 if surge else 0
+        )
+        # Weights before servers: none goes that still has a share of the requests.
+        newest = self.active.id if self.active else None
+        wanted += route_objects(
+            self.workspace, self.observed, self.rollout, routing=routing, newest=newest
         )
         if self._keda_missing():
             wanted = [each for each in wanted if each["kind"] != "ScaledObject"]
@@ -323,7 +330,9 @@ class _Reconciliation:
                 )
             )
         wanted += self._candidate_deployment()
-        return [with_intent(owned_by(each, self.observed.document)) for each in wanted]
+        owned = [owned_by(each, self.observed.document) for each in wanted]
+        # A route has others' parts: what was written last time says nothing of it.
+        return [each if each["kind"] == "HTTPRoute" else with_intent(each) for each in owned]
 
     def _routing(self) -> Routing:
         """Where requests go. An edited port opens beside that of the version that still serves, not in its place."""
@@ -382,6 +391,7 @@ class _Reconciliation:
     def _kept(self, wanted: list[Json]) -> set[Reference]:
         """The objects that aren't deleted: those that are wanted, and those of which nothing is known now."""
         keep = {reference(each) for each in wanted}
+        keep |= kept_objects(self.workspace, self.observed, self.rollout)
         # Without a version to run (registry unreachable) a running Deployment must not be deleted.
         if self.active is None:
             keep.add(Reference("Deployment", self.workspace.name))

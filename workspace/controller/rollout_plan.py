@@ -10,8 +10,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from workspace.analysis import AnalysisResult, Judgement, Outcome
-from workspace.controller.pod_start import seconds_of
+from workspace.controller.pod_start import seconds_since
 from workspace.controller.reasons import Reason
+from workspace.controller.traffic import (
+    RoutedTraffic,
+    drained,
+    holds_stable,
+    is_settled,
+)
 from workspace.rollout_spec import AnalysisStep, Rollout, RolloutStep, Strategy
 from workspace.rollout_status import MeasureReport, RolloutPhase, RolloutStatus
 
@@ -39,7 +45,7 @@ class RolloutInput:
     each version, and `own_ready` those of the new version that the Workspace's own Deployment has. `warm` tells whether
     the nodes that will get new servers hold the model. With `crowded`, new servers find no room. `problem` tells why
     the new version can't run, `hindrance` what keeps its servers from being ready for now. Servers of the old version
-    may make room if `movable`. `now` is RFC 3339.
+    may make room if `movable`. `now` is RFC 3339. `traffic` is how a route shares requests; None without one.
     """
 
     spec: Rollout
@@ -57,6 +63,7 @@ class RolloutInput:
     movable: bool = True
     result: AnalysisResult | None = None
     commands: Commands = Commands()
+    traffic: RoutedTraffic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +126,9 @@ def split(state: RolloutStatus, seen: RolloutInput) -> ReplicaSplit:
     """How many servers each Deployment gets. Law: where both versions fit, none is missing meanwhile."""
     goal = seen.goal
     if goal == 0 or state.is_withdrawn or state.phase is RolloutPhase.COMPLETED:
-        return ReplicaSplit(goal, 0)
+        return ReplicaSplit(goal, _finishing(state, seen))
     if state.phase is RolloutPhase.PROMOTING:
-        return _promoting(seen, state)
+        return ReplicaSplit(goal, goal) if _holds(seen, state) else _promoting(seen, state)
     if seen.spec.strategy is Strategy.BLUE_GREEN:
         return ReplicaSplit(goal, goal)
     weight = state.weight
@@ -129,15 +136,25 @@ def split(state: RolloutStatus, seen: RolloutInput) -> ReplicaSplit:
         candidate = _clamp(round(goal * weight / 100), 1, goal - 1)
         # One after the other: an old server goes for each new one that is to come.
         return ReplicaSplit(max(goal - candidate, goal - seen.candidate_ready - 1, 1), candidate)
-    candidate = _clamp(round(goal * weight / (100 - weight)), 1, goal)
-    if weight <= 50 or not seen.movable:
+    # A route gives the new version its share whatever the number of servers: it needs those that carry it.
+    needed = (
+        math.ceil(goal * weight / 100) if seen.traffic else round(goal * weight / (100 - weight))
+    )
+    candidate = _clamp(needed, 1, goal)
+    if weight <= 50 or seen.traffic or not seen.movable:
         return ReplicaSplit(goal, candidate)
     fewer = math.ceil(goal * (100 - weight) / weight)
     return ReplicaSplit(max(fewer, goal - seen.candidate_ready, 1), candidate)
 
 
 def serving(state: RolloutStatus, seen: RolloutInput) -> str | None:
-    """The version that alone gets requests; None when all ready servers do, as when the one meant has none."""
+    """The version that alone is behind the Workspace's Service; None if all ready servers are.
+
+    They are too when the one meant has none. With a route the new version's servers are behind a Service of their own.
+    """
+    if seen.traffic is not None:
+        alone = state.is_open or state.is_withdrawn or _holds(seen, state)
+        return state.stable if alone and seen.stable_ready else None
     if state.is_withdrawn:
         return state.stable if seen.stable_ready else None
     if seen.spec.strategy is not Strategy.BLUE_GREEN or state.phase is RolloutPhase.COMPLETED:
@@ -148,13 +165,13 @@ def serving(state: RolloutStatus, seen: RolloutInput) -> str | None:
 
 
 def wakes_at(spec: Rollout, state: RolloutStatus, now: str) -> float | None:
-    """Seconds until time alone moves the rollout on; None if it doesn't."""
+    """Seconds until time alone ends the present step; None if it doesn't."""
     if not state.is_open or state.step >= len(plan := stages(spec)):
         return None
     stage = plan[state.step]
     if stage.kind not in ("pause", "keep") or stage.seconds is None:
         return None
-    return max(0.0, stage.seconds - _seconds_since(state.since, now))
+    return max(0.0, stage.seconds - seconds_since(state.since, now))
 
 
 def is_reaching_weight(spec: Rollout, state: RolloutStatus) -> bool:
@@ -231,7 +248,8 @@ def _is_finished(
     stage: _Stage, seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
 ) -> bool:
     if stage.kind == "weight":
-        return seen.warm and seen.candidate_ready >= split(state, seen).candidate
+        are_ready = seen.warm and seen.candidate_ready >= split(state, seen).candidate
+        return are_ready and (seen.traffic is None or is_settled(state, seen.traffic))
     if seen.commands.resume == state.token:
         return True
     if stage.kind == "analysis":
@@ -241,7 +259,7 @@ def _is_finished(
             and stage.seconds is not None
             and result.seconds >= stage.seconds
         )
-    return stage.seconds is not None and _seconds_since(state.since, seen.now) >= stage.seconds
+    return stage.seconds is not None and seconds_since(state.since, seen.now) >= stage.seconds
 
 
 def _waiting(
@@ -279,36 +297,51 @@ def _starting(seen: RolloutInput, state: RolloutStatus) -> tuple[Reason, str]:
             "There is no room for servers of the new version beside those that serve. Add a node, or abort it. "
             f"{seen.hindrance}"
         )
+    if seen.traffic is not None and seen.candidate_ready >= split(state, seen).candidate:
+        return Reason.ROUTE_PENDING, "The Gateways haven't taken over the new weights yet."
     return Reason.STARTING, f"Servers of the new version are starting. {seen.hindrance}".rstrip()
 
 
 def _taken_over(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
     """Promoting ends when the Workspace's own servers all are of the new version."""
-    if seen.stable_ready == 0 and seen.own_ready >= seen.goal:
+    reachable = seen.own_ready if seen.traffic is None else min(seen.own_ready, seen.traffic.own)
+    if seen.stable_ready == 0 and reachable >= seen.goal:
         return _said(
             _with(state, since=seen.now, weight=100),
             RolloutPhase.COMPLETED,
             Reason.READY,
             "The new version serves alone.",
         )
-    return _said(
-        state,
-        RolloutPhase.PROMOTING,
-        Reason.PROMOTING,
-        "The new version takes over: the old version's servers are replaced.",
-    )
+    text = "The new version takes over: the old version's servers are replaced."
+    if _holds(seen, state):
+        text = "The new version gets all requests; the old version's servers finish theirs."
+    return _said(state, RolloutPhase.PROMOTING, Reason.PROMOTING, text)
 
 
 def _promoting(seen: RolloutInput, state: RolloutStatus) -> ReplicaSplit:
     if not state.in_place:
-        # The new version's extra servers stay until the Workspace's own have taken over.
-        return ReplicaSplit(seen.goal, min(seen.goal, seen.candidate_ready - seen.own_ready))
+        # The new version's extra servers stay until the Workspace's own have taken over. If they suffice for all
+        # requests, one of the old servers goes first: there may be room for both versions, and for no server more.
+        beside = min(seen.goal, seen.candidate_ready - seen.own_ready)
+        gives_way = seen.movable and seen.stable_ready > 0 and beside == seen.goal
+        return ReplicaSplit(seen.goal - gives_way, beside)
     # Without room one place stays free, in which the Workspace's own servers are replaced one by one.
     running = seen.stable_ready + seen.own_ready
     extra = max(0, seen.goal - 1 - running)
     if seen.stable_ready:
         return ReplicaSplit(_clamp(running, 1, max(1, seen.goal - 1)), extra)
     return ReplicaSplit(min(seen.goal, running + 1), extra)
+
+
+def _finishing(state: RolloutStatus, seen: RolloutInput) -> int:
+    """The servers of a version that was taken back which still have requests."""
+    if seen.traffic is None or drained(state, seen.traffic, seen.now) != state.version:
+        return 0
+    return seen.traffic.asked
+
+
+def _holds(seen: RolloutInput, state: RolloutStatus) -> bool:
+    return seen.traffic is not None and holds_stable(state, seen.traffic, seen.now)
 
 
 def _can_make_room(seen: RolloutInput) -> bool:
@@ -330,7 +363,11 @@ def _withdrawn(
 
 
 def _attained(seen: RolloutInput, state: RolloutStatus) -> int:
-    """The new version's percent of the servers that get requests."""
+    """The new version's percent of the requests: by the route, or else by its share of the servers that get any."""
+    if seen.traffic is not None:
+        if state.phase is RolloutPhase.COMPLETED:
+            return 100
+        return state.attained if seen.traffic.settled is None else seen.traffic.settled
     alone = serving(state, seen)
     if alone is not None:
         return 100 if alone == state.version else 0
@@ -358,8 +395,3 @@ def _with(state: RolloutStatus, **changes: object) -> RolloutStatus:
 
 def _clamp(value: int, least: int, most: int) -> int:
     return max(least, min(most, value))
-
-
-def _seconds_since(since: str, now: str) -> float:
-    began, at = seconds_of(since), seconds_of(now)
-    return 0.0 if began is None or at is None else at - began

@@ -22,6 +22,15 @@ from workspace.controller.rollout_plan import (
     split,
     wakes_at,
 )
+from workspace.controller.route_view import reachable, settled_weight, usable_route
+from workspace.controller.traffic import (
+    RoutedTraffic,
+    drain_wait,
+    drained,
+    holds_stable,
+    is_settled,
+    new_weight,
+)
 from workspace.render import names
 from workspace.rollout_spec import Strategy
 from workspace.rollout_status import RolloutPhase, RolloutStatus
@@ -71,7 +80,31 @@ class ActiveRollout:
     @property
     def wake_after(self) -> float | None:
         """Seconds until time alone moves it on."""
-        return wakes_at(self.seen.spec, self.status, self.seen.now)
+        waits = [wakes_at(self.seen.spec, self.status, self.seen.now)]
+        if self.seen.traffic is not None:
+            waits.append(drain_wait(self.status, self.seen.traffic, self.seen.now))
+        return min((each for each in waits if each is not None), default=None)
+
+    @property
+    def new_weight(self) -> int:
+        """The percent of requests that a route gives the new version."""
+        return new_weight(self.status, self.seen.traffic) if self.seen.traffic else 0
+
+    @property
+    def drained(self) -> str | None:
+        """The version whose servers stay until they have no requests, once no Gateway sends them any more."""
+        traffic = self.seen.traffic
+        if traffic is None or not is_settled(self.status, traffic):
+            return None
+        return drained(self.status, traffic, self.seen.now)
+
+    @property
+    def keeps_stable(self) -> bool:
+        """Whether the Workspace's own servers stay those of the version before."""
+        if self.status.is_open:
+            return True
+        traffic = self.seen.traffic
+        return traffic is not None and holds_stable(self.status, traffic, self.seen.now)
 
 
 def active_rollout(
@@ -95,8 +128,9 @@ def active_rollout(
     elif known is None and not _is_served(observed, workspace.name):
         return None  # with no server to compare with, the new version simply starts
     seen = _rollout_input(
-        workspace, observed, stable=stable, candidate=target, goal=goal, movable=movable
-    )
+        workspace, observed, stable=stable, candidate=target, goal=goal, movable=movable,
+        switched=deployed.name == target.name,
+    )  # fmt: skip
     count = split(known or advance(seen, None), seen).candidate
     seen = replace(seen, warm=is_warm(max(1, count)))
     return ActiveRollout(advance(seen, known), seen)
@@ -114,7 +148,8 @@ def commands(document: Json) -> Commands:
 
 
 def _rollout_input(
-    workspace: Workspace, observed: Observed, *, stable: str, candidate: Revision, goal: int, movable: bool
+    workspace: Workspace, observed: Observed, *, stable: str, candidate: Revision, goal: int, movable: bool,
+    switched: bool,
 ) -> RolloutInput:  # fmt: skip
     ready = [pod for pod in observed.pods(names.SERVER) if is_ready(pod)]
     new = [pod for pod in ready if has_labels(pod, {names.REVISION: candidate.id})]
@@ -136,6 +171,27 @@ def _rollout_input(
         movable=movable,
         result=observed.analysis,
         commands=commands(observed.document),
+        traffic=_traffic(workspace, observed, old=old, new=new, switched=switched),
+    )
+
+
+def _traffic(
+    workspace: Workspace, observed: Observed, *, old: list[Json], new: list[Json], switched: bool
+) -> RoutedTraffic | None:
+    """What a route and the servers behind it are like; None without a route."""
+    if usable_route(workspace, observed) is None:
+        return None
+    own, beside = workspace.name, names.candidate(workspace.name)
+    moved = [pod for pod in new if not _is_candidate(pod)]
+    return RoutedTraffic(
+        stable=len(reachable(workspace, observed, own, old)),
+        candidate=len(reachable(workspace, observed, beside, new)),
+        own=len(reachable(workspace, observed, own, moved)),
+        settled=settled_weight(workspace, observed),
+        asked=asked_candidates(observed, own),
+        switched=switched,
+        idle=observed.idle,
+        drain_seconds=workspace.spec.runtime.drain_seconds,
     )
 
 

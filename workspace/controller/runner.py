@@ -22,18 +22,18 @@ from workspace.controller import workspace_status
 from workspace.controller.conditions import READY
 from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.image_questions import ImageQuestions, Resolver
-from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.kube_api import RESOURCES, KubernetesApi
 from workspace.controller.metrics import Metrics
 from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.objects import condition
-from workspace.controller.observed import KEDA_GROUP, Action, Apply, Decision, Observed, reference
+from workspace.controller.observed import Action, Apply, Decision, Observed, reference
 from workspace.controller.pass_spans import acting, reconciling, tell_step
 from workspace.controller.pod_start import Starts
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile
 from workspace.controller.rollout_view import rollout_before
 from workspace.controller.startups import completed, first_tokens, watched_pods
-from workspace.controller.watches import Name
+from workspace.controller.watches import OPTIONAL, Name
 from workspace.controller.workers import Workers
 from workspace.controller.workspace_news import workspace_news
 from workspace.document import workspace_of
@@ -85,6 +85,9 @@ class Runner:
         # Where a new version runs beside the one that serves; and of those what the analysis loop says.
         self.rollouts: dict[Key, RolloutStatus] = {}
         self.analyses: dict[Key, AnalysisResult] = {}
+        # Versions that get no requests any more: those whose servers have some left, and those whose servers are idle.
+        self.draining: dict[Key, str] = {}
+        self.idle: dict[Key, str] = {}
         # Of Workspaces that the built-in autoscaler scales, for the page.
         self.loads: dict[Key, Load] = {}
         # The `traceparent` of each version that is worked on.
@@ -109,9 +112,11 @@ class Runner:
 
     def kind_present(self, kind: str, present: bool) -> None:
         """Handles that the cluster has a kind or lacks it, which may change while the controller runs."""
-        groups = frozenset({KEDA_GROUP}) if present else frozenset()
-        # KEDA's is the only kind that a cluster may do without.
-        if kind == "ScaledObject" and groups != self._groups:
+        if kind not in OPTIONAL:
+            return
+        group = {RESOURCES[kind].api.partition("/")[0]}
+        groups = self._groups | group if present else self._groups - group
+        if groups != self._groups:
             self._groups = groups
             for key in self.cache.workspaces():
                 self.queue.add(key)
@@ -126,6 +131,8 @@ class Runner:
         self.starts = Starts()
         self.rollouts.clear()
         self.analyses.clear()
+        self.draining.clear()
+        self.idle.clear()
         for key in self.cache.workspaces():
             self.queue.add(key)
         workers = Workers(
@@ -163,6 +170,7 @@ class Runner:
             self.starts.watch(key, frozenset())
             self._forget_rollout(key)
             self.traces.pop(key, None)
+            self._drain(key, None)
             return None
         self.starts.watch(key, watched_pods(observed, self._now().timestamp()))
         decision = reconcile(observed)
@@ -183,6 +191,7 @@ class Runner:
             self.rollouts[key] = decision.rollout
         else:
             self._forget_rollout(key)
+        self._drain(key, decision.drained)
         self.traces[key] = decision.trace
         with reconciling(key, decision, began):
             refused = await self._carry_out(key, observed, decision)
@@ -194,6 +203,15 @@ class Runner:
         """Also what was found about it: a version that is tried again is compared anew."""
         self.rollouts.pop(key, None)
         self.analyses.pop(key, None)
+
+    def _drain(self, key: Key, version: str | None) -> None:
+        """Which version's servers are to be watched until they are idle; what was found of another is forgotten."""
+        if version is None:
+            self.draining.pop(key, None)
+            self.idle.pop(key, None)
+        elif self.draining.get(key) != version:
+            self.draining[key] = version
+            self.idle.pop(key, None)
 
     def _observe(self, key: Key) -> Observed | None:
         document = self.cache.workspace(key)
@@ -212,6 +230,7 @@ class Runner:
             wanted=self.wanted.replicas.get(key),
             unread=self.wanted.unread.get(key),
             analysis=self.analyses.get(key),
+            idle=self.idle.get(key, ""),
             groups=self._groups,
         )
 

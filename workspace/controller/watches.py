@@ -34,15 +34,16 @@ Name = tuple[str, str]  # namespace, empty for a cluster's objects, and name
 WORKSPACES: Final = (
     "Workspace", "Node", "Pod", "Deployment", "ControllerRevision", "Service", "ServiceAccount", "ResourceQuota",
     "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Job", "NodeCache",
-    "ScaledObject",
+    "ScaledObject", "HTTPRoute", "InferencePool", "EndpointSlice",
 )  # fmt: skip
 # Events are watched for what they tell of pods' volumes, by a selector of fields each.
 EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL, MODEL_MOUNTED)
 CACHES: Final = ("CachedModel", "NodeCache", "Node")
 # Kinds that a cluster may do without.
-OPTIONAL: Final = ("ScaledObject",)
-# Watched whole; the others are filtered by the Workspace's label.
+OPTIONAL: Final = ("ScaledObject", "HTTPRoute", "InferencePool")
+# Watched whole; the others are filtered by the Workspace's label, or by one that few of them have.
 _WHOLE: Final = frozenset({"Workspace", *CACHES})
+_LABELS: Final = {"EndpointSlice": names.ROUTED}
 # Seconds. Short, because a change waits for it after the API server was away.
 _LONGEST_RETRY: Final = 10.0
 
@@ -214,7 +215,7 @@ class Watches:
                 listener,
                 # Of Pods and Deployments a cluster may have tens of thousands; the API server sends only those of
                 # Workspaces.
-                {} if kind in _WHOLE else {"labelSelector": names.WORKSPACE},
+                {} if kind in _WHOLE else {"labelSelector": _LABELS.get(kind, names.WORKSPACE)},
                 sleep=definitions[kind].pause if kind in definitions else asyncio.sleep,
                 backoff=_backoff(),
             )

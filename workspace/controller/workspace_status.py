@@ -16,6 +16,7 @@ from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, pull_progress, scaler_problem, worst_problem
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
+from workspace.controller.route_view import route_status, routed_conditions
 from workspace.controller.startups import startups
 from workspace.crd import MOST_REASONS
 from workspace.render import names
@@ -35,7 +36,8 @@ class ReportInput:
     """What reconcile found and decided, as input of the report.
 
     `target` is the desired version, `active` the one that the Deployment should run, `goal` the desired number of
-    replicas and `allowed` the number that may start now. `versions` are those that are kept.
+    replicas and `allowed` the number that may start now. `versions` are those that are kept. `new_weight` is the
+    percent of requests that a route should give a new version.
     """
 
     workspace: Workspace
@@ -49,6 +51,7 @@ class ReportInput:
     keda_missing: bool
     versions: tuple[Revision, ...] = ()
     rollout: RolloutStatus | None = None
+    new_weight: int = 0
 
 
 def report(report_input: ReportInput) -> Json:
@@ -57,6 +60,9 @@ def report(report_input: ReportInput) -> Json:
     total, ready_count = server_count(report_input.observed)
     parts = [_resolved(report_input), _cached(report_input)]
     parts += [_scheduled(report_input), _available(report_input)]
+    workspace, observed = report_input.workspace, report_input.observed
+    route = route_status(workspace, observed, wanted=report_input.new_weight)
+    parts += routed_conditions(workspace, observed, route)
     ready = (
         _refused(report_input)
         or _conflicting(report_input)
@@ -65,20 +71,17 @@ def report(report_input: ReportInput) -> Json:
     found = [*parts, ready]
     generation = int(document["metadata"].get("generation", 1))
     before = _conditions(document)
-    selector = names.selector(
-        report_input.workspace.name, names.SERVER, report_input.observed.bound_uid
-    )
+    selector = names.selector(workspace.name, names.SERVER, observed.bound_uid)
     return {
         "observedGeneration": generation,
-        "conditions": conditions.merge(
-            before, found, generation=generation, now=report_input.observed.now
-        ),
+        "conditions": conditions.merge(before, found, generation=generation, now=observed.now),
         "replicas": total,
         "readyReplicas": ready_count,
         "selector": ",".join(f"{name}={value}" for name, value in selector.items()),
         **_version(report_input),
         **startups(report_input.observed, report_input.versions),
         **({"rollout": report_input.rollout.to_document()} if report_input.rollout else {}),
+        **({"route": route.to_document()} if route else {}),
     }
 
 

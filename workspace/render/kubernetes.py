@@ -24,7 +24,7 @@ Json = dict[str, Any]
 DEFAULT_IMAGE: Final = "ghcr.io/weightyard/weightyard-controller:0.1.0"
 BUILDER_IMAGE: Final = "ghcr.io/weightyard/weightyard-builder:0.1.0"
 AGENT_IMAGE: Final = "ghcr.io/weightyard/weightyard-agent:0.1.0"
-_CLIENT_PORT: Final = 80
+CLIENT_PORT: Final = 80
 # Not the spec's: an edit of the servers' port would restart the activator, and lose what it holds.
 _ACTIVATOR_PORT: Final = DEFAULT_PORT
 
@@ -34,7 +34,8 @@ class SystemSettings:
     """Facts of the cluster: the namespace of Weightyard's system, and the images of its programs.
 
     `image` is the controller's; activators use it too. Pods of namespaces with the labels `metrics_from` may scrape the
-    servers' metrics; without any only those of the Workspace's own.
+    servers' metrics; without any only those of the Workspace's own. Pods of namespaces with the labels `gateways_from`
+    are Gateways' proxies, which reach the servers of Workspaces with a route.
     """
 
     system_namespace: str = "weightyard"
@@ -44,6 +45,7 @@ class SystemSettings:
     quiet_seconds: int = 600  # added to a server's own startup limit in a rollout's deadline
     quotas: bool = True  # whether Workspaces may set the quota and the limits of their namespace
     metrics_from: Mapping[str, str] = field(default_factory=dict)
+    gateways_from: Mapping[str, str] = field(default_factory=dict)
     builds: BuildSettings = field(default_factory=BuildSettings)
     tracing: TraceSettings = field(default_factory=TraceSettings)
 
@@ -147,13 +149,13 @@ def _queued(workspace: Workspace, name: str) -> Json:
 
 def service(workspace: Workspace, routing: Routing = DIRECT) -> Json:
     """The Workspace's Service: to the servers, or to the activator while no server is ready."""
-    return _service(workspace, workspace.name, routing)
+    return service_of(workspace, workspace.name, routing)
 
 
 def server_service(workspace: Workspace, routing: Routing = DIRECT) -> Json:
     """The Service of the servers only; the activator forwards to it."""
     name = names.server_service(workspace.name)
-    return _service(workspace, name, replace(routing, role=names.SERVER))
+    return service_of(workspace, name, replace(routing, role=names.SERVER))
 
 
 def service_account(workspace: Workspace) -> Json:
@@ -293,7 +295,7 @@ def activator_deployment(
         "command": ["weightyard", "activator"],
         "args": [
             "--listen", f"0.0.0.0:{_ACTIVATOR_PORT}",
-            "--upstream", f"http://{names.server_service(workspace.name)}:{_CLIENT_PORT}",
+            "--upstream", f"http://{names.server_service(workspace.name)}:{CLIENT_PORT}",
         ],
         **({"env": named_values(traced)} if (traced := environment.tracing.env) else {}),
         "ports": [{"name": names.PORT_NAME, "containerPort": _ACTIVATOR_PORT, "protocol": "TCP"}],
@@ -366,21 +368,27 @@ def _ingress(workspace: Workspace, environment: SystemSettings, ports: Iterable[
     sources: list[Json] = [{"podSelector": {}}, _system_pods(environment, "controller")]
     if allowed is not None and allowed.allow_from_namespaces:
         sources.append({"namespaceSelector": {"matchLabels": dict(allowed.allow_from_namespaces)}})
+    if workspace.spec.route is not None and environment.gateways_from:
+        sources.append({"namespaceSelector": {"matchLabels": dict(environment.gateways_from)}})
     if environment.metrics_from:
         sources.append({"namespaceSelector": {"matchLabels": dict(environment.metrics_from)}})
     open_ports = [{"port": port, "protocol": "TCP"} for port in ports]
     return {"from": sources, "ports": open_ports}
 
 
-def _service(workspace: Workspace, name: str, routing: Routing) -> Json:
-    entry = {"name": names.PORT_NAME, "port": _CLIENT_PORT, "protocol": "TCP"}
+def service_of(workspace: Workspace, name: str, routing: Routing) -> Json:
+    """A Service of some of the Workspace's pods."""
+    entry = {"name": names.PORT_NAME, "port": CLIENT_PORT, "protocol": "TCP"}
     selector = _selected(workspace, routing.role, routing)
     if routing.version is not None and routing.role == names.SERVER:
         selector[names.REVISION] = routing.version
+    metadata = meta(workspace, name)
+    if workspace.spec.route is not None:
+        metadata["labels"] |= {names.ROUTED: "true"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": meta(workspace, name),
+        "metadata": metadata,
         "spec": {
             "type": "ClusterIP",
             "selector": selector,

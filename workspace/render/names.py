@@ -26,6 +26,7 @@ SURGE: Final = f"{DOMAIN}/surge"  # replicas beyond those that were asked for
 TRACK: Final = (
     f"{DOMAIN}/track"  # CANDIDATE on servers of a new version that runs beside the one that serves
 )
+ROUTED: Final = f"{DOMAIN}/routed"  # on Services behind a route: their EndpointSlices get it too
 # What people ask of a rollout, as annotations of a Workspace: so that GitOps can ask it too.
 PAUSE: Final = f"rollout.{DOMAIN}/pause"
 RESUME: Final = f"rollout.{DOMAIN}/resume"
@@ -59,7 +60,10 @@ def activator(workspace: str) -> str:
 
 
 def candidate(workspace: str) -> str:
-    """The Deployment of a new version's servers while they run beside those of the version that serves."""
+    """The Deployment of a new version's servers while they run beside those of the version that serves.
+
+    Also the Service, or the InferencePool, by which a route reaches a new version.
+    """
     return f"{workspace}--{CANDIDATE}"
 
 

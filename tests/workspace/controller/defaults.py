@@ -25,7 +25,7 @@ def fill_defaults(document: Json) -> Json:
     document = copy.deepcopy(document)
     fill = {
         "Deployment": _deployment, "Service": _service, "Pod": _pod, "NetworkPolicy": _policy,
-        "HorizontalPodAutoscaler": _autoscaler,
+        "HorizontalPodAutoscaler": _autoscaler, "HTTPRoute": _route,
     }.get(document["kind"])  # fmt: skip
     if fill is not None:
         fill(document)
@@ -97,6 +97,15 @@ def _policy(document: Json) -> None:
     for rule in document["spec"].get("ingress", ()):
         for port in rule.get("ports", ()):
             _default(port, protocol="TCP")
+
+
+def _route(document: Json) -> None:
+    for parent in document["spec"].get("parentRefs", ()):
+        _default(parent, group="gateway.networking.k8s.io", kind="Gateway")
+    for rule in document["spec"].get("rules", ()):
+        _default(rule, matches=[{"path": {"type": "PathPrefix", "value": "/"}}])
+        for backend in rule.get("backendRefs", ()):
+            _default(backend, group="", kind="Service", weight=1)
 
 
 def _autoscaler(document: Json) -> None:

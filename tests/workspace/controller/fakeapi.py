@@ -107,7 +107,8 @@ def without(value: Any, path: Path, field: str = "") -> Any:
         for each in value:
             if tuple(each.get(k) for k in keys) != step:
                 out.append(each)
-            elif rest and (kept := without(each, rest)) and set(kept) - set(keys):
+            # An item goes with its last field; what identifies it stays until then.
+            elif rest and set(kept := each if rest[0] in keys else without(each, rest)) - set(keys):
                 out.append(kept)
         return out
     if not isinstance(value, dict) or step not in value:
@@ -198,6 +199,9 @@ class FakeApi:
         key = self.key(document)
         wanted = self._wanted(document, status)
         live = self.objects.get(key)
+        version = document["metadata"].get("resourceVersion")
+        if version is not None and (live or document)["metadata"]["resourceVersion"] != version:
+            raise Conflict("the object has been modified")
         if live is None:
             if status:
                 raise Missing(str(key))

@@ -30,14 +30,14 @@ from tests.workspace.controller.admitting import (
 )
 from tests.workspace.controller.callers import Callers
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
-from tests.workspace.controller.keda import KEDA_DEFINITION, install_keda
+from tests.workspace.controller.keda import has_kind, install_keda
 from tests.workspace.controller.paging import BadToken, Pages, TooOld
 from tests.workspace.controller.selection import Filter
 from tests.workspace.controller.statuses import failure
 from tests.workspace.controller.watch_log import WatchLog
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.objects import is_ready
-from workspace.controller.observed import KEDA_GROUP
+from workspace.controller.watches import OPTIONAL
 
 Json = dict[str, Any]
 
@@ -52,13 +52,13 @@ class HttpApi:
     `users` are those behind tokens to review, and `readers` the resources that each may list everywhere.
     `page_size` bounds a list's page further than its `limit` does.
     `logs` are those of pods, by namespace and name; a pod without one has no container that runs.
-    KEDA's kind is served while its CustomResourceDefinition is there, which `keda` installs.
+    Kinds of other operators are served while their CustomResourceDefinitions are there; `keda` installs KEDA's.
     `plain` serves HTTP without authentication instead, for programs that stand in for others.
     """
 
     def __init__(self, api: FakeApi, *, keda: bool = True, plain: bool = False) -> None:
         self.api = api
-        if keda and not self._has_keda():
+        if keda and not has_kind(api, "ScaledObject"):
             install_keda(api)
         self._plain = plain
         self.callers = Callers(api)
@@ -174,9 +174,9 @@ class HttpApi:
 
     async def _apis(self, request: web.Request) -> web.Response:
         groups: dict[str, set[str]] = {}
-        for resource in RESOURCES.values():
+        for kind, resource in RESOURCES.items():
             group, _, version = resource.api.rpartition("/")
-            if group and (group != KEDA_GROUP or self._has_keda()):
+            if group and self._is_served(kind):
                 groups.setdefault(group, set()).add(version)
         found = [
             {
@@ -204,7 +204,7 @@ class HttpApi:
         if rest[0] == "namespaces" and len(rest) > 2:
             namespace, rest = rest[1], rest[2:]
         kind = next((k for k, r in RESOURCES.items() if (r.api, r.plural) == (api, rest[0])), None)
-        if kind is None or (kind == "ScaledObject" and not self._has_keda()):
+        if kind is None or not self._is_served(kind):
             return failure(404, f"no {rest[0]}")
         fault = self._fault(_verb(request, rest), kind)
         if fault is not None:
@@ -214,8 +214,8 @@ class HttpApi:
         except (Missing, Conflict, Invalid) as error:
             return failure(error.status, str(error))
 
-    def _has_keda(self) -> bool:
-        return ("CustomResourceDefinition", "", KEDA_DEFINITION) in self.api.objects
+    def _is_served(self, kind: str) -> bool:
+        return kind not in OPTIONAL or has_kind(self.api, kind)
 
     def _fault(self, verb: str, kind: str) -> tuple[int, str] | None:
         asked = self.answers.get((verb, kind))

@@ -14,7 +14,7 @@ from typing import Any
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import Unreachable, WeightyardError
 from tests.workspace import samples
-from tests.workspace.controller import caches
+from tests.workspace.controller import caches, gateways
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from workspace.analysis import AnalysisResult
 from workspace.controller.changes import OWN_KINDS
@@ -55,6 +55,9 @@ class Cluster:
     asked: int = 0
     now: str = "2026-01-01T00:00:00Z"
     analysis: AnalysisResult | None = None
+    gateway_groups: frozenset[str] = frozenset()
+    idle: str = ""
+    refusal: str = ""  # what Gateways say of routes that they don't take
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     # What people do
@@ -112,7 +115,7 @@ class Cluster:
     def observe(self) -> Observed:
         objects = [
             each
-            for kind in OWN_KINDS
+            for kind in (*OWN_KINDS, "EndpointSlice")
             for each in self.api.list(kind, NAMESPACE)
             if each["metadata"].get("labels", {}).get(names.WORKSPACE) == NAME
             or each["metadata"]["name"]
@@ -127,7 +130,8 @@ class Cluster:
             environment=self.environment,
             wanted=self.wanted,
             unread=self.unread,
-            groups=frozenset({"keda.sh"}),
+            groups=frozenset({"keda.sh", *self.gateway_groups}),
+            idle=self.idle,
         )
 
     def decide(self) -> Decision:
@@ -196,6 +200,8 @@ class Cluster:
         if self.labels_nodes:
             self.label_nodes()
         self.run_agents()
+        gateways.run_endpoints(self.api)
+        gateways.run_gateways(self.api, refusal=self.refusal)
 
     def run_jobs(self) -> None:
         """Each build ends in one step: well, and then the registry has its image, or not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -87,9 +88,13 @@ class Play:
         self.state = advance(seen, self.state)
         assert advance(seen, self.state) == self.state, "the same observation decides the same"
         self.wanted = split(self.state, seen)
-        if self.state.phase is RolloutPhase.PROMOTING:
-            self.template = NEW
+        self.carry_out(seen, self.state)
         self.check(seen, self.state)
+
+    def carry_out(self, _: RolloutInput, state: RolloutStatus) -> None:
+        """What follows beside the numbers of servers."""
+        if state.phase is RolloutPhase.PROMOTING:
+            self.template = NEW
 
     def check(self, seen: RolloutInput, state: RolloutStatus) -> None:
         alone = serving(state, seen)
@@ -100,8 +105,9 @@ class Play:
             assert self.wanted.own + beside >= self.goal - state.in_place
             assert self.wanted.own >= 1
         if state.phase is RolloutPhase.PROMOTING and not state.in_place:
-            assert self.wanted.own == self.goal
-        if state.is_withdrawn:
+            # One that gives way is one that the new version's servers beside it make up for.
+            assert self.wanted.own + beside >= self.goal
+        if state.is_withdrawn and seen.traffic is None:
             assert self.wanted == ReplicaSplit(self.goal, 0)
 
     def run_deployments(self) -> None:
@@ -145,8 +151,13 @@ class Play:
         if self.state is not None:
             self.ask(resume=self.state.token)
 
+    def more_events(self) -> list[tuple[int, Callable[[], None]]]:
+        """Events that a cluster with more parts has, with how often each comes."""
+        return []
+
     def event(self, *, losses: bool) -> None:
         events = [
+            *self.more_events(),
             (8, self.decide), (8, self.run_deployments), (6, self.start_one),
             (2, lambda: setattr(self, "clock", self.clock + self.dice.choice([1, 40, 4000]))),
             (2, lambda: self.compare(Outcome.PASSED)), (1, lambda: self.compare(Outcome.INCONCLUSIVE)),
@@ -159,6 +170,8 @@ class Play:
     def finish(self) -> None:
         """Everything that a rollout may wait for comes; then it ends."""
         for _ in range(400):
+            for _, happens in self.more_events():
+                happens()
             if self.commands.pause:
                 self.ask()
             self.clock += 10_000
@@ -191,7 +204,7 @@ def test_every_order_of_events_ends_with_the_new_version() -> None:
         for _ in range(each.dice.randint(5, 40)):
             each.event(losses=losses)
         # Servers of a version that doesn't fit beside the old one can't all start at once.
-        each.room = max(each.room, 2 * each.goal + 1)
+        each.room = max(each.room, 2 * each.goal)
         each.finish()
         assert {server.version for server in each.servers} == {NEW}
         ended += 1

@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator
 from tests.workspace import openapi, samples
 from workspace.render.autoscalers import autoscaler
 from workspace.render.cluster import render_kubernetes
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.kubernetes import Routing, SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
+from workspace.render.routes import http_route, version_services
 
 Json = dict[str, Any]
 PUBLISHED = Path(__file__).parent / "published"
@@ -60,6 +61,52 @@ def test_the_gateway_takes_the_pool(port: int) -> None:
     document = inference_pool(samples.workspace(runtime={"port": port}))
     assert problems(document, "inferencepool.json") == []
     assert problems({**document, "spec": {}}, "inferencepool.json") != []
+
+
+POOLS = {"endpointPicker": "a-epp", "newEndpointPicker": "b-epp"}
+PARENTS = st.lists(
+    st.fixed_dictionaries(
+        {"name": st.sampled_from(["a", "b.c"])},
+        optional={"namespace": st.just("gateways"), "sectionName": st.just("https")},
+    ),
+    min_size=1, max_size=3, unique_by=lambda each: each["name"],
+)  # fmt: skip
+
+
+@given(
+    parents=PARENTS, hosts=st.lists(st.sampled_from(["a.example.com", "*.example.com"]), max_size=2),
+    pools=st.sampled_from([None, POOLS]), weight=st.integers(0, 100), name=st.sampled_from(["a", "a" * 52]),
+)  # fmt: skip
+def test_a_gateway_takes_the_route_and_what_it_leads_to(
+    parents: list[Json], hosts: list[str], pools: Json | None, weight: int, name: str
+) -> None:
+    asked = {
+        "parentRefs": parents,
+        "hostnames": hosts,
+        **({"inferencePools": pools} if pools else {}),
+    }
+    workspace = samples.workspace(name, route=asked)
+    route = workspace.spec.route
+    assert route is not None
+    document = http_route(workspace, route, None, weight=weight)
+    assert problems(document, "httproute.json") == []
+    backends = version_services(workspace, route, Routing(uid="u"), "abc")
+    assert {each["kind"] for each in backends} == {"InferencePool" if pools else "Service"}
+    for each in backends:
+        # A Service's name is a label of DNS.
+        assert len(each["metadata"]["name"]) <= 63
+        assert each["kind"] == "Service" or problems(each, "inferencepool.json") == []
+
+
+@pytest.mark.parametrize(
+    "broken", [{"weight": -1}, {"weight": 1_000_001}, {"port": 0}, {"name": ""}, {"wieght": 1}]
+)
+def test_the_schema_for_routes_tells_wrong_from_right(broken: Json) -> None:
+    workspace = samples.workspace(route={"parentRefs": [{"name": "a"}]})
+    assert workspace.spec.route is not None
+    document = http_route(workspace, workspace.spec.route, None, weight=10)
+    document["spec"]["rules"][0]["backendRefs"][0] |= broken
+    assert problems(document, "httproute.json") != []
 
 
 @pytest.mark.parametrize("resources", RESOURCES)
