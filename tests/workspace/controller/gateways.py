@@ -59,7 +59,8 @@ def answer(api: FakeApi, route: Json, *, refusal: str = "") -> None:
     said = [
         {
             "type": kind, "status": "True" if takes else "False", "reason": kind if takes else "BackendNotFound",
-            "message": refusal or "taken", "observedGeneration": generation, "lastTransitionTime": "2026-01-01T00:00:00Z",
+            "message": refusal or "taken", "observedGeneration": generation,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
         }
         for kind in ("Accepted", "ResolvedRefs")
     ]  # fmt: skip

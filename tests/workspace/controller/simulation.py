@@ -19,6 +19,7 @@ from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from workspace.analysis import AnalysisResult
 from workspace.controller.changes import OWN_KINDS
 from workspace.controller.nodes import KubeNode
+from workspace.controller.objects import is_ready
 from workspace.controller.observed import Action, Apply, Decision, Observed
 from workspace.controller.reconcile import reconcile
 from workspace.document import workspace_of
@@ -189,7 +190,7 @@ class Cluster:
         return self.api.list("Pod", NAMESPACE, names.selector(NAME, names.SERVER))
 
     def ready_servers(self) -> list[Json]:
-        return [pod for pod in self.servers() if _ready(pod)]
+        return [pod for pod in self.servers() if is_ready(pod)]
 
     def step(self) -> None:
         """One step of everything but the controller."""
@@ -240,11 +241,11 @@ class Cluster:
         if len(new) < count and len(pods) < count + (1 if old else 0):
             self._start_pod(name, spec["template"], hashed)
         elif len(new) > count:
-            self.api.delete("Pod", NAMESPACE, min(new, key=_ready)["metadata"]["name"])
+            self.api.delete("Pod", NAMESPACE, min(new, key=is_ready)["metadata"]["name"])
         else:
-            ready = sum(map(_ready, pods))
+            ready = sum(map(is_ready, pods))
             for pod in old:
-                if not _ready(pod) or ready > count or count == 0:
+                if not is_ready(pod) or ready > count or count == 0:
                     self.api.delete("Pod", NAMESPACE, pod["metadata"]["name"])
                     break
 
@@ -315,7 +316,7 @@ class Cluster:
             image = _image(pod)
             if image and image not in self.held[node]:
                 self.held[node].add(image)
-            elif not _ready(pod):
+            elif not is_ready(pod):
                 self._status(pod, {
                     "phase": "Running",
                     "conditions": [
@@ -372,13 +373,6 @@ class Cluster:
             if len(self.api.writes) == before:
                 return number
         raise AssertionError(f"no fixed point in {rounds} rounds; last: {self.api.writes[-6:]}")
-
-
-def _ready(pod: Json) -> bool:
-    return any(
-        each["type"] == "Ready" and each["status"] == "True"
-        for each in pod.get("status", {}).get("conditions", ())
-    )
 
 
 def _gpus(pod: Json) -> int:
