@@ -62,7 +62,8 @@ def describe_foreign(
     )
     carried = carried_record(reader, manifest.kind, layers)
     left_out = dict(mapped.left_out)
-    if carried is not None:
+    # Fewer layers above the record than it lists: they are in another order, or merged.
+    if carried is not None and len(layers) - carried[0] > len(carried[1].layers):
         # What is below the record is the base image that the model was built on.
         below, layers = layers[: carried[0]], layers[carried[0] :]
         left_out |= {str(layer.digest): "a layer of the base image" for layer in below}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from builder.build import BuildResult
-from modelimage.descriptor import LINUX_AMD64
+from modelimage.descriptor import LINUX_AMD64, Descriptor
+from modelimage.digest import Digest
 from modelimage.errors import UnknownVariant
 from modelimage.foreign import (
     Original,
@@ -24,7 +25,7 @@ from modelimage.mediatypes import OCI_CONFIG
 from tests.builder.building import build_here, weightyard_here
 from tests.builder.checkpoints import single
 from tests.modelimage.foreign.describing import check_pull, described
-from tests.modelimage.foreign.images import OCI_TAR, Maker, files_tar
+from tests.modelimage.foreign.images import OCI_TAR, Maker, files_tar, pull
 
 FILES = {"config.json": b"{}", "model.safetensors": b"w" * 1500}
 
@@ -101,6 +102,34 @@ def test_what_lies_below_the_record_is_no_part_of_the_model(
     model = described(based)
     assert len(model.layers) == len(listed["layers"])
     assert "a layer of the base image" in model.left_out.values()
+
+
+@pytest.mark.parametrize("packing", [Packing.TAR, Packing.TAR_GZIP])
+@pytest.mark.parametrize("annotated", [True, False])
+@pytest.mark.parametrize("shift", [1, 2, 3, -1])
+def test_layers_in_another_order_are_all_read(
+    built: tuple[Layout, BuildResult], tmp_path: Path, packing: Packing, annotated: bool, shift: int
+) -> None:
+    maker, (record,) = remade(built, tmp_path, packing), built[1].records
+    document = json.loads(maker.layout.manifest(maker.layout.resolve("latest")))
+    layers = document["layers"]
+    if annotated:
+        layers[0]["annotations"] = {"dev.weightyard.role": "record"}
+    config = json.loads(
+        maker.layout.blob_path(Digest.parse(document["config"]["digest"])).read_bytes()
+    )
+    ids = config["rootfs"]["diff_ids"]
+    # Turned, or in reverse.
+    turned = [each[::-1] if shift < 0 else each[shift:] + each[:shift] for each in (layers, ids)]
+    config["rootfs"]["diff_ids"] = turned[1]
+    maker.manifest(
+        maker.json(OCI_CONFIG, config), [Descriptor.from_json(each) for each in turned[0]]
+    )
+    model = described(maker)
+    expected = {file.path: file.digest for file in record.files}
+    assert {
+        path: Digest.of(data) for path, data in pull(maker.layout, model)[1].items()
+    } == expected
 
 
 @pytest.mark.parametrize("mark", ["record", "flattened"])
