@@ -22,6 +22,11 @@ from modelimage.path_rules import MODELS_LINK, RECORD_NAME
 from modelimage.recipe import FileSlice, LayerFile, Literal, Recipe, Segment
 from modelimage.record import Record, Role
 
+# The names that eStargz reserves in each layer (containerd/stargz-snapshotter, docs/estargz.md): its table of contents
+# and its marks. No part of what was packed.
+ESTARGZ_NAMES: Final = frozenset(
+    {"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"}
+)
 # Roles by file name. The first match wins.
 _ROLES: Final = (
     (Role.WEIGHT, (
@@ -175,7 +180,17 @@ class ForeignModel:
             tree.add(number, _placed(layer))
         # Modelcars have the model below /models beside a base system; other images have it at their root.
         view = tree.view(MODELS_LINK if is_image and tree.holds_files(MODELS_LINK) else "")
-        every = [_file(path, self.layers[at.layer], at.member) for path, at in view.files]
+        # By its name in the layer: the view may lead through a link.
+        packaging = {
+            path
+            for path, at in view.files
+            if is_image and (self.layers[at.layer].members or ())[at.member].path in ESTARGZ_NAMES
+        }
+        every = [
+            _file(path, self.layers[at.layer], at.member)
+            for path, at in view.files
+            if path not in packaging
+        ]
         # The cache writes its own record under this name.
         record_file = next((file for file in every if file.path == RECORD_NAME), None)
         files = tuple(file for file in every if file is not record_file)
@@ -183,6 +198,7 @@ class ForeignModel:
         if not files:
             raise InvalidImage("the image holds no files")
         left_out = {**self.left_out, **view.left_out}
+        left_out |= dict.fromkeys(packaging, "eStargz's own")
         if record_file is not None and self.record is None:
             left_out[RECORD_NAME] = "the name of the cache's own record"
         return replace(self, files=files, left_out=left_out, record_file=record_file)

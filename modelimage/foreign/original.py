@@ -15,7 +15,13 @@ from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
 from modelimage.foreign.layer_stream import open_layer
 from modelimage.foreign.limits import Limits
-from modelimage.foreign.model import ForeignLayer, ForeignModel, ImageFormat, Packing
+from modelimage.foreign.model import (
+    ESTARGZ_NAMES,
+    ForeignLayer,
+    ForeignModel,
+    ImageFormat,
+    Packing,
+)
 from modelimage.foreign.tarwalk import MemberKind
 from modelimage.hasher import fill
 from modelimage.path_rules import RECORD_NAME
@@ -92,15 +98,22 @@ def carried_record(
     layer = layers[place]
     if layer.descriptor.size > MAX_RECORD_BYTES:
         return None
-    bounds = Limits(members=1, file_bytes=MAX_RECORD_BYTES, total_bytes=2 * MAX_RECORD_BYTES)
+    most = 1 + len(ESTARGZ_NAMES)
+    bounds = Limits(members=most, file_bytes=MAX_RECORD_BYTES, total_bytes=2 * MAX_RECORD_BYTES)
     try:
         with open_layer(reader, layer, limits=bounds) as stream:
-            data = b"".join(bytes(piece.data) for piece in stream)
-        named = [(member.path, member.kind) for member in stream.members]
+            pieces = [(piece.member, bytes(piece.data)) for piece in stream]
+        named = {
+            number: (member.path, member.kind)
+            for number, member in enumerate(stream.members)
+            if member.path not in ESTARGZ_NAMES
+        }
     # Some other layer, or more than a record.
     except InvalidImage:
         return None
-    record = readable_record(data) if named == [(RECORD_NAME, MemberKind.FILE)] else None
+    if list(named.values()) != [(RECORD_NAME, MemberKind.FILE)]:
+        return None
+    record = readable_record(b"".join(data for number, data in pieces if number in named))
     return None if record is None else (place, record)
 
 

@@ -132,6 +132,40 @@ def test_layers_in_another_order_are_all_read(
     } == expected
 
 
+@pytest.mark.parametrize("annotated", [True, False])
+def test_what_estargz_adds_to_each_layer_is_no_part_of_the_model(
+    built: tuple[Layout, BuildResult],
+    tmp_path: Path,
+    annotated: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As containerd's stargz-snapshotter converts an image: a member for each file, marks, and a table of contents."""
+    maker, (record,) = remade(built, tmp_path, Packing.TAR), built[1].records
+    document = json.loads(maker.layout.manifest(maker.layout.resolve("latest")))
+    layers, ids = [], []
+    marks = {".no.prefetch.landmark": b"\xf0", "stargz.index.json": b'{"version":1}'}
+    for number, listed in enumerate(document["layers"]):
+        plain = maker.layout.blob_path(Digest.parse(listed["digest"])).read_bytes()
+        added = files_tar(marks)
+        # The end-of-archive blocks are those of the table of contents.
+        tar = plain[:-1024] + added
+        annotations = {"dev.weightyard.role": "record"} if annotated and not number else None
+        packed = gzip.compress(plain[:-1024]) + gzip.compress(added)
+        layers.append(maker.blob(f"{OCI_TAR}+gzip", packed, annotations))
+        ids.append(str(Digest.of(tar)))
+    config = {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": ids}}
+    maker.manifest(maker.json(OCI_CONFIG, config), layers)
+    root = maker.layout.resolve("latest")
+    assert (describe_foreign(maker.layout, root).record == record) is annotated
+    image = f"oci:{maker.layout.path}:latest"
+    for command in (("verify", image), ("pull", image, "--root", tmp_path / "cache")):
+        outcome = weightyard_here(capsys, "--json", *command)
+        assert outcome.code == 0, outcome.err
+    assert outcome.json["variant"] == record.variant
+    names = {path.name for path in Path(outcome.json["path"]).iterdir()}
+    assert not names & set(marks)
+
+
 @pytest.mark.parametrize("mark", ["record", "flattened"])
 def test_a_false_record_makes_a_foreign_image(tmp_path: Path, mark: str) -> None:
     maker = Maker(tmp_path)
