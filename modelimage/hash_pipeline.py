@@ -111,6 +111,7 @@ class HashPipeline:
         ]
         self._free: SimpleQueue[bytearray] = SimpleQueue()
         self._unmade = RING_BUFFERS
+        # Held for a count or an error, never while a stage works: the stages are what runs in parallel.
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
 

@@ -38,6 +38,7 @@ def native_config(parameters: Mapping[str, Any], beside: Mapping[str, Any]) -> d
     text = {_NAMES.get(key, key): value for key, value in parameters.items()}
     nested = beside.get("text_config")
     stated = {**beside, **(nested if isinstance(nested, Mapping) else {})}
+    # Mistral's own files may leave the length out; vLLM then reads the config beside them, or takes its default.
     text[_CONTEXT] = (
         positive(text.get(_CONTEXT)) or positive(stated.get(_CONTEXT)) or _DEFAULT_CONTEXT
     )
@@ -50,6 +51,7 @@ def native_config(parameters: Mapping[str, Any], beside: Mapping[str, Any]) -> d
     if yarn:
         text["rope_parameters"] = {"rope_type": "yarn", "factor": yarn.get("factor")}
     multimodal = _part(parameters, "multimodal")
+    # The parts that aren't text need other classes; without one of them it is the language model alone.
     if multimodal.get("whisper_model_args"):
         return {
             "model_type": "voxtral",

@@ -214,6 +214,7 @@ def _compressed(
     weights: Mapping[str, Any], inputs: Mapping[str, Any], *, packing: str
 ) -> Quantization:
     bits, is_float = _count(weights, "num_bits"), weights.get("type") == "float"
+    # MXFP4 scales groups of 32, NVFP4 of 16: the size tells them apart where the packing's name doesn't.
     if bits == _FOUR and is_float:
         floats = "mxfp4" if "mxfp4" in packing or weights.get("group_size") == 32 else "nvfp4"
         return Quantization(floats, bits)
@@ -222,6 +223,7 @@ def _compressed(
         return Quantization(
             f"w4a8-{activations}" if _count(inputs, "num_bits") == _EIGHT else "int4", bits
         )
+    # By the packing's name: the strategy doesn't tell MXFP8 from the other floats of eight bits.
     if is_float and "mxfp8" in packing:
         return Quantization("mxfp8", bits)
     if is_float:

@@ -21,6 +21,7 @@ class Recent(Generic[K, V]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._entries: OrderedDict[K, V] = OrderedDict()
+        # For readers too: each look moves its entry to the end.
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

@@ -31,6 +31,7 @@ def scratch_directory(purpose: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         lock = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            # Marks it as in use until the process ends, however it ends: others remove only what they can lock.
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield Path(name)
         finally:

@@ -53,6 +53,7 @@ class GsObjects:
         self._bucket = bucket
         self._settings = settings
         self._page_size = page_size
+        # Readers start at once: each would look for credentials and make a client with connections of its own.
         self._lock = threading.Lock()
         self._made: GoogleStorage | None = None
 

@@ -27,6 +27,7 @@ class PartFile:
         self._part_size = part_size
         self._data_path = path.with_name(f"{path.name}.part")
         self._done_path = path.with_name(f"{path.name}.done")
+        # Marks are set by the readers of all parts, and taken back at once when the whole file is wrong.
         self._lock = threading.Lock()
         self._data = self._done = -1
         self._finished = bytearray()

@@ -23,6 +23,7 @@ class AdmissionGroup:
 
     def __init__(self, files: StoreFiles) -> None:
         self._files = files
+        # Every worker of the pull takes it for each small file, so nothing slow happens under it.
         self._lock = threading.Lock()
         self._waiting: list[tuple[Admission, Callable[[], None]]] = []
 

@@ -53,12 +53,14 @@ class Download:
         self.file, self.identity = file, identity(file)
         self.replace = replace
         self.repository = repository
+        # Two events: another pull that waits must also wake when this fails, and then see that there is no file.
         self.committed = threading.Event()
         self.ended = threading.Event()
         self.hurry = hurry
         self._store = store
         self._partial: Partial | None = None
         self._hash = InOrderHasher(file.chunk_count())
+        # The chunks of one file arrive in several workers at a time, which all count them below.
         self._lock = threading.Lock()
         self._committing = False
         self._received = 0
@@ -319,6 +321,7 @@ class Downloads:
 
     def __init__(self) -> None:
         self._running: dict[tuple[Path, Digest], Download] = {}
+        # Looking a file up and entering it are one step: two pulls at once would write into one partial.
         self._lock = threading.Lock()
 
     def claim(

@@ -103,6 +103,7 @@ class FetchEngine:
         self._total = Throttle(options.bandwidth, monotonic)
         self._limiter = limiter or ConcurrencyLimiter(available_cores(), monotonic)
         self._jobs: list[Job] = []
+        # One condition for jobs, slots and closing: a worker waits for all of them at a time.
         self._wake = threading.Condition()
         self._closing = False
         self._threads: list[threading.Thread] = []
@@ -176,6 +177,7 @@ class FetchEngine:
             *((f"fetch-{i}", self._worker(t)) for i, t in enumerate(self._transfers)),
         )
         for name, target in islice(targets, len(self._threads), None):
+            # Daemons: a source that stalls can hold a read for long, which must not keep the process from exiting.
             thread = threading.Thread(target=target, name=name, daemon=True)
             try:
                 thread.start()

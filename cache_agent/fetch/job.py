@@ -133,6 +133,7 @@ class Job:
     ) -> None:
         self.sources, self.downloads = sources, downloads
         self.priority = priority
+        # Two events: workers leave a stopped job at their next look, and only then may its caller close the partials.
         self.finished = threading.Event()
         self.stopped = threading.Event()
         self.error: BaseException | None = None
@@ -150,6 +151,7 @@ class Job:
         self._rests = [0.0] * len(sources)
         self._rates: list[float | None] = [None] * len(sources)
         self._monotonic, self._policy = monotonic, policy
+        # Taken inside the engine's condition when a worker asks for work: that one inside this would be a deadlock.
         self._lock = threading.Lock()
         self._update_finished()
 

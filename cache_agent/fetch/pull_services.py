@@ -46,6 +46,7 @@ class PullServices:
         self.request, self.repository = request, repository
         self._engine, self._policy = engine, policy
         self._started = engine.monotonic()
+        # Beside the jobs' own: a pull can be cancelled before it has any.
         self._cancelled = threading.Event()
         self._caps = Caps(request.caps)
         self._jobs: list[Job] = []

@@ -61,6 +61,7 @@ class Maintenance:
         self._shared, self._relieve = shared, relieve
         self._written: dict[tuple[str, Path], set[Digest]] = {}  # by shared store and root
         self._throttle = Throttle(options.scrub_rate, monotonic)
+        # An event and no flag: it ends the waits between rounds and within a throttled scrub.
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="maintenance", daemon=True)
         self._problem: str | None = None

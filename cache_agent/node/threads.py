@@ -51,6 +51,7 @@ class BlockingExecutor:
     """Runs blocking calls of one event loop in its own threads."""
 
     def __init__(self, threads: int = 8) -> None:
+        # Not the loop's default pool: name look-ups go there, and would wait behind a store's calls.
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="control")
 
     def begin(self, function: Callable[[], T]) -> asyncio.Future[T]:

@@ -107,6 +107,7 @@ class Disk:
         with self._change("sync_filesystem", path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
+                # Not os.sync, which would flush the other filesystems of the node as well, also one that hangs.
                 if _libc.syncfs(fd) != 0:
                     code = ctypes.get_errno()
                     raise OSError(code, os.strerror(code))

@@ -32,6 +32,7 @@ class GroupCommit:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        # Guards the queue and who leads. Held for moments: the ledger's lock is held during a flush.
         self._lock = threading.Lock()
         self._waiting: list[_Asked[object]] = []
         self._led = False

@@ -20,6 +20,7 @@ class WorkGate:
     """Keeps pulls and repairs from running while a store is settled. Thread-safe."""
 
     def __init__(self) -> None:
+        # One condition for both: work that begins and a settling that begins exclude each other in one step.
         self._changed = threading.Condition()
         self._working = 0
         self._settling = False
@@ -35,6 +36,7 @@ class WorkGate:
             yield
         finally:
             with self._changed:
+                # Without a notification: nobody waits for this, as a settling fails at once while work is under way.
                 self._working -= 1
 
     @contextmanager

@@ -73,6 +73,7 @@ class ManifestCache:
     def __init__(self, paths: StorePaths, disk: Disk) -> None:
         self._documents, self._repositories = paths.documents, paths.repositories
         self._disk = disk
+        # An entry is read, changed and written as a whole: of two pulls at once, one would drop the other's documents.
         self._lock = threading.RLock()
         self._known = Recent[str, RepositoryEntry](_MOST_REPOSITORIES)
 

@@ -100,6 +100,7 @@ class Partial:
         self.path = paths.partial_data(self.identity)
         self._bitmap_path = paths.partial_bitmap(self.identity)
         self._disk, self._boot = disk, boot
+        # The bitmap is written as a whole: of two workers at once, one would write it without the other's chunk.
         self._lock = threading.Lock()
         # Before `open_partial`, which creates the file.
         existed = is_plain_file(self.path)

@@ -109,6 +109,7 @@ class Publisher:
         for each in admissions:
             each.partial.seal(durable=not together)
         if together:
+            # Before the renames: a name in files/ must never be there before its bytes and mode are durable.
             self.disk.sync_filesystem(self.paths.partial)
 
     def _sync(self, directories: Collection[Path]) -> None:
@@ -160,10 +161,13 @@ class Publisher:
             with self.ledger.transaction():
                 model = self.ledger.model(key)
                 if model is None:
+                    # Before the commit: recovery finds a directory without a row again by its record and origin;
+                    # a row without a directory would promise a model that isn't there.
                     self.disk.rename(self.paths.staging(key), directory)
                     model = self.model_row(record, origin.image, fetch_seconds)
                     self.ledger.put_model(model, record)
                 self.ledger.put_image(origin, key, self.clock())
+            # Before the pull is told: a model that was reported must survive a power loss.
             self.disk.sync_directory(self.paths.models)
         return model
 

@@ -201,6 +201,7 @@ def _make_quarantine(paths: StorePaths, disk: Disk) -> None:
     aside = place.with_name(f".{place.name}")
     if status_of(place) is not None and not is_real_directory(place):
         disk.remove_tree(aside)
+        # It can't go to the quarantine before there is one: aside first, and from there into it.
         disk.rename(place, aside)
     disk.mkdir(place)
     # Also what a start that was killed in between has left.
@@ -237,5 +238,6 @@ def set_ledger_aside(paths: StorePaths, disk: Disk) -> None:
     """Move a damaged ledger to quarantine, for inspection."""
     for path in ledger_files(paths):
         if status_of(path) is not None:
+            # Of damaged ledgers the newest is kept: a disk that damages one after another would fill itself with them.
             disk.remove_tree(paths.quarantine / path.name)
             disk.rename(path, paths.quarantine / path.name)

@@ -35,6 +35,7 @@ class Connections:
         self._proxy_for = proxy_for
         self.backoff = Backoff(self._policy, self._environment)
         self._senders: dict[tuple[TlsOptions, Destinations], Sender] = {}
+        # Held while a stack is made: two for one setting would have two pools, and twice a host's limit.
         self._lock = threading.Lock()
 
     def sender(self, tls: TlsOptions, destinations: Destinations | None = None) -> Sender:

@@ -80,6 +80,7 @@ class HostPauses:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until: dict[WebOrigin, float] = {}
+        # Uploads and downloads of all repositories share the pauses: one answer of a host stops them all.
         self._lock = threading.Lock()
 
     def pause(self, origin: WebOrigin, seconds: float) -> None:

@@ -211,6 +211,7 @@ class SocketStream:
         self._origin = origin
         self._left = length
         self._closed = False
+        # Held during a read: the response must not be closed under the thread that reads it.
         self._reading = threading.Lock()
         # A second descriptor of the socket, so that another thread can end a blocked read on the first.
         self._handle = _second_handle(self._raw) if length else None

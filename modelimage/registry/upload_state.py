@@ -55,6 +55,7 @@ class UploadNote:
         """Delete the state: the upload has ended."""
         if self._path is not None:
             with durable.writing(self._path):
+                # Still locked: another process that opens it now gets no session that has ended.
                 self._path.unlink(missing_ok=True)
 
 

@@ -26,6 +26,7 @@ class Bulkheads(Generic[K]):
 
     def start(self, key: K, work: Coroutine[Any, Any, None], *, failing: str) -> None:
         """Starts work. `failing` is what the log says when it fails."""
+        # Now, not in the task, which begins later: a second look at the key may come before.
         self._busy.add(key)
         self._group.create_task(self._run(key, work, failing))
 

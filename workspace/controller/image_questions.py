@@ -49,6 +49,7 @@ class ImageQuestions:
         question = self._questions.get(key)
         if question is None or question.workspace != workspace:
             self.forget(key)
+            # A task of its own: it outlives the pass that asks, and its answer serves a later one.
             asking = asyncio.create_task(self._ask(key, workspace))
             question = self._questions[key] = _Question(workspace, asking)
         question.left = False
@@ -56,6 +57,7 @@ class ImageQuestions:
         grace = self._grace if self._waiting < _MAY_WAIT else 0.0
         self._waiting += 1
         try:
+            # Not `wait_for`, which would cancel the question when the grace is over.
             await asyncio.wait({question.asking}, timeout=grace)
         finally:
             self._waiting -= 1

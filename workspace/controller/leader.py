@@ -104,6 +104,7 @@ class Leadership:
     async def release(self) -> None:
         """Gives the Lease up, so that a standby leads at once instead of after its expiry. Never raises our errors."""
         try:
+            # The Lease expires by itself: the process's end must not wait for an API server that is away.
             async with asyncio.timeout(RETRY_SECONDS):
                 lease = await self._read()
                 if (lease.get("spec") or {}).get("holderIdentity") == self._me:

@@ -78,14 +78,17 @@ class PublishedVolumes:
         """Keep an Event's record, if it has one. Returns whether that is new."""
         annotations = (event.get("metadata") or {}).get("annotations") or {}
         pod, record = pod_of(event), parse_record(annotations.get(ANNOTATION))
+        # Whoever may write Events could claim a volume: others than the agents have nothing to say of it.
         if pod is None or record is None or source_of(event) != AGENT:
             return False
         known = self._records.of(*pod) or ()
         if record in known:
             return False
         others = [each for each in known if each.volume != record.volume]
+        # Events come in any order after a list, and a volume can be published again: the newest record counts.
         newer = [each for each in known if each.volume == record.volume and each.at > record.at]
         kept = sorted([*others, *(newer or [record])], key=lambda each: each.volume)
+        # Bounded: a pod's Events are as many as somebody writes.
         self._records.put(*pod, tuple(kept[:_MOST_VOLUMES]))
         return not newer
 

@@ -49,6 +49,7 @@ class StartWatch:
     ) -> None:  # fmt: skip
         self._runner, self._api, self._session = runner, api, session
         self._clock, self._sleep = clock, sleep
+        # Each look may hold a log of a megabyte: hundreds of pods start at once when a node comes back.
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._due: dict[str, float] = {}
         self._no_logs_until = 0.0  # of the clock: a right that is missing may be given

@@ -102,6 +102,7 @@ class KindWatch:
                 )
             self._present(self._kind, False)
             self._absent = True
+            # An empty list, which counts as the first one: a cluster without the kind must not keep us from leading.
             self._replace([])
             error = None
         problem = error.message if error else ""

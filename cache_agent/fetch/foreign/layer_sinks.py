@@ -97,6 +97,7 @@ class RangedLayer:
         self.failure: DigestMismatch | None = None
         self._store, self._watch, self._verified = store, watch, verified
         self._staged_files: dict[Digest, Partial] = {}
+        # The last bytes may arrive in two workers at once, of which one verifies the layer.
         self._lock = threading.Lock()
         self._received = 0
         self._ended = False

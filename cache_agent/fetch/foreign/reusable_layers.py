@@ -38,6 +38,7 @@ class LayerLocks:
         """
         with self._changed:
             if self._claimed.intersection(layers):
+                # Once: the caller looks between two tries whether it was cancelled.
                 self._changed.wait(timeout)
             if self._claimed.intersection(layers):
                 return False

@@ -27,6 +27,7 @@ class SpaceReservation:
     def __init__(self, store: Store, reservation: Reservation, *, evicting: bool = True) -> None:
         self._store, self._reservation, self._evicting = store, reservation, evicting
         self._free = reservation.left
+        # Held while it grows: two threads that lack space would each reserve for the other's file as well.
         self._lock = threading.Lock()
 
     @contextmanager
