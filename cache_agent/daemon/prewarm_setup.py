@@ -243,6 +243,7 @@ async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
                 yield
             finally:
                 for task in tasks:
+                    # The group would wait for tasks that never end by themselves.
                     task.cancel()
     except ExceptionGroup as failed:
         # An address that is taken, say: the body's own error, which ends the agent with its reason and no traceback.

@@ -101,6 +101,7 @@ class JsonLog(Events):
     ) -> None:
         self._stream = stream or sys.stderr
         self._clock = clock or _now
+        # A line is written as a whole: those of many threads would mix.
         self._lock = threading.Lock()
 
     def note(self, event: str, **fields: object) -> None:

@@ -53,6 +53,7 @@ class Peers:
     pace: RateBaseline = field(default_factory=RateBaseline)
     zone_given: bool = False
     _zones: Recent[str, str] = field(default_factory=lambda: Recent(_MOST_ZONES))
+    # Threads of its own: a peer that doesn't answer holds one for as long as it is waited for, and no pull's.
     _executor: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_ASKING_THREADS, thread_name_prefix="peers")
     )

@@ -111,6 +111,8 @@ class Acceptor:
                 continue
             self._open[connection] = peer
             self._counts[peer] += 1
+            # A task for each: a client that is slow in its TLS handshake must not keep others from being accepted.
+            # Kept in a set, as the loop alone holds tasks weakly.
             starting = asyncio.create_task(self._serve(connection))
             self._starting.add(starting)
             starting.add_done_callback(self._starting.discard)

@@ -16,6 +16,7 @@ class Throttle:
 
     def __init__(self, rate: float, monotonic: Callable[[], float]) -> None:
         self._rate, self._monotonic = rate, monotonic
+        # Time is booked for one caller after the other: two at once would book the same, and send twice the rate.
         self._lock = threading.Lock()
         self._free_at = monotonic()
 
@@ -45,6 +46,7 @@ class Caps:
 
     def __init__(self, caps: Sequence[Throttle]) -> None:
         self._caps = tuple(caps)
+        # An event: a thread that pauses for a cap of seconds goes on at once when a caller waits.
         self._lifted = threading.Event()
 
     def lift(self) -> None:

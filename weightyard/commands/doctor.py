@@ -198,6 +198,7 @@ def doctor(
     What the machine is for is guessed: a node where kubelet runs, a builder where CI is set, else a laptop. For each
     IMAGE its registry is asked with this user's credentials. With --cluster, kubectl is used as it is configured here.
     """
+    # First, for every role: whether an image can be pulled is asked with this user's credentials, wherever it will run.
     asked = [check_image(parse_registry(each), access) for each in images]
     if role == "cluster":
         probe = Probe(
@@ -212,6 +213,7 @@ def doctor(
     facts = gather(
         ProbePaths(store.absolute(), kubelet, host, trial=disk_trial.bytes, api=api, api_ca=api_ca)
     )
+    # Before anything is judged: whoever started this on another machine judges the facts there.
     if facts_only:
         console.result(facts.model_dump(mode="json"), facts.model_dump_json(indent=2))
         return

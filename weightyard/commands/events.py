@@ -45,6 +45,7 @@ def events(console: Console, *, follow: bool, level: str, tail: int | None, root
         )
     severe = _LEVELS[_LEVELS.index(level) :]
     found = client.events()
+    # Filtered before the tail is cut: the last N of a level may be older than the last N of all.
     shown = [each for each in found if each.level in severe]
     _show(console, shown[max(0, len(shown) - tail) :] if tail is not None else shown)
     if not shown:
@@ -53,6 +54,7 @@ def events(console: Console, *, follow: bool, level: str, tail: int | None, root
             if not found
             else f"nothing of level {level} or above"
         )
+    # Of all events, also hidden ones: else each look would fetch those again.
     newest = found[-1].number if found else 0
     while follow:
         time.sleep(_POLL_SECONDS)

@@ -86,6 +86,7 @@ def _publish(building: Path, target: Path) -> None:
     """Moves `building` to `target`. A checkpoint that another process finished meanwhile is as good."""
     outdated = building.with_name(f"{building.name}-outdated")
     if target.exists() and not _is_current(target):
+        # Moved away first: a directory can't be renamed over one that has files.
         target.rename(outdated)
     try:
         building.rename(target)

@@ -52,6 +52,7 @@ def _write(path: Path, size: int, clock: Callable[[], float]) -> float:
         left = size
         while left > 0:
             left -= os.write(fd, block[:left])
+        # Within the measured time: without it, it would be the page cache's speed.
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -62,6 +63,7 @@ def _read(path: Path, size: int, clock: Callable[[], float]) -> float:
     buffer = bytearray(_BLOCK)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        # What was just written is still in memory: the disk is what is measured.
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         started = clock()
         while os.readv(fd, [buffer]):

@@ -180,6 +180,7 @@ def _text(plan: ServePlan) -> str:
         ("workspace", launch.name),
         ("image", plan.image),
         ("variant", f"{launch.variant}, {format_bytes(plan.size)}, {fetched}"),
+        # Only where something is fetched: a full disk is no obstacle to a model that is there.
         *((("disk", _disk(plan)),) if plan.missing else ()),
         *(("not chosen", reason) for reason in launch.reasons),
         ("engine", f"{engine or launch.engine.value}, {plan.program.command[0]}"),

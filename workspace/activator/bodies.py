@@ -37,6 +37,7 @@ class Bodies:
         self._check(length or 0, share)
         body = bytearray()
         try:
+            # For the whole body: a client that sends a byte a second would hold its place for ever.
             async with asyncio.timeout(self._seconds):
                 async for chunk in chunks:
                     # As bytes arrive, not as announced: a client that sends nothing must hold nothing.

@@ -56,6 +56,7 @@ class RequestQueue:
             return address
         if self._asking is None or self._asking.done():
             self._found = asyncio.get_running_loop().create_future()
+            # One for all that wait: hundreds of requests must not each probe a server that is starting.
             self._asking = asyncio.create_task(self._ask(self._found))
         assert self._found is not None  # noqa: S101 - made together with the task
         # Shielded: one client's timeout or disconnect must not cancel the future that all others

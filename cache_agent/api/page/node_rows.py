@@ -153,6 +153,7 @@ def _moves(node: NodeCache, look: AgentLook) -> dict[str, Row]:
             what=view.subject.removeprefix("image "),
             image=view.image,
             node=node.name,
+            # It is the pod that waits: once the size is known, its bytes come.
             state="fetching" if view.state == "waiting" and view.total else view.state,
             percent=_percent(view.done, view.total),
             done=view.done,
@@ -163,6 +164,7 @@ def _moves(node: NodeCache, look: AgentLook) -> dict[str, Row]:
             why="" if view.total and view.state == "waiting" else view.text[:_MOST_SAID],
             since=view.since,
         )
+    # After the transfers, and only what none of them brings: a model has one row.
     for desired in waiting_models(node, look.activity):
         found[f"{node.name}/desired/{desired.name}"] = _filled(
             what=desired.name,

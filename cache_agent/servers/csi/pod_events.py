@@ -48,6 +48,7 @@ class PodEvents:
 
     async def write(self, api: KubeClient, node: str) -> None:
         """Write Events until cancelled. A refused one is logged and given up: Events only inform."""
+        # Bounded: an API server that is away for hours must not fill the agent's memory with Events.
         self._queue = asyncio.Queue(_MOST_WAITING)
         try:
             while True:
