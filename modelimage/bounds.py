@@ -7,9 +7,22 @@ Python converts any length of digits, at a cost that grows with its square, and 
 from __future__ import annotations
 
 import math
+from typing import Final
+
+# What taking apart a document of anybody's may raise: members of other types, numbers beyond a float, endless nesting.
+MALFORMED: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+# Far more than any count of a model: parameters, positions, bytes of one value.
+_MOST: Final = 10**15
 
 
-def parse_count(text: object, *, most: int = 10**15) -> int | None:
+def parse_count(text: object, *, most: int = _MOST) -> int | None:
     """A whole number from 0 to `most`, written in ASCII digits; None for anything else."""
     if not isinstance(text, str) or not (text.isascii() and text.isdigit()):
         return None
@@ -21,9 +34,9 @@ def parse_count(text: object, *, most: int = 10**15) -> int | None:
 
 
 def positive(value: object) -> int:
-    """A value of a JSON document if it is a whole number above 0, else 0."""
+    """A value of a JSON document if it is a whole number from 1 to 10**15, else 0."""
     # `type`, not isinstance: JSON's true would count as 1.
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value <= _MOST else 0
 
 
 def clamp(value: object, least: float, most: float) -> float:

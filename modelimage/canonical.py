@@ -7,6 +7,7 @@ without floating-point numbers.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Final
 
@@ -36,6 +37,14 @@ def check_halves(document: object, data: bytes) -> None:
         json.dumps(document, ensure_ascii=False).encode()
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    # `1e999` would be read as infinity, which JSON can't state and integers can't hold.
+    if not math.isfinite(number):
+        raise ValueError(f"a number isn't finite: {text[:40]}")
+    return number
+
+
 def parse(data: bytes, *, what: str, most: int = _MOST) -> dict[str, Any]:
     """Parse bytes as a UTF-8 JSON object. `what` names the document in the error. Raises InvalidImage.
 
@@ -46,7 +55,7 @@ def parse(data: bytes, *, what: str, most: int = _MOST) -> dict[str, Any]:
         raise InvalidImage(f"{what} has too many values")
     try:
         # Decoded explicitly: json.loads would also detect UTF-16 and UTF-32, which other image readers reject.
-        document = json.loads(data.decode())
+        document = json.loads(data.decode(), parse_float=_finite, parse_constant=_finite)
         check_halves(document, data)
     except (ValueError, RecursionError) as error:
         raise InvalidImage(f"{what} is not valid JSON: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from modelimage.bounds import MALFORMED
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput
 from modelimage.mediatypes import is_speakable
@@ -67,7 +68,7 @@ class Descriptor:
             # An empty map may also be written as null, as Go does.
             annotations = value.get("annotations") or {}
             platform = _platform(value.get("platform"))
-        except (KeyError, TypeError, AttributeError, ValueError, InvalidInput) as error:
+        except (*MALFORMED, InvalidInput) as error:
             raise InvalidImage(f"malformed descriptor: {error}") from error
         artifact_type = value.get("artifactType") or None
         if not isinstance(media_type, str) or not isinstance(artifact_type, str | None):

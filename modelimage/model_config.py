@@ -192,9 +192,8 @@ def context_length(
     if absolute and tokenizer_length and length:
         length = min(length, tokenizer_length)
     if text.model_type in _PADDED_POSITIONS and length:
-        padding = text.value("pad_token_id")
         rows = text.count("max_position_embeddings")
-        length = min(length, rows - (padding if type(padding) is int else 0) - 1)
+        length = min(length, rows - text.count("pad_token_id") - 1)
     if "gemma3" not in text.model_type:
         length = int(length * _rope_factor(text))
     return max(length, 0)
@@ -210,8 +209,8 @@ def _rope_factor(text: ModelConfig) -> float:
         kind = part.get("rope_type") or part.get("type") or ("default" if part in nested else "")
         value = part.get("factor")
         if (
-            kind
-            and kind not in _ALREADY_SCALED
+            isinstance(kind, str)
+            and kind not in ("", *_ALREADY_SCALED)
             and isinstance(value, int | float)
             and 1 <= value < 1e4
         ):

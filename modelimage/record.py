@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from modelimage import canonical
+from modelimage.bounds import MALFORMED
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
 from modelimage.path_rules import check_model_path, parents
@@ -182,7 +183,7 @@ class Record:
             record = _from_json(document)
             _check(record, data)
         # Any member of an untrusted record may have any type, so all of these errors mean a malformed record.
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except MALFORMED as error:
             raise InvalidImage(f"malformed record: {error!r}") from error
         except WeightyardError as error:
             raise InvalidImage(f"malformed record: {error}") from error

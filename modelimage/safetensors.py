@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from modelimage.bounds import MALFORMED
 from modelimage.errors import InvalidCheckpoint
 
 LENGTH_BYTES: Final = 8
@@ -126,7 +127,7 @@ def build_header(
 def _tensor(file: str, name: str, value: object) -> TensorInfo:
     try:
         dtype, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]  # type: ignore[index]
-    except (KeyError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise _invalid(file, f"tensor {name!r:.200} is malformed") from error
     if not isinstance(shape, list) or not all(_natural(n) for n in (*shape, start, stop)):
         raise _invalid(file, f"tensor {name!r:.200} has a malformed shape or offsets")

@@ -8,7 +8,6 @@ around an in-toto statement that names the image's digest. No transparency log: 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,6 +15,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives import serialization
 
 from modelimage import canonical, intoto
+from modelimage.bounds import MALFORMED
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
@@ -62,7 +62,7 @@ def is_signature(data: bytes, subject: Digest, keys: Sequence[PublicKey]) -> boo
         if kind != intoto.MEDIA_TYPE or not intoto.names_subject(payload, subject, _PREDICATE):
             return False
     # Anyone who may push can attach a bundle: one that can't be read mustn't hide the valid ones.
-    except (InvalidImage, KeyError, TypeError, ValueError, binascii.Error):
+    except (*MALFORMED, InvalidImage):
         return False
     signed = _encoded(kind, payload)
     return any(is_signed_by(key, each, signed) for key in keys for each in signatures)

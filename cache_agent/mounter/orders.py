@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from modelimage.bounds import MALFORMED
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput, WeightyardError
 
@@ -113,7 +114,7 @@ def _key(value: Any) -> Digest | None:
 def _well_formed(what: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, TypeError, RecursionError, WeightyardError) as error:
+    except (*MALFORMED, WeightyardError) as error:
         raise InvalidInput(f"malformed {what}: {error!r:.200}") from error
 
 

@@ -6,9 +6,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from modelimage.bounds import MALFORMED
 from modelimage.errors import RemoteRefused
 
 MAX_HAVE_BYTES = 1 << 20
+# As many as an answer has room for.
+_MOST_CHUNKS = 4 * MAX_HAVE_BYTES
+_MOST_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,13 @@ class Have:
                 int(document["received"]),
                 str(document["zone"]),
             )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except MALFORMED as error:
             raise RemoteRefused(f"malformed answer of a peer: {error!r}") from error
         if min(found.count, found.have, found.coming, found.received) < 0:
             raise RemoteRefused("malformed answer of a peer: a negative number")
+        # Before `complete`, which makes a number of as many bits.
+        if found.count > _MOST_CHUNKS or found.received > _MOST_BYTES:
+            raise RemoteRefused("malformed answer of a peer: more than any file has")
         if (found.have | found.coming) >> found.count:
             raise RemoteRefused("malformed answer of a peer: more chunks than the file has")
         return found

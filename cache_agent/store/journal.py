@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cache_agent.store.disk import reading
 from cache_agent.store.partials import identity
 from modelimage import canonical
+from modelimage.bounds import MALFORMED, positive
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
 from modelimage.record import RecordFile
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from modelimage.foreign import AnyRecord, LayerContents
 
 PULL_STATE_SCHEMA: Final = "weightyard.dev/harvest/v1"
+# More than the limits of foreign images let any layer have.
+_MOST_MEMBERS: Final = 1_000_000
 
 
 def staged_name(layer: Digest, member: int) -> Digest:
@@ -59,9 +62,9 @@ class ForeignPullState:
 
         try:
             done = {Digest.parse(k): LayerContents.parse(v) for k, v in document["done"].items()}
-            arriving = {Digest.parse(k): int(v) for k, v in document["arriving"].items()}
+            arriving = {Digest.parse(k): _members(v) for k, v in document["arriving"].items()}
             return cls(Digest.parse(document["manifest"]), done, arriving)
-        except (KeyError, TypeError, ValueError, AttributeError, WeightyardError) as error:
+        except (*MALFORMED, WeightyardError) as error:
             raise InvalidImage(f"malformed journal of a foreign image: {error!r}") from error
 
     @classmethod
@@ -79,6 +82,15 @@ class ForeignPullState:
         # Any member of a layer that arrives by ranges may be staged already.
         arriving = {(layer, n) for layer, count in self.arriving.items() for n in range(count)}
         return {staged_name(layer, number).hex for layer, number in finished | arriving}
+
+
+def _members(value: object) -> int:
+    """A number of members. Raises ValueError for more than any layer has."""
+    count = positive(value)
+    # Each is looked for by its name: a damaged number must not keep a start busy for ever.
+    if count > _MOST_MEMBERS or (count == 0 and value != 0):
+        raise ValueError(f"a number of members: {value!r:.40}")
+    return count
 
 
 @dataclass(frozen=True, slots=True)

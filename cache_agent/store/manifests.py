@@ -20,6 +20,7 @@ from typing import Any, Final
 from cache_agent.store.disk import READ_ONLY_FILE, Disk, is_plain_file, listed, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
+from modelimage.bounds import MALFORMED
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
@@ -63,7 +64,7 @@ class RepositoryEntry:
                 _texts(document["tags"]),
                 None if document["public"] is None else float(document["public"]),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except MALFORMED as error:
             raise InvalidImage(f"malformed entry of the manifest cache: {error!r}") from error
 
 

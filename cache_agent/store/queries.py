@@ -12,6 +12,7 @@ from typing import Any, Final
 from cache_agent.errors import DiskFailed
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.values import Holder, Lease, ResolvedRef, StoredFile, StoredModel
+from modelimage.bounds import MALFORMED
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 
@@ -236,7 +237,7 @@ class Queries(ABC):
         """Map invalid row values to LedgerDamaged."""
         try:
             yield
-        except (ValueError, TypeError, InvalidInput) as error:
+        except (*MALFORMED, InvalidInput) as error:
             raise LedgerDamaged(
                 f"the ledger {self._paths.ledger} has malformed rows: {error}"
             ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modelimage import canonical
+from modelimage.bounds import MALFORMED
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, InvalidInput, WeightyardError
 from modelimage.reference import LayoutReference, RegistryReference
@@ -117,7 +118,7 @@ class ImageOrigin:
                 variant=str(document["variant"]),
                 requested_variant=document["requestedVariant"],
             )
-        except (KeyError, TypeError, AttributeError, WeightyardError) as error:
+        except (*MALFORMED, WeightyardError) as error:
             raise InvalidImage(f"malformed publish record: {error!r}") from error
 
 

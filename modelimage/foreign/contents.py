@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modelimage.bounds import MALFORMED
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, WeightyardError
 from modelimage.foreign.tarwalk import MemberKind, TarMember
@@ -43,7 +44,7 @@ class LayerContents:
                 )
                 for each in value["files"]
             }
-        except (KeyError, TypeError, ValueError, WeightyardError) as error:
+        except (*MALFORMED, WeightyardError) as error:
             raise InvalidImage(f"malformed contents of a layer: {error!r}") from error
         if any(number not in range(len(members)) for number in files):
             raise InvalidImage("malformed contents of a layer: a file isn't in the archive")

@@ -8,13 +8,13 @@ are kept, the record also describes how to rebuild the blob from them.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
 from modelimage import canonical
+from modelimage.bounds import MALFORMED
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, InvalidImage, WeightyardError
@@ -149,7 +149,7 @@ class DerivedRecord:
                 else None,
             )
             _check(record)
-        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        except MALFORMED as error:
             raise InvalidImage(f"malformed derived record: {error!r}") from error
         except WeightyardError as error:
             raise InvalidImage(f"malformed derived record: {error}") from error

@@ -6,6 +6,7 @@ import json
 from http import HTTPStatus
 from typing import Final
 
+from modelimage.bounds import MALFORMED
 from modelimage.errors import (
     AccessDenied,
     DigestMismatch,
@@ -45,7 +46,7 @@ def parse_errors(body: bytes) -> tuple[frozenset[str], str]:
         codes = [str(each["code"]).upper() for each in errors]
         first = errors[0]
         message = str(first.get("message") or first["code"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except MALFORMED:
         return frozenset(), ""
     return frozenset(codes), _one_line(message)
 

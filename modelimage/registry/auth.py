@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
-from modelimage.bounds import clamp
+from modelimage.bounds import MALFORMED, clamp
 from modelimage.errors import AccessDenied, InvalidInput, RemoteRefused
 from modelimage.registry import answers
 from modelimage.registry.challenge import Challenge, parse_challenges
@@ -54,7 +54,7 @@ def parse_token(data: bytes, now: float) -> Token:
         value = document.get("token") or document["access_token"]
         expires_in = document.get("expires_in")
         lifetime = _DEFAULT_LIFETIME if expires_in is None else clamp(expires_in, 0, _MOST_LIFETIME)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except MALFORMED as error:
         raise RemoteRefused("the token server answered without a token") from error
     # It becomes part of a header: a line break would inject others.
     if not isinstance(value, str) or not value.isascii() or not value.isprintable():

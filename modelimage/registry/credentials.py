@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from modelimage import durable
+from modelimage.bounds import MALFORMED
 from modelimage.child import run_child
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, TimedOut
 
@@ -149,7 +150,7 @@ class DockerConfig:
                 for key, name in (document.get("credHelpers") or {}).items()
             }
             return cls(auths, helpers, str(document.get("credsStore") or ""), run)
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        except MALFORMED as error:
             raise InvalidInput(
                 f"{what} isn't a docker config file", hint="Write it again with docker login."
             ) from error
@@ -214,7 +215,7 @@ def _from_helper(output: str) -> Credential | None:
     try:
         document = json.loads(output)
         username, secret = str(document["Username"]), str(document["Secret"])
-    except (ValueError, TypeError, KeyError) as error:
+    except MALFORMED as error:
         raise AccessDenied("a credential helper returned an unexpected answer") from error
     if not secret:
         return None

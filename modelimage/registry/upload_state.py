@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modelimage import durable
+from modelimage.bounds import MALFORMED
 from modelimage.registry.upload import Session
 
 
@@ -38,7 +39,7 @@ class UploadNote:
                 str(document["location"]), int(document["offset"]), int(document["minimum"])
             )
         # A crash in `keep` may leave half a document: the upload then starts again, which is only slower.
-        except (ValueError, TypeError, KeyError):
+        except MALFORMED:
             return None
 
     def keep(self, session: Session) -> None:
