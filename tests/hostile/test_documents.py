@@ -52,10 +52,11 @@ CONFIG: Final = {
     "layer_types": ["full_attention"] * 4, "quantization_config": {"quant_method": "gptq", "bits": 4},
     "kv_lora_rank": 8, "qk_rope_head_dim": 4, "num_experts": 4, "pad_token_id": 1, "torch_dtype": "bfloat16",
     "layers_block_type": ["attention"], "hybrid_override_pattern": "M*", "full_attention_interval": 4,
-    "block_configs": [{}],    "attention_chunk_size": 8, "state_size": 4, "mamba_d_state": 4, "linear_num_value_heads": 4, 
-    "is_encoder_decoder": True,    "rope_parameters": {"full": {"rope_type": "yarn", "factor": 2.0}}, "vision_config": {"hidden_size": 8},
-    "position_embedding_type": "absolute", "n_head": 8, "ffn_config": {}, "attn_config": {"kv_n_heads": 2},
-    "index_topk": 4,    "compression_config": {"format": "x"}, "num_attention_groups": 2, "attn_layer_indices": [1], "mlp_only_layers": [1],
+    "block_configs": [{}], "attention_chunk_size": 8, "state_size": 4, "mamba_d_state": 4, "linear_num_value_heads": 4,
+    "is_encoder_decoder": True, "rope_parameters": {"full": {"rope_type": "yarn", "factor": 2.0}},
+    "vision_config": {"hidden_size": 8}, "position_embedding_type": "absolute", "n_head": 8, "ffn_config": {},
+    "attn_config": {"kv_n_heads": 2}, "index_topk": 4, "compression_config": {"format": "x"},
+    "num_attention_groups": 2, "attn_layer_indices": [1], "mlp_only_layers": [1],
 }  # fmt: skip
 
 
