@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX
-from cache_agent.observability.log_lines import LINES
+from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, MODEL_GAUGES, PREFIX
+from cache_agent.observability.log_lines import LINES, NOTES
 from workspace.activator import metrics as activator
 from workspace.controller import metrics as controller
+from workspace.controller.log_events import EVENTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 
@@ -20,7 +21,8 @@ def page(text: str) -> str:
     """The page with its generated tables, each between `<!-- NAME -->` and `<!-- end -->`."""
     tables = {
         "metrics": _metrics(), "controller metrics": _controller_metrics(),
-        "activator metrics": _activator_metrics(), "log": _log(),
+        "model metrics": _model_metrics(), "activator metrics": _activator_metrics(),
+        "log": _log(), "controller log": _controller_log(),
     }  # fmt: skip
     for name, table in tables.items():
         start, end = f"<!-- {name} -->\n", "<!-- end -->"
@@ -44,6 +46,11 @@ def _metrics() -> Iterator[str]:
             yield f"| `{PREFIX}{row.name}{end}` | {kind} | {labels} | {row.help} |"
 
 
+def _model_metrics() -> Iterator[str]:
+    yield "| Metric | Type | Meaning |\n|---|---|---|"
+    yield from (f"| `{PREFIX}{name}` | gauge | {meaning} |" for name, meaning, _ in MODEL_GAUGES)
+
+
 def _controller_metrics() -> Iterator[str]:
     rows = (
         *(("counter", f"{row.name}_total", row.labels, row.help) for row in controller.COUNTERS),
@@ -59,15 +66,22 @@ def _controller_metrics() -> Iterator[str]:
 def _activator_metrics() -> Iterator[str]:
     yield "| Metric | Type | Meaning |\n|---|---|---|"
     yield from (f"| `{name}_total` | counter | {meaning} |" for name, meaning in activator.COUNTERS)
+    yield from (f"| `{name}` | histogram | {meaning} |" for name, meaning in activator.HISTOGRAMS)
     yield from (f"| `{name}` | gauge | {meaning} |" for name, meaning in activator.GAUGES)
 
 
 def _log() -> Iterator[str]:
     yield "| `event` | `level` | Fields | Meaning |\n|---|---|---|---|"
+    yield from (f"| `{name}` | | | {meaning} |" for name, meaning in NOTES.items())
     for event, line in LINES.items():
         fields = ", ".join(f"`{name}`" for name in line.names)
         meaning = (event.__doc__ or "").partition("\n")[0]
         yield f"| `{line.text}` | `{line.level}` | {fields} | {meaning} |"
+
+
+def _controller_log() -> Iterator[str]:
+    yield "| `event` | Meaning |\n|---|---|"
+    yield from (f"| `{name}` | {meaning} |" for name, meaning in EVENTS.items())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 _FULL: Final = 0.8  # of KV cache in use: above it vLLM starts to preempt
@@ -66,6 +67,16 @@ class Load:
         return len(self.readings) >= self.ready
 
 
+class ScalingCause(StrEnum):
+    """What a decision follows from, for programs."""
+
+    WAKING = "waking"  # a request waits, and no server runs
+    QUEUE = "queue"  # more is to be done than the servers can do
+    IDLE = "idle"  # fewer servers suffice
+    BOUNDS = "bounds"  # the spec's minimum or maximum
+    UNCHANGED = "unchanged"
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaTarget:
     """The replicas that the load of one moment requires."""
@@ -76,11 +87,12 @@ class ReplicaTarget:
 
 @dataclass(frozen=True, slots=True)
 class ScalingDecision:
-    """The number of replicas to request, the reason, and the history for the next call."""
+    """The number of replicas to request, the reason and its cause, and the history for the next call."""
 
     replicas: int
     reason: str
     history: tuple[ReplicaTarget, ...]
+    cause: ScalingCause = ScalingCause.UNCHANGED
 
 
 def decide(
@@ -99,19 +111,24 @@ def decide(
         return _from_zero(policy, target, kept)
     # The bounds or the replicas were changed by hand: no window applies.
     if current < policy.least or current > policy.most:
-        return ScalingDecision(_clamp(current, policy), "back within minimum and maximum", kept)
+        return ScalingDecision(
+            _clamp(current, policy), "back within minimum and maximum", kept, ScalingCause.BOUNDS
+        )
     floor = min(_recent(kept, now - policy.up_window))
     if floor > current and _covers(kept, now, policy.up_window):
         # At most double per step, like the policy in render/kubernetes.py for an HPA.
         replicas = min(floor, current * 2)
-        return ScalingDecision(replicas, f"{load.waiting:g} requests wait", kept)
+        return ScalingDecision(
+            replicas, f"{load.waiting:g} requests wait", kept, ScalingCause.QUEUE
+        )
     ceiling = max(_recent(kept, now - policy.down_window))
     # An incomplete scrape never scales down: the replica without a reading may be the busy one.
     if ceiling < current and _covers(kept, now, policy.down_window) and load.is_complete:
         replicas = max(current - 1, ceiling)
         return ScalingDecision(
-            replicas, f"{replicas} replicas suffice for {load.running:g} running requests", kept
-        )
+            replicas, f"{replicas} replicas suffice for {load.running:g} running requests", kept,
+            ScalingCause.IDLE,
+        )  # fmt: skip
     return ScalingDecision(current, "unchanged", kept)
 
 
@@ -134,7 +151,7 @@ def _from_zero(
 ) -> ScalingDecision:
     if target.replicas == 0:
         return ScalingDecision(0, "no requests wait", kept)
-    return ScalingDecision(max(1, policy.least), "a request waits", kept)
+    return ScalingDecision(max(1, policy.least), "a request waits", kept, ScalingCause.WAKING)
 
 
 def _clamp(replicas: int, policy: Policy) -> int:

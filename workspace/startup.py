@@ -112,6 +112,12 @@ class Startup(Reported):
         return found
 
     @property
+    def main_tier(self) -> str | None:
+        """The tier that most of the model's bytes came from; None where nobody told."""
+        largest = max(self.parts, key=lambda part: part.size, default=None)
+        return largest.tier if largest else None
+
+    @property
     def parts(self) -> tuple[TierPart, ...]:
         """The parts of the volume by tier."""
         return tuple(

@@ -54,6 +54,7 @@ from cache_agent.servers.node_page import LocalServers, PageLook
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access
 from modelimage.errors import WeightyardError
+from modelimage.spans import is_on
 from modelimage.tcp_listener import listen_tcp
 
 
@@ -86,7 +87,8 @@ def run_agent(
 
     Raises InvalidInput for invalid settings, Busy, NotWritable, NoSpace, DiskFailed.
     """
-    metrics, log, wake_events = Metrics(), JsonLog(), WakeOnEvents()
+    metrics, log = Metrics(traced=is_on(os.environ)), JsonLog()
+    wake_events = WakeOnEvents()
     recent = RecentEvents(time.time)
     log.adopt_libraries()
     config = options.load()

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cache_agent.api.build_info import export_build_info
+from cache_agent.api.exposition import exemplar, exposition
 from cache_agent.fetch.engine import FetchEngine
 from cache_agent.observability.events import (
+    DesiredModelReady,
     Event,
     Events,
     FileDamaged,
@@ -41,7 +42,6 @@ from cache_agent.store.roots import Roots
 from cache_agent.store.space import SpaceView
 from cache_agent.store.values import StoredModel
 
-_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX: Final = "weightyard_"
 MOST_SERIES: Final = 1000  # of one metric
 
@@ -126,8 +126,14 @@ COUNTERS: Final[tuple[EventMetric[Any], ...]] = (
         "published_bytes", "Bytes of published volumes, by where they were: `cached` on the node, or another tier.",
         PublishEnded, lambda end: [((tier,), size) for tier, size in end.by_tier], ("tier",),
     ),
-    EventMetric("evictions", "Models evicted for space.", ModelEvicted),
-    EventMetric("evicted_bytes", "Bytes freed by evictions.", ModelEvicted, lambda each: [((), each.freed)]),
+    EventMetric(
+        "evictions", "Models evicted or removed, by what for: a `pull`, `prewarming`, `gc`, or `removal` by hand.",
+        ModelEvicted, lambda each: [((each.reason.value,), 1)], ("reason",),
+    ),
+    EventMetric(
+        "evicted_bytes", "Bytes freed by that, by reason.",
+        ModelEvicted, lambda each: [((each.reason.value,), each.freed)], ("reason",),
+    ),
     EventMetric("reservations_refused", "Pulls refused for lack of space.", ReservationRefused),
     EventMetric("leases_expired", "Leases that ended because their holder was gone.", LeaseExpired),
     EventMetric("maintenance_failures", "Maintenance rounds that failed in part.", MaintenanceFailed),
@@ -157,6 +163,11 @@ HISTOGRAMS: Final[tuple[EventMetric[Any], ...]] = (
         buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 180, 600, 1800, 3600),
     ),
     EventMetric(
+        "desired_ready_seconds", "Seconds from when a model was desired, or lost, until it was held as desired.",
+        DesiredModelReady, lambda ready: [((), ready.seconds)],
+        buckets=(1, 5, 15, 60, 180, 600, 1800, 3600, 14400, 86400),
+    ),
+    EventMetric(
         "pull_seconds", "Seconds from a pull's start until the model is verified on disk.",
         # Failed pulls would distort it.
         PullEnded, lambda end: [((), end.seconds)] if end.outcome == "done" else [],
@@ -184,6 +195,22 @@ GAUGES: Final = (
 )  # fmt: skip
 
 
+MODEL_LABELS: Final = ("model", "image", "variant")
+MODEL_GAUGES: Final[tuple[tuple[str, str, Callable[[StoredModel], float]], ...]] = (
+    ("model_bytes", "Bytes of the model's files, with those that it shares.", lambda each: each.size),
+    ("model_files", "Files of the model.", lambda each: each.files),
+    ("model_uses", "How often it was used, counting what is long ago less.", lambda each: each.uses),
+    ("model_last_used_timestamp_seconds", "When it was used last.", lambda each: each.last_used),
+    (
+        "model_verified_timestamp_seconds", "When its file was checked that was checked longest ago.",
+        lambda each: each.verified,
+    ),
+    ("model_fetch_seconds", "What its fetch took.", lambda each: each.fetch_seconds),
+    ("model_pinned", "1 for a pinned model.", lambda each: each.pinned),
+    ("model_leases", "Leases of the model.", lambda each: len(each.leases)),
+)  # fmt: skip
+
+
 def bounded(labels: tuple[str, ...], seen: set[tuple[str, ...]]) -> tuple[str, ...]:
     """A metric's labels, the last one `other` where too many were seen. Adds them to `seen`."""
     # A label is kept for ever, here and by whoever scrapes; sources are named after repositories, which images name.
@@ -194,15 +221,21 @@ def bounded(labels: tuple[str, ...], seen: set[tuple[str, ...]]) -> tuple[str, .
 
 
 class Metrics(Events):
-    """One agent's metrics: counts events, and reads gauges from the watched store."""
+    """One agent's metrics: counts events, and reads gauges from the watched store.
 
-    def __init__(self) -> None:
+    `traced`: spans are exported, so that histograms have exemplars with the ids of traces.
+    """
+
+    def __init__(self, *, traced: bool = False) -> None:
         self.registry = CollectorRegistry()
+        # Per model: scraped only by who asks for it, as clusters have many.
+        self.detail = CollectorRegistry()
+        self._traced = traced
         export_build_info(self.registry, "agent")
         self._feeds: dict[type[Event], list[Callable[[Any], None]]] = {}
         for row in COUNTERS:
             counter = Counter(PREFIX + row.name, row.help, row.labels, registry=self.registry)
-            self._feed(row, counter, Counter.inc)
+            self._feed(row, counter, lambda each, amount, _: each.inc(amount))
         for row in HISTOGRAMS:
             histogram = Histogram(
                 PREFIX + row.name,
@@ -213,27 +246,34 @@ class Metrics(Events):
             )
             self._feed(row, histogram, Histogram.observe)
 
-    def _feed(self, row: EventMetric[Any], metric: M, add: Callable[[M, float], None]) -> None:
+    def _feed(
+        self, row: EventMetric[Any], metric: M, add: Callable[[M, float, dict[str, str] | None], None]
+    ) -> None:  # fmt: skip
         seen: set[tuple[str, ...]] = set()
 
         def feed(event: Any) -> None:
+            found = exemplar(getattr(event, "trace", "")) if self._traced else None
             for labels, amount in row.samples(event):
-                add(metric.labels(*bounded(labels, seen)) if labels else metric, amount)
+                add(metric.labels(*bounded(labels, seen)) if labels else metric, amount, found)
 
         self._feeds.setdefault(row.event, []).append(feed)
 
     def watch(self, roots: Roots, engine: FetchEngine) -> None:
         """Export the gauges of a node's open roots and of its engine."""
         self.registry.register(_StoreGauges(roots, engine))
+        self.detail.register(_ModelGauges(roots))
 
     def emit(self, event: Event) -> None:
         for feed in self._feeds.get(type(event), ()):
             feed(event)
 
-    def exposition(self) -> tuple[bytes, str]:
-        """The text format and its content type."""
-        encode, content_type = choose_encoder(_TEXT)
-        return encode(self.registry), content_type
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """The page and its content type. `accept`: the scraper's header."""
+        return exposition(self.registry, accept, traced=self._traced)
+
+    def detail_exposition(self) -> tuple[bytes, str]:
+        """The page of single models and its content type."""
+        return exposition(self.detail, "", traced=False)
 
 
 class _StoreGauges(Collector):
@@ -258,4 +298,23 @@ class _StoreGauges(Collector):
             family = GaugeMetricFamily(PREFIX + row.name, row.help, labels=row.labels)
             for labels, value in row.samples(now):
                 family.add_metric(labels, value)
+            yield family
+
+
+class _ModelGauges(Collector):
+    """Gauges of single models, read from the store at each scrape."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
+
+    def describe(self) -> Iterable[Metric]:
+        """Empty: see `_StoreGauges`."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        models = self._roots.models.all()[:MOST_SERIES]
+        for name, text, read in MODEL_GAUGES:
+            family = GaugeMetricFamily(PREFIX + name, text, labels=MODEL_LABELS)
+            for each in models:
+                family.add_metric((each.key.short, each.image, each.variant), read(each))
             yield family

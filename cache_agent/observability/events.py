@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,29 @@ class PublishEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class DesiredModelReady:
+    """A desired model is held as desired, `seconds` after it was asked for or was lost."""
+
+    seconds: float
+
+
+class EvictionReason(StrEnum):
+    """What a model was removed for."""
+
+    PULL = "pull"  # space for a pull
+    PREWARMING = "prewarming"  # space for a desired model of higher priority
+    GC = "gc"  # space that somebody asked for by `weightyard gc`
+    REMOVAL = "removal"  # somebody removed this very model
+
+
+@dataclass(frozen=True, slots=True)
 class ModelEvicted:
-    """A model was evicted for space."""
+    """A model was evicted for space, or removed by hand. `detail`: why this one, with its numbers."""
 
     image: str
     freed: int
-    reason: str
+    reason: EvictionReason
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +182,7 @@ Event = (
     | PullEnded
     | PublishStarted
     | PublishEnded
+    | DesiredModelReady
     | ModelEvicted
     | ReservationRefused
     | FileScrubbed

@@ -1,4 +1,4 @@
-"""The agent's log: one JSON object per line, made from the node's events."""
+"""The agent's log: one JSON object per line, made from the node's events; on a terminal, a line for people."""
 
 from __future__ import annotations
 
@@ -27,9 +27,28 @@ from cache_agent.observability.events import (
     PullStarted,
     ReservationRefused,
 )
+from modelimage.log_text import printable, shortened
 from modelimage.spans import trace_id
 
 Level = Literal["info", "warning", "error"]
+
+
+# Lines that aren't made from a node's event, by name: what each means.
+NOTES: Final[Mapping[str, str]] = {
+    "recovered": "The store was put in order after a crash.",
+    "root left out": "A root can't be used; the others are.",
+    "settings reloaded": "SIGHUP: the settings were read again.",
+    "settings kept": "SIGHUP: the new settings can't be used; the old ones stay.",
+    "stopped": "The agent ended.",
+    "desired model changed": "A desired model is held as desired, or can't be; `state` says which.",
+    "desired model document rejected": "A document of the desired state can't be used.",
+    "report not written": "This node's NodeCache could not be written; it is tried again.",
+    "heartbeat not written": "This node's Lease could not be renewed; it is tried again.",
+    "event not written": "A Kubernetes Event of a pod could not be written.",
+    "store not readable": "The store could not be read for the plan of desired models.",
+    "store not changed": "A change for the desired state failed.",
+    "library": "A library's warning or error.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +77,7 @@ LINES: Final[Mapping[type[Event], LogLine]] = {
         "info",
         ("image", "outcome", "seconds", "reused", "fetched", "message", "trace"),
     ),
-    ModelEvicted: LogLine("model evicted", "info", ("image", "freed", "reason")),
+    ModelEvicted: LogLine("model evicted", "info", ("image", "freed", "reason", "detail")),
     ReservationRefused: LogLine("reservation refused", "warning", ("need",)),
     FileDamaged: LogLine("file damaged", "error", ("file", "detail")),
     FileRepaired: LogLine("file repaired", "info", ("file", "chunks")),
@@ -100,6 +119,7 @@ class JsonLog(Events):
         self, stream: TextIO | None = None, clock: Callable[[], str] | None = None
     ) -> None:
         self._stream = stream or sys.stderr
+        self._on_terminal = self._stream.isatty()
         self._clock = clock or _now
         # A line is written as a whole: those of many threads would mix.
         self._lock = threading.Lock()
@@ -120,9 +140,13 @@ class JsonLog(Events):
             self.write(line.level_of(event), line.text, line.fields(event))
 
     def write(self, level: Level, event: str, fields: Mapping[str, object]) -> None:
-        """Write one line. Values that JSON doesn't have are written as Python shows them."""
-        line = {**fields, "event": event, "level": level, "timestamp": self._clock()}
-        text = json.dumps(line, default=repr)
+        """Write one line. Values that JSON doesn't have are written as Python shows them; long texts are shortened."""
+        bounded = {
+            name: shortened(value) if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+        line = {**bounded, "event": event, "level": level, "timestamp": self._clock()}
+        text = _for_people(line) if self._on_terminal else json.dumps(line, default=repr)
         with self._lock:
             print(text, file=self._stream, flush=True)
 
@@ -143,6 +167,17 @@ class _Adopting(logging.Handler):
             if failed:
                 fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
         self._log.write("error" if failed else "warning", "library", fields)
+
+
+def _for_people(line: Mapping[str, object]) -> str:
+    """`TIME LEVEL event: name=value …`, without what is empty."""
+    rest = [
+        f"{name}={printable(str(value))}"
+        for name, value in line.items()
+        if name not in ("event", "level", "timestamp") and value not in ("", (), {}, None)
+    ]
+    head = f"{line['timestamp']} {str(line['level']).upper()} {line['event']}"
+    return f"{head}: {' '.join(rest)}" if rest else head
 
 
 def _now() -> str:

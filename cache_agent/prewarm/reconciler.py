@@ -19,6 +19,7 @@ from cache_agent.errors import Cancelled
 from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node.threads import BlockingExecutor, wait_event
+from cache_agent.observability.events import EvictionReason
 from cache_agent.prewarm.attempts import Attempts
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.managed_pins import ManagedPins
@@ -81,6 +82,8 @@ class Reconciler:
     label_gone: Callable[[str], Awaitable[None]] | None = None
     # Called when the report may have changed.
     changed: Callable[[], None] = lambda: None
+    # Told the seconds that a desired model took.
+    ready: Callable[[float], None] = lambda seconds: None
     # None until the source has reported: nothing may be evicted or unpinned before.
     _desired_models: tuple[DesiredModel, ...] | None = None
     _problems: tuple[str, ...] = ()
@@ -104,7 +107,7 @@ class Reconciler:
         self._memory = Memory(self.store, self.warmer, self.clock)
         self._caps = RateCaps(self.options.bandwidth, self.monotonic)
         self._rates = Rates(self.monotonic)
-        self._outcomes = OutcomeLog(self.note)
+        self._outcomes = OutcomeLog(self.note, self.monotonic, self.ready)
         self._pins: ManagedPins | None = None
 
     # Called from outside the loop
@@ -369,10 +372,9 @@ class Reconciler:
             pins = self._pins
             mine = pins is not None and key in pins.keys
             # Only our own pin is overridden; one made by hand raises InUse.
-            freed = self.store.models.remove(key, unpin=mine)
+            self.store.models.remove(key, unpin=mine, reason=EvictionReason.PREWARMING)
             if pins is not None:
                 pins.drop(key)
-            self.note("evicted for a model of higher priority", key=str(key), freed=freed)
 
     def _end_needless_releases(self) -> None:
         wanted = {action.key for action in self._plan.actions if isinstance(action, Evict)}

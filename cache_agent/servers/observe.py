@@ -23,7 +23,7 @@ def start_thread() -> None:
 
 
 class ObserveApi:
-    """`GET /livez`, `/readyz` (503 with the failed checks) and `/metrics` of one agent."""
+    """`GET /livez`, `/readyz` (503 with the failed checks), `/metrics` and `/metrics/detail` of one agent."""
 
     def __init__(self, executor: BlockingExecutor, health: Health, metrics: Metrics) -> None:
         self._executor, self._health, self._metrics = executor, health, metrics
@@ -34,6 +34,7 @@ class ObserveApi:
             web.get("/livez", self._livez),
             web.get("/readyz", self._readyz),
             web.get("/metrics", self._metrics_text),
+            web.get("/metrics/detail", self._detail_text),
         ]
 
     def application(self) -> web.Application:
@@ -57,5 +58,10 @@ class ObserveApi:
         return web.json_response(document, status=200 if ready else 503)
 
     async def _metrics_text(self, request: web.Request) -> web.Response:
-        data, content_type = await self._executor.call(self._metrics.exposition)
+        accept = request.headers.get("Accept", "")
+        data, content_type = await self._executor.call(lambda: self._metrics.exposition(accept))
+        return web.Response(body=data, headers={"Content-Type": content_type})
+
+    async def _detail_text(self, request: web.Request) -> web.Response:
+        data, content_type = await self._executor.call(self._metrics.detail_exposition)
         return web.Response(body=data, headers={"Content-Type": content_type})

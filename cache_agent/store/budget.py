@@ -10,7 +10,12 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from cache_agent.observability.events import Events, ModelEvicted, ReservationRefused
+from cache_agent.observability.events import (
+    Events,
+    EvictionReason,
+    ModelEvicted,
+    ReservationRefused,
+)
 from cache_agent.store.disk import Disk, listed, plain_size, reading
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
@@ -166,7 +171,7 @@ class StoreSpace:
                 if not evicting or plan.freed < short:
                     break
                 for victim in plan.victims:
-                    self._evict(victim)
+                    self._evict(victim, EvictionReason.PULL)
             self.events.emit(ReservationRefused(need))
             raise self._refused(need)
 
@@ -177,7 +182,7 @@ class StoreSpace:
         """
         freed = self._drop_leftovers()
         plan = self.plan(max(0, need - freed))
-        freed += sum(self._evict(victim) for victim in plan.victims)
+        freed += sum(self._evict(victim, EvictionReason.GC) for victim in plan.victims)
         return freed, plan
 
     def candidates(self) -> list[Candidate]:
@@ -199,13 +204,13 @@ class StoreSpace:
             for model in self.ledger.models()
         ]
 
-    def _evict(self, victim: Victim) -> int:
+    def _evict(self, victim: Victim, reason: EvictionReason) -> int:
         """Evict one model and return the bytes freed. One leased or removed since the plan was made is skipped."""
         try:
             freed = self.remover.remove_model(victim.key)
         except (InUse, NotFound):
             return 0
-        self.events.emit(ModelEvicted(victim.image, freed, victim.why))
+        self.events.emit(ModelEvicted(victim.image, freed, reason, victim.why))
         return freed
 
     def _refused(self, need: int) -> NoSpace:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cache_agent.errors import DiskFailed
+from cache_agent.observability.events import EvictionReason, ModelEvicted
 from cache_agent.store.models import not_stored
 from cache_agent.store.store import Store
 from cache_agent.store.values import (
@@ -136,12 +137,18 @@ class ModelsOfRoots:
         """A cached model's record. Raises NotFound, DiskFailed, InvalidImage."""
         return self.require_store(key).models.record(key)
 
-    def remove(self, key: Digest, *, unpin: bool = False) -> int:
+    def remove(
+        self, key: Digest, *, unpin: bool = False, reason: EvictionReason = EvictionReason.REMOVAL
+    ) -> int:
         """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""
         store = self.require_store(key)
+        model = store.ledger.model(key)
         # Without an agent no one else ends the lease of a holder that was killed.
         store.leases.expire()
-        return store.models.remove(key, unpin=unpin)
+        freed = store.models.remove(key, unpin=unpin)
+        image = model.image if model else ""
+        store.space.events.emit(ModelEvicted(image, freed, reason))
+        return freed
 
     def pin(self, key: Digest, *, pinned: bool) -> None:
         """Pin or unpin a model. Raises NotFound."""

@@ -128,8 +128,8 @@ def test_every_program_says_its_version() -> None:
     gate = RequestQueue(nowhere, QueueLimits())
     pages = {
         "agent": Metrics().exposition()[0],
-        "controller": controller_metrics.Metrics().exposition(),
-        "activator": activator_metrics.ActivatorMetrics(gate).page(),
+        "controller": controller_metrics.Metrics().exposition()[0],
+        "activator": activator_metrics.ActivatorMetrics(gate).page()[0],
     }
     for component, page in pages.items():
         assert f'{build_info.NAME}{{component="{component}",version="' in page.decode()

@@ -8,7 +8,13 @@ import threading
 
 import pytest
 
-from cache_agent.observability.events import FileDamaged, FileScrubbed, ModelEvicted, PullEnded
+from cache_agent.observability.events import (
+    EvictionReason,
+    FileDamaged,
+    FileScrubbed,
+    ModelEvicted,
+    PullEnded,
+)
 from cache_agent.observability.recent_events import RecentEvents
 from tests.servers.process import wait_until
 from tests.weightyard.local import Terminal
@@ -62,7 +68,7 @@ def test_the_newest_thousand_are_kept_and_numbers_rise_across_restarts() -> None
     now = [1000.0]
     recent = RecentEvents(lambda: now[0])
     for size in range(1500):
-        recent.emit(ModelEvicted("m", size, ""))
+        recent.emit(ModelEvicted("m", size, EvictionReason.GC))
         recent.emit(FileScrubbed(1))  # frequent, so it is counted only
 
     kept = recent.after(0)

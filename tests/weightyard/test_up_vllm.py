@@ -1,4 +1,7 @@
-"""The whole way with a real model and a real vLLM: build, up, ask, down. One start serves all tests here."""
+"""The whole way with a real model and a real vLLM: build, up, ask, down. One start serves all tests here.
+
+Everything is traced, with an agent: the start's spans are looked at in the end.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,46 @@ from typing import Any
 import pytest
 import urllib3
 
+from tests.cache_agent.daemon.test_agent import agent
+from tests.servers.otlp import Collector
+from tests.servers.process import wait_until
 from tests.weightyard.local import Terminal, alive, workspace
 from weightyard.demo.run import ask
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+REQUEST = "llm_request"  # vLLM's name for the span of one
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def terminal() -> Iterator[Terminal]:
-    with tempfile.TemporaryDirectory(prefix="wy-") as directory:
-        terminal = Terminal(Path(directory), fake=None)
-        yield terminal
-        terminal.close()
+def collector() -> Iterator[Collector]:
+    with Collector() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def ready(terminal: Terminal, smollm2: Path) -> dict[str, Any]:
+def terminal(collector: Collector) -> Iterator[Terminal]:
+    with tempfile.TemporaryDirectory(prefix="wy-") as directory:
+        terminal = Terminal(Path(directory), fake=None)
+        terminal.extra = {
+            **collector.environment, "TRACEPARENT": PARENT,
+            # vLLM's default is gRPC.
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+        }  # fmt: skip
+        with agent(terminal.root, environment=collector.environment):
+            yield terminal
+            terminal.close()
+
+
+@pytest.fixture(scope="module")
+def ready(terminal: Terminal, collector: Collector, smollm2: Path) -> dict[str, Any]:
     """What `up -d --json` says once SmolLM2 is served."""
     image = f"oci:{terminal.directory}/image:v1"
     terminal.ok("build", str(smollm2), "--to", image)
-    file = workspace(terminal.directory, "smollm2-demo", image)
+    traced = {"tracing": {"endpoint": f"{collector.url}/v1/traces"}}
+    file = workspace(terminal.directory, "smollm2-demo", image, runtime=traced)
     text = terminal.ok("up", "-d", str(file), "--port", "0", "--json")
     document: dict[str, Any] = json.loads(text)
     return document
@@ -97,6 +120,19 @@ def test_served_under_the_names_and_limits_planned(ready: dict[str, Any]) -> Non
 def test_ps_and_logs(ready: dict[str, Any], terminal: Terminal) -> None:
     assert [row["state"] for row in terminal.ps()] == ["ready"]
     assert "Application startup complete" in terminal.ok("logs", "smollm2-demo")
+
+
+def test_build_pull_and_start_are_one_trace(ready: dict[str, Any], collector: Collector) -> None:
+    """A request has a trace of its own, or its client's."""
+    ask(ready["url"], "The capital of Spain is")
+    # vLLM sends its spans every few seconds.
+    wait_until(lambda: REQUEST in collector.by_name(), what="the span of a request")
+    found = {span.name for span in collector.spans if span.trace_id.hex() == TRACE}
+    assert {"weightyard build", "pack", "hash", "publish"} <= found
+    assert {"pull", "resolving", "fetching", "publishing"} <= found
+    assert {"Load model", "Load weights", "API server setup"} <= found
+    services = {collector.services[span.span_id] for span in collector.spans}
+    assert services == {"weightyard", "weightyard-agent", "smollm2-demo"}
 
 
 @pytest.mark.usefixtures("ready")

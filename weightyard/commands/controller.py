@@ -23,6 +23,7 @@ from weightyard.advanced import AdvancedOption
 from weightyard.options import access_options
 from weightyard.program_log import configure_log, log_options
 from workspace.controller.health_server import Liveness, answering
+from workspace.controller.log_events import about
 from workspace.controller.main import ControllerOptions, run_controller
 from workspace.render.build_settings import BuildSettings
 from workspace.render.kubernetes import (
@@ -227,5 +228,7 @@ async def _run(
                     liveness, host=health[0], port=health[1], metrics=options.metrics.exposition
                 )
             )
-            logger.info("health on %s:%d", health[0], found)
-        await run_controller(options, stop=stop, leading=lambda: logger.info("leading"))
+            logger.info("health on %s:%d", health[0], found, extra=about("health served"))
+        await run_controller(
+            options, stop=stop, leading=lambda: logger.info("leading", extra=about("leading"))
+        )

@@ -157,7 +157,7 @@ def start(
     check_port(host, plan.port)
     # vLLM continues the trace of its parent, where its own tracing is on.
     parent = traceparent()
-    traced = {VARIABLE: parent} if parent else {}
+    traced = {VARIABLE: parent, "OTEL_SERVICE_NAME": plan.name} if parent else {}
     given = {each.name: each.value or "" for each in plan.env}
     environment = {**environ, **SAFE_PATH, **traced, **given}
     # Truncated: the cause of an end is read from this log, and must not be an earlier start's.

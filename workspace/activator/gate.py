@@ -33,7 +33,6 @@ class RequestQueue:
         self._found: asyncio.Future[str] | None = None
         self._asking: asyncio.Task[None] | None = None
         self.waiting = 0
-        self.passed = 0
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[str]:
@@ -47,7 +46,6 @@ class RequestQueue:
             address = await self._wait()
         finally:
             self.waiting -= 1
-        self.passed += 1
         yield address
 
     async def _wait(self) -> str:

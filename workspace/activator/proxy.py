@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -95,13 +96,15 @@ class Activator:
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
 
-    async def _metrics_page(self, _: web.Request) -> web.Response:
+    async def _metrics_page(self, request: web.Request) -> web.Response:
         # By the trace of the request that waits longest the scaler's work becomes part of what it is done for.
         waking = next(iter(self._waiting), "")
         headers = {spans.TRACEPARENT: waking} if waking else {}
-        return web.Response(body=self._metrics.page(), content_type="text/plain", headers=headers)
+        page, headers["Content-Type"] = self._metrics.page(request.headers.get("Accept", ""))
+        return web.Response(body=page, headers=headers)
 
     async def _proxy(self, request: web.Request) -> web.StreamResponse:
+        self._metrics.entered.inc()
         # Also those whose bodies still arrive: each takes memory, though it doesn't wait in the queue yet.
         if self._requests >= _REQUESTS_PER_PLACE * self._options.limits.capacity:
             return self._come_back(Busy("too many requests are under way"))
@@ -137,11 +140,12 @@ class Activator:
 
     async def _upstream(self) -> str:
         """The address of a ready server, waited for. Raises what the queue raises."""
-        waiting = spans.traceparent()
+        waiting, began = spans.traceparent(), time.monotonic()
         if waiting:
             self._waiting[waiting] = None
         try:
             async with self.gate.enter() as upstream:
+                self._metrics.passed(time.monotonic() - began)
                 return upstream
         finally:
             self._waiting.pop(waiting, None)

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
+from workspace.controller.log_events import about
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -34,6 +36,6 @@ class Bulkheads(Generic[K]):
         try:
             await work
         except Exception:
-            self._logger.exception("%s", failing)
+            self._logger.exception("%s", failing, extra=about("work failed"))
         finally:
             self._busy.discard(key)

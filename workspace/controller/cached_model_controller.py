@@ -18,6 +18,7 @@ from workspace.controller import cached_models, conditions, node_labels
 from workspace.controller.cache_view import MODEL, NODE, ClusterView, Key, NodeView, ParsedModel
 from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.kube_api import RESOURCES, KubernetesApi
+from workspace.controller.log_events import about
 from workspace.controller.metrics import Metrics
 from workspace.controller.queue import WorkQueue
 from workspace.controller.watches import Name
@@ -120,7 +121,11 @@ class CacheRunner:
             untainted = node_labels.without_taint(await self._api.get(NODE, None, name))
             if untainted is not None:
                 self._took(await self._api.merge(NODE, name, untainted))
-                logger.info("node %s: its pinned models are verified; startup taint removed", name)
+                logger.info(
+                    "node %s: its pinned models are verified; startup taint removed",
+                    name,
+                    extra=about("startup taint removed", node=name),
+                )
 
     def _took(self, node: Json) -> None:
         self.seen({**node, "kind": NODE})

@@ -18,6 +18,7 @@ from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.kube_objects import event, timestamp
 from modelimage.errors import WeightyardError
 from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.log_events import about as named
 from workspace.controller.reasons import News
 from workspace.render import names
 
@@ -57,12 +58,23 @@ class EventRecorder:
         try:
             await self._record(about, news, _hash(cause) if cause else "")
         except WeightyardError as error:
-            logger.warning("the event %s can't be recorded: %s", news.reason, error.message)
+            logger.warning(
+                "the event %s can't be recorded: %s",
+                news.reason,
+                error.message,
+                extra=named("event not recorded", object=_name(about)),
+            )
 
     async def _record(self, about: Json, news: News, cause: str) -> None:
         document = _event(about, news, cause, timestamp(self.now().timestamp()))
         if not self._may(str(about["metadata"]["uid"])):
-            logger.info("%s %s: %s", about["metadata"]["name"], news.reason, news.message)
+            logger.info(
+                "%s %s: %s",
+                about["metadata"]["name"],
+                news.reason,
+                news.message,
+                extra=named("event withheld", object=_name(about)),
+            )
             return
         self.recorded(news.reason.value)
         try:
@@ -113,6 +125,11 @@ def _event(about: Json, news: News, cause: str, now: str) -> Json:
         reference, made, kind=news.type, reason=news.reason.value, message=news.message,
         source={"component": _SOURCE}, now=now,
     )  # fmt: skip
+
+
+def _name(document: Json) -> str:
+    metadata = document["metadata"]
+    return "/".join(filter(None, (metadata.get("namespace"), metadata["name"])))
 
 
 def _hash(*parts: str) -> str:

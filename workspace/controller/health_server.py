@@ -18,7 +18,6 @@ from aiohttp import web
 from modelimage.tcp_listener import listen_tcp
 
 SILENCE_SECONDS: Final = 60.0
-_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 NOT_LISTED: Final = "it has not been listed yet"
 
 
@@ -66,8 +65,16 @@ class Liveness:
         return None
 
 
-def application(liveness: Liveness, metrics: Callable[[], bytes] = lambda: b"") -> web.Application:
-    """`GET /livez`, `/readyz` and `/metrics`; `/readyz` returns 503 with the problem. `metrics`: Prometheus' text."""
+# By a scraper's Accept header: the page and its content type.
+MetricsPage = Callable[[str], tuple[bytes, str]]
+
+
+def _no_metrics(_accept: str) -> tuple[bytes, str]:
+    return b"", "text/plain"
+
+
+def application(liveness: Liveness, metrics: MetricsPage = _no_metrics) -> web.Application:
+    """`GET /livez`, `/readyz` and `/metrics`; `/readyz` returns 503 with the problem."""
 
     async def livez(request: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
@@ -78,7 +85,8 @@ def application(liveness: Liveness, metrics: Callable[[], bytes] = lambda: b"") 
         return web.json_response(document, status=200 if problem is None else 503)
 
     async def metrics_text(request: web.Request) -> web.Response:
-        return web.Response(body=metrics(), headers={"Content-Type": _TEXT})
+        page, content_type = metrics(request.headers.get("Accept", ""))
+        return web.Response(body=page, headers={"Content-Type": content_type})
 
     app = web.Application()
     app.add_routes(
@@ -89,7 +97,7 @@ def application(liveness: Liveness, metrics: Callable[[], bytes] = lambda: b"") 
 
 @asynccontextmanager
 async def answering(
-    liveness: Liveness, *, host: str, port: int, metrics: Callable[[], bytes] = lambda: b""
+    liveness: Liveness, *, host: str, port: int, metrics: MetricsPage = _no_metrics
 ) -> AsyncIterator[int]:
     """Serves for the duration of the context; yields the port. Raises Busy when the address is taken."""
     runner = web.AppRunner(application(liveness, metrics), access_log=None)

@@ -29,6 +29,7 @@ from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.cache_view import CACHE
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.log_events import about
 
 Json = dict[str, Any]
 
@@ -106,10 +107,16 @@ class HeartbeatLoop:
             try:
                 await self.look()
             except WeightyardError as error:
-                logger.warning("heartbeats of agents can't be read: %s", error.message)
+                logger.warning(
+                    "heartbeats of agents can't be read: %s",
+                    error.message,
+                    extra=about("heartbeats not read"),
+                )
             except Exception:
                 # What is odd about one object must not end the controller.
-                logger.exception("heartbeats of agents can't be read")
+                logger.exception(
+                    "heartbeats of agents can't be read", extra=about("heartbeats not read")
+                )
             await asyncio.sleep(PERIOD)
 
     async def look(self) -> None:
@@ -138,7 +145,16 @@ class HeartbeatLoop:
             except (Conflict, NotFound):
                 continue  # the agent is back, or its node is gone
             except WeightyardError as error:
-                logger.warning("%s can't be marked as silent: %s", cache.name, error.message)
+                logger.warning(
+                    "%s can't be marked as silent: %s",
+                    cache.name,
+                    error.message,
+                    extra=about("agent not marked", node=cache.name),
+                )
                 continue
-            logger.warning("the agent of node %s is silent", cache.name)
+            logger.warning(
+                "the agent of node %s is silent",
+                cache.name,
+                extra=about("agent silent", node=cache.name),
+            )
             self._cached_models.seen({**marked, "kind": CACHE})

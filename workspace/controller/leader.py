@@ -15,6 +15,7 @@ from typing import Any, Final
 from modelimage.errors import NotFound, Unreachable, WeightyardError
 from workspace.controller.health_server import Liveness
 from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.log_events import about
 
 Json = dict[str, Any]
 
@@ -112,7 +113,11 @@ class Leadership:
                     # A Conflict means that another controller has it already.
                     await self._api.replace({**lease, "spec": freed})
         except (WeightyardError, TimeoutError) as error:
-            logger.warning("the Lease expires by itself, it could not be released: %s", error)
+            logger.warning(
+                "the Lease expires by itself, it could not be released: %s",
+                error,
+                extra=about("lease not released"),
+            )
 
     async def _attempt(self, seconds: float) -> bool | None:
         """Whether we hold the Lease after one attempt; None when it was inconclusive or took too long."""

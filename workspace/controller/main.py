@@ -24,6 +24,7 @@ from workspace.controller.health_server import Liveness
 from workspace.controller.heartbeats import HeartbeatLoop
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.leader import Leadership, LeadershipLost
+from workspace.controller.log_events import about
 from workspace.controller.metrics import ControllerSnapshot, Metrics
 from workspace.controller.object_cache import WatchCache
 from workspace.controller.page import ClusterLook, serving_page
@@ -97,6 +98,8 @@ async def _work(
             waiting={"Workspace": len(runner.queue), "CachedModel": len(cached_models.queue)},
             workspaces=runner.ready_reasons(),
             failing_watches=options.liveness.failing,
+            rollouts=runner.rollout_phases(),
+            versions=runner.versions(),
         )
     )
     watches = Watches(
@@ -138,7 +141,7 @@ async def _work(
                 )  # fmt: skip
             except* LeadershipLost as lost:
                 # Nothing is kept that only a leader may know, so this process simply stands by again.
-                logger.warning("%s", lost.exceptions[0])
+                logger.warning("%s", lost.exceptions[0], extra=about("leadership lost"))
 
 
 async def _lead(leadership: Leadership, *work: Coroutine[Any, Any, None]) -> None:

@@ -6,18 +6,24 @@ The tables list every metric with its name, help and labels. Passes come in star
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cache_agent.api.build_info import export_build_info
+from cache_agent.api.exposition import exemplar, exposition
+from modelimage import spans
 from workspace.controller.workers import Passes
 from workspace.startup import StageName, Startup
 
 PREFIX: Final = "weightyard_controller_"
+# What a status says of tiers is an agent's word: others have no series.
+_TIERS: Final = {
+    tier: tier for tier in ("memory", "disk", "peer", "shared", "registry", "hub", "cached")
+}
 Samples = Mapping[tuple[str, ...], float]
 
 
@@ -33,12 +39,17 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class ControllerSnapshot:
-    """What the gauges of one scrape are computed from: queued objects by kind, Workspaces by their Ready reason."""
+    """What the gauges of one scrape are computed from: queued objects by kind, Workspaces by their Ready reason.
+
+    `rollouts`: Workspaces by the phase of their last rollout; `versions`: those that are kept.
+    """
 
     leads: bool
     waiting: Mapping[str, int]
     workspaces: Mapping[str, int]
     failing_watches: int
+    rollouts: Mapping[str, int] = field(default_factory=dict)
+    versions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +80,27 @@ STARTS: Final = MetricRow(
     "start_seconds", "Seconds from a server's pod or its restart to the first health check.", (),
     buckets=(5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600),
 )  # fmt: skip
+FIRST_TOKENS: Final = MetricRow(
+    "first_token_seconds",
+    "Seconds from a server's pod or its restart to the first token, by the tier that most of its model came from; "
+    "`unknown` where no agent told.",
+    ("tier",), buckets=(5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600),
+)  # fmt: skip
+READIES: Final = MetricRow(
+    "ready_seconds", "Seconds from when a Workspace was created, or wasn't Ready any more, until it is Ready.", (),
+    buckets=(5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 14400),
+)  # fmt: skip
 EVENTS: Final = MetricRow("events", "Kubernetes Events recorded, by reason.", ("reason",))
 
 SCALINGS: Final = MetricRow(
     "scalings",
-    "Decisions of the built-in autoscaler to run more or fewer replicas, by direction.",
-    ("direction",),
+    "Decisions of the built-in autoscaler to run more or fewer replicas, by direction and reason: `waking`, `queue`, "
+    "`idle` or `bounds`.",
+    ("direction", "reason"),
 )
 
 COUNTERS: Final = (STARTED, FINISHED, EVENTS, SCALINGS)
-HISTOGRAMS: Final = (SECONDS, STAGES, STARTS)
+HISTOGRAMS: Final = (SECONDS, STAGES, STARTS, FIRST_TOKENS, READIES)
 GAUGES: Final = (
     SnapshotGauge("leads", "1 for the controller that leads.", lambda now: {(): now.leads}),
     SnapshotGauge(
@@ -89,6 +111,11 @@ GAUGES: Final = (
         "workspaces", "Workspaces by the reason of their Ready condition; the leader's only.",
         lambda now: {(reason,): count for reason, count in now.workspaces.items()}, ("reason",),
     ),
+    SnapshotGauge(
+        "rollouts", "Workspaces by the phase of their last rollout beside the version that serves.",
+        lambda now: {(phase,): count for phase, count in now.rollouts.items()}, ("phase",),
+    ),
+    SnapshotGauge("versions", "Versions of Workspaces that are kept.", lambda now: {(): now.versions}),
     SnapshotGauge(
         "failing_watches", "Kinds of objects that can't be watched.", lambda now: {(): now.failing_watches}
     ),
@@ -108,6 +135,8 @@ class Metrics:
         self._seconds = self._histogram(SECONDS)
         self._stages = self._histogram(STAGES)
         self._starts = self._histogram(STARTS)
+        self._first_tokens = self._histogram(FIRST_TOKENS)
+        self._readies = self._histogram(READIES)
 
     def _histogram(self, row: MetricRow) -> Histogram:
         return Histogram(
@@ -129,28 +158,41 @@ class Metrics:
         """Counts a Kubernetes Event."""
         self._events.labels(reason).inc()
 
-    def started(self, start: Startup) -> None:
-        """Counts a start that became healthy."""
-        self._starts.observe(start.total or 0.0)
+    def started(self, start: Startup, trace: str = "") -> None:
+        """Counts a start that became healthy. `trace`: its version's `traceparent`."""
+        self._starts.observe(start.total or 0.0, _exemplar(trace))
         for stage in start.stages:
             if stage.tier is None and stage.name != StageName.FIRST_TOKEN:
                 self._stages.labels(stage.name).observe(stage.seconds)
 
-    def first_token(self, seconds: float) -> None:
-        """Counts a server's first token, some seconds after its first health check."""
-        self._stages.labels(StageName.FIRST_TOKEN.value).observe(seconds)
+    def first_token(self, start: Startup, trace: str = "") -> None:
+        """Counts a server's first token."""
+        for stage in start.stages:
+            if stage.name == StageName.FIRST_TOKEN:
+                self._stages.labels(StageName.FIRST_TOKEN.value).observe(stage.seconds)
+        tier = _TIERS.get(start.main_tier or "", "unknown")
+        seconds = start.ends[StageName.FIRST_TOKEN]
+        self._first_tokens.labels(tier).observe(seconds, _exemplar(trace))
 
-    def scaled(self, direction: Literal["up", "down"]) -> None:
+    def ready(self, seconds: float, trace: str = "") -> None:
+        """Counts a Workspace that is Ready after some seconds."""
+        self._readies.observe(seconds, _exemplar(trace))
+
+    def scaled(self, direction: Literal["up", "down"], reason: str) -> None:
         """Counts a decision of the autoscaler."""
-        self._scalings.labels(direction).inc()
+        self._scalings.labels(direction, reason).inc()
 
     def watch(self, snapshot: Callable[[], ControllerSnapshot]) -> None:
         """Exports the gauges."""
         self.registry.register(_Gauges(snapshot))
 
-    def exposition(self) -> bytes:
-        """The text format."""
-        return generate_latest(self.registry)
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """The page and its content type. `accept`: the scraper's header."""
+        return exposition(self.registry, accept, traced=spans.provider() is not None)
+
+
+def _exemplar(trace: str) -> dict[str, str] | None:
+    return exemplar(trace) if spans.provider() is not None else None
 
 
 class _CountedPasses(Passes):

@@ -23,6 +23,7 @@ from cache_agent.api.page.page_server import EVENTS, HEADERS, PageServer
 from cache_agent.api.page.panels import NodeRows, Row, View, compose
 from modelimage.tcp_listener import listen_tcp
 from workspace.controller.cached_model_controller import CacheRunner
+from workspace.controller.log_events import about
 from workspace.controller.object_cache import Key
 from workspace.controller.page_view import workspace_problem, workspace_row
 from workspace.controller.runner import Runner
@@ -128,7 +129,7 @@ async def serving_page(
     try:
         await web.SockSite(runner, listen_tcp(host, port, option="another --page")).start()
         found = int(runner.addresses[0][1])
-        logger.info("page on %s:%d", host, found)
+        logger.info("page on %s:%d", host, found, extra=about("page served"))
         async with page.looking():
             yield found
     finally:

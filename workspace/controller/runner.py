@@ -23,6 +23,7 @@ from workspace.controller.conditions import READY
 from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.image_questions import ImageQuestions, Resolver
 from workspace.controller.kube_api import RESOURCES, KubernetesApi
+from workspace.controller.log_events import about
 from workspace.controller.metrics import Metrics
 from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.objects import condition
@@ -32,7 +33,12 @@ from workspace.controller.pod_start import Starts
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile
 from workspace.controller.rollout_view import rollout_before
-from workspace.controller.startups import completed, first_tokens, watched_pods
+from workspace.controller.startups import (
+    became_ready,
+    completed,
+    first_tokens,
+    watched_pods,
+)
 from workspace.controller.watches import OPTIONAL, Name
 from workspace.controller.workers import Workers
 from workspace.controller.workspace_news import workspace_news
@@ -94,6 +100,9 @@ class Runner:
         self.traces: dict[Key, str] = {}
         self._questions = ImageQuestions(resolver, self.queue.add)
         self._reasons: dict[Key, str] = {}  # of the Ready conditions
+        # For metrics: the phase of each last rollout, and how many versions are kept.
+        self._phases: dict[Key, str] = {}
+        self._versions: dict[Key, int] = {}
         self._failed: set[Key] = set()  # whose last pass had a write at which the server failed
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
@@ -143,11 +152,20 @@ class Runner:
             await workers.run()
         finally:
             await self._questions.close()
-            self._reasons.clear()
+            for known in (self._reasons, self._phases, self._versions):
+                known.clear()
 
     def ready_reasons(self) -> Counter[str]:
         """How many Workspaces have which reason in their Ready condition, of those seen since this term began."""
         return Counter(self._reasons.values())
+
+    def rollout_phases(self) -> Counter[str]:
+        """How many Workspaces have which phase in their last rollout."""
+        return Counter(phase for phase in self._phases.values() if phase)
+
+    def versions(self) -> int:
+        """How many versions are kept, of all Workspaces."""
+        return sum(self._versions.values())
 
     def note_unread(self, key: Key, problem: WeightyardError | None) -> None:
         """Why the scaler can't read a Workspace's load, or that it can: told in the Workspace's status."""
@@ -166,7 +184,8 @@ class Runner:
             self.loads.pop(key, None)
             self._questions.forget(key)
             self._failed.discard(key)
-            self._reasons.pop(key, None)
+            for known in (self._reasons, self._phases, self._versions):
+                known.pop(key, None)
             self.starts.watch(key, frozenset())
             self._forget_rollout(key)
             self.traces.pop(key, None)
@@ -193,6 +212,8 @@ class Runner:
             self._forget_rollout(key)
         self._drain(key, decision.drained)
         self.traces[key] = decision.trace
+        self._phases[key] = decision.rollout.phase.value if decision.rollout else ""
+        self._versions[key] = sum(each["kind"] == "ControllerRevision" for each in observed.objects)
         with reconciling(key, decision, began):
             refused = await self._carry_out(key, observed, decision)
         failed = isinstance(observed.resolved, WeightyardError)
@@ -297,11 +318,22 @@ class Runner:
             # Handled like a watch event right away. The next pass must not act on the state before this write, and
             # the event that follows will change nothing, so it would wake nobody.
             self.seen(await self.api.apply(action.document))
-            logger.info("%s/%s: applied %s %s", *key, *_named(action.document))
+            logger.info(
+                "%s/%s: applied %s %s",
+                *key,
+                *_named(action.document),
+                extra=about("object applied", workspace="/".join(key)),
+            )
         else:
             await self.api.delete(action.reference, key[0], uid=action.uid)
             kind, name = action.reference.kind, action.reference.name
-            logger.info("%s/%s: deleted %s %s", *key, kind, name)
+            logger.info(
+                "%s/%s: deleted %s %s",
+                *key,
+                kind,
+                name,
+                extra=about("object deleted", workspace="/".join(key)),
+            )
 
     async def _write_status(self, key: Key, document: Json, status: Json | None) -> None:
         if status is None:
@@ -317,10 +349,14 @@ class Runner:
         for news in workspace_news(before, status):
             await self.events.record(document, news, cause=str(before.get("conditions")))
         self.seen(await self.api.apply(written, status=True))
+        trace = self.traces.get(key, "")
         for start in completed(document, written):
-            self.metrics.started(start)
-        for seconds in first_tokens(document, written):
-            self.metrics.first_token(seconds)
+            self.metrics.started(start, trace)
+        for start in first_tokens(document, written):
+            self.metrics.first_token(start, trace)
+        waited = became_ready(document, written)
+        if waited is not None:
+            self.metrics.ready(waited, trace)
 
     async def _report_bug(self, key: Key, error: Exception) -> None:
         """Writes an unexpected error to the Workspace's status, beside the log's traceback."""

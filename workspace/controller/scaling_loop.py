@@ -20,6 +20,7 @@ from modelimage.spans import Origin, span
 from workspace import arguments
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.conditions import sentence
+from workspace.controller.log_events import about
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import asked_replicas, has_labels, is_ready
 from workspace.controller.reasons import News, Reason
@@ -167,8 +168,17 @@ class ScalingLoop:
                     await self._tell(key, load.current, answer)
 
     async def _tell(self, key: Key, current: int, answer: ScalingDecision) -> None:
-        logger.info("%s/%s: %d -> %d replicas: %s", *key, current, answer.replicas, answer.reason)
-        self._runner.metrics.scaled("up" if answer.replicas > current else "down")
+        logger.info(
+            "%s/%s: %d -> %d replicas: %s",
+            *key,
+            current,
+            answer.replicas,
+            answer.reason,
+            extra=about("replicas changed", workspace="/".join(key)),
+        )
+        self._runner.metrics.scaled(
+            "up" if answer.replicas > current else "down", answer.cause.value
+        )
         reason = Reason.SCALING_UP if answer.replicas > current else Reason.SCALING_DOWN
         text = sentence(f"From {current} to {answer.replicas} replicas: {answer.reason}")
         document = self._runner.cache.workspace(key)

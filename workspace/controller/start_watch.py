@@ -18,6 +18,7 @@ import aiohttp
 from modelimage.errors import AccessDenied, Unreachable, WeightyardError
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.log_events import about
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import is_ready
 from workspace.controller.pod_start import NO_NEWS, StartNews, container_start
@@ -112,7 +113,13 @@ class StartWatch:
             )  # fmt: skip
         except AccessDenied as error:
             self._no_logs_until = self._clock() + _REFUSED_SECONDS
-            logger.warning("starts are shown without the server's own stages: %s", error.message)
+            logger.warning(
+                "starts are shown without the server's own stages: %s",
+                error.message,
+                extra=about(
+                    "server log not readable", pod=f"{metadata['namespace']}/{metadata['name']}"
+                ),
+            )
             return replace(known, log_read=is_last)
         except Unreachable:
             return known

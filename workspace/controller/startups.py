@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from workspace.controller.objects import has_labels
+from workspace.controller.conditions import READY
+from workspace.controller.objects import condition, has_labels
 from workspace.controller.observed import Observed
 from workspace.controller.pod_start import NO_NEWS, is_watched, newest, startup_of
 from workspace.controller.revisions import Revision
@@ -82,16 +84,28 @@ def completed(before: Json, after: Json) -> list[Startup]:
     ]
 
 
-def first_tokens(before: Json, after: Json) -> list[float]:
-    """The seconds from health to the first token, of starts for which a document has them and an earlier one hadn't."""
+def first_tokens(before: Json, after: Json) -> list[Startup]:
+    """The starts whose first token a document has and an earlier one hadn't."""
     known = {_identity(each) for each in entries_of(before) if StageName.FIRST_TOKEN in each.ends}
     return [
-        stage.seconds
+        each
         for each in entries_of(after)
-        if _identity(each) not in known
-        for stage in each.stages
-        if stage.name == StageName.FIRST_TOKEN
+        if StageName.FIRST_TOKEN in each.ends and _identity(each) not in known
     ]
+
+
+def became_ready(before: Json, after: Json) -> float | None:
+    """The seconds that a Workspace wasn't Ready, if by a document it is and by an earlier one it wasn't."""
+    earlier, now = condition(before, READY), condition(after, READY)
+    if now.get("status") != "True" or earlier.get("status") == "True":
+        return None
+    since = earlier.get("lastTransitionTime") or before["metadata"].get("creationTimestamp")
+    try:
+        began, ended = map(datetime.fromisoformat, (str(since), str(now["lastTransitionTime"])))
+        return max(0.0, (ended - began).total_seconds())
+    # Times without a zone, or none at all: somebody else wrote them.
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _identity(entry: Startup) -> tuple[str, str]:

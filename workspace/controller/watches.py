@@ -20,6 +20,7 @@ from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.health_server import NOT_LISTED, Liveness
 from workspace.controller.kube_api import RESOURCES
+from workspace.controller.log_events import about
 from workspace.controller.mount_news import FAILED_MOUNT, PULLING_MODEL
 from workspace.controller.objects import condition
 from workspace.controller.pod_news import MODEL_MOUNTED
@@ -98,7 +99,9 @@ class KindWatch:
         if isinstance(error, NotFound):
             if not self._absent and RESOURCES[self._kind].api == API_VERSION:
                 logger.warning(
-                    "%s isn't known to the cluster: install Weightyard's CRDs", self._kind
+                    "%s isn't known to the cluster: install Weightyard's CRDs",
+                    self._kind,
+                    extra=about("kind missing"),
                 )
             self._present(self._kind, False)
             self._absent = True
@@ -108,7 +111,9 @@ class KindWatch:
         problem = error.message if error else ""
         # Once for each problem: an API server that is away for long is asked again every few seconds, for every kind.
         if problem and problem != self._logged:
-            logger.warning("%s can't be watched: %s", self._kind, problem)
+            logger.warning(
+                "%s can't be watched: %s", self._kind, problem, extra=about("watch failed")
+            )
         self._logged = problem
         self._liveness.watching(self._kind, problem or None)
 
@@ -147,7 +152,11 @@ class EventWatch:
         """Logs a problem once."""
         problem = error.message if error else ""
         if problem and problem != self._logged:
-            logger.warning("Events can't be watched, so conditions may lack reasons: %s", problem)
+            logger.warning(
+                "Events can't be watched, so conditions may lack reasons: %s",
+                problem,
+                extra=about("watch failed"),
+            )
         self._logged = problem
 
 
@@ -179,7 +188,11 @@ class Definition:
         # Unknown, such as without the right to read definitions: then asking is all that is left.
         if error is not None:
             if not self._established.is_set():
-                logger.warning("CustomResourceDefinitions can't be watched: %s", error.message)
+                logger.warning(
+                    "CustomResourceDefinitions can't be watched: %s",
+                    error.message,
+                    extra=about("watch failed"),
+                )
             self._established.set()
 
     async def pause(self, seconds: float) -> None:
@@ -263,7 +276,12 @@ def _pass_on(kind: str, cache: ObjectCache, document: Json, *, deleted: bool) ->
         cache.seen(typed, deleted=deleted)
     except Exception:
         # One odd object must not end the watch that serves all others.
-        logger.exception("%s %s can't be read", kind, "/".join(_name(document)))
+        logger.exception(
+            "%s %s can't be read",
+            kind,
+            "/".join(_name(document)),
+            extra=about("object not readable"),
+        )
 
 
 def _backoff() -> JitteredBackoff:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from modelimage.errors import RateLimited, WeightyardError
+from workspace.controller.log_events import about
 from workspace.controller.queue import WorkQueue
 
 Key = tuple[str, str]
@@ -85,12 +86,23 @@ class Workers:
         except WeightyardError as error:
             outcome = type(error).__name__
             again = self._delay(key, error)
-            logger.warning("%s/%s: %s; again in %g s", *key, error.message, again)
+            logger.warning(
+                "%s/%s: %s; again in %g s",
+                *key,
+                error.message,
+                again,
+                extra=about("pass failed", object="/".join(key)),
+            )
         except Exception as error:
             # A bug, or input that nobody thought of. It must not reach the other keys, so it ends here.
             outcome = "bug"
             again = self._delay(key, error)
-            logger.exception("%s/%s: unexpected error; again in %g s", *key, again)
+            logger.exception(
+                "%s/%s: unexpected error; again in %g s",
+                *key,
+                again,
+                extra=about("pass failed unexpectedly", object="/".join(key)),
+            )
             await self._reported(key, error)
         else:
             del self._attempts[key]
@@ -104,7 +116,11 @@ class Workers:
             await self._report(key, error)
         # A bulkhead: the worker has other Workspaces.
         except Exception:
-            logger.exception("%s/%s: the error can't be reported", *key)
+            logger.exception(
+                "%s/%s: the error can't be reported",
+                *key,
+                extra=about("error not reported", object="/".join(key)),
+            )
 
     def _delay(self, key: Key, error: Exception) -> float:
         delay = min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(self._attempts[key], 10))

@@ -163,7 +163,8 @@ def environment(release: Release, parent: str = "") -> list[Json]:
         "USER": "weightyard",  # torch looks up the user's name, which this uid doesn't have
         "VLLM_CACHE_ROOT": f"{SCRATCH}/vllm",
         "XDG_CACHE_HOME": f"{SCRATCH}/cache",
-        **({"TRACEPARENT": parent} if parent else {}),
+        # By its name a collector tells the server from others, which vLLM calls all the same.
+        **({"TRACEPARENT": parent, "OTEL_SERVICE_NAME": release.plan.name} if parent else {}),
     }
     taken = {each.name for each in release.plan.env}
     own = [{"name": n, "value": v} for n, v in derived.items() if n not in taken]

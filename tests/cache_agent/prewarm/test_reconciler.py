@@ -66,7 +66,7 @@ def test_what_is_wanted_is_fetched_pinned_and_reported(open_node: NodeFactory) -
             assert {c.type: c.status for c in at.status().conditions} == dict.fromkeys(
                 ("Ready", "Synced", "PinnedReady", "SpaceSufficient"), "True"
             )
-            assert ("desired model ready", "a") in [(event, f.get("name")) for event, f in at.log]
+            assert ("Ready", "a") in [(f.get("state"), f.get("name")) for _, f in at.log]
 
     run(test())
 

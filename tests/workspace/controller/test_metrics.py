@@ -51,7 +51,7 @@ def test_passes_are_counted_by_how_they_ended() -> None:
         await asyncio.gather(running, return_exceptions=True)
         return metrics
 
-    found = samples(asyncio.run(scenario()).exposition().decode())
+    found = samples(asyncio.run(scenario()).exposition()[0].decode())
     assert found["passes_started_total Workspace"] == 3
     ended = {
         name: value for name, value in found.items() if name.startswith("passes_finished_total")

@@ -206,10 +206,11 @@ def test_a_controller_reads_log_and_metrics_into_the_status() -> None:
                 await until(cluster, lambda: entry(cluster)["stages"][-1]["name"] == "first-token")
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
-            counted = samples_of(runner.metrics.exposition().decode())
+            counted = samples_of(runner.metrics.exposition()[0].decode())
             assert counted["start_seconds_count"] == 1
             assert counted["start_stage_seconds_count", "weights"] == 1
             assert counted["start_stage_seconds_count", "first-token"] == 1
+            assert counted["first_token_seconds_count", "unknown"] == 1
             assert not runner.starts.news
 
     asyncio.run(scenario())
@@ -283,7 +284,8 @@ def samples_of(text: str) -> dict[Any, float]:
     found: dict[Any, float] = {}
     for family in text_string_to_metric_families(text):
         for each in family.samples:
-            name, stage = each.name.removeprefix(prefix), each.labels.get("stage")
+            labels = each.labels
+            name, stage = each.name.removeprefix(prefix), labels.get("stage") or labels.get("tier")
             found[(name, stage) if stage else name] = each.value
     return found
 
