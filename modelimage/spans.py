@@ -11,30 +11,31 @@ spans, never work.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from typing import Any, Final, ParamSpec, TypeVar
 
 from modelimage.errors import InvalidInput
+from modelimage.trace_headers import (
+    TRACEPARENT,
+    TRACESTATE,
+    VARIABLE,
+    Origin,
+    is_on,
+    is_parent,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-TRACEPARENT: Final = "traceparent"
-TRACESTATE: Final = "tracestate"
-VARIABLE: Final = "TRACEPARENT"
-# Characters. Version 00 of a traceparent has 55; a tracestate is passed on up to what the standard asks for.
-_LONGEST: Final = 128
-_LONGEST_STATE: Final = 512
-# Of the first version of W3C Trace Context, and of later ones as far as they are the same.
-_PARENT: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
 _PATIENCE_SECONDS: Final = 2.0
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_SECONDS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_EXPORTS_AT_END: Final = 2  # that may take their whole time
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,6 @@ class _Active:
 
 
 _ACTIVE: ContextVar[_Active | None] = ContextVar("weightyard_trace", default=None)
-
-
-def is_on(environ: Mapping[str, str]) -> bool:
-    """Whether the environment names a collector."""
-    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    return any(environ.get(name) for name in _ENDPOINTS)
 
 
 def open_provider(environ: Mapping[str, str], service: str) -> Any:
@@ -81,6 +75,16 @@ def open_provider(environ: Mapping[str, str], service: str) -> Any:
     return provider
 
 
+def close(provider: Any, environ: Mapping[str, str]) -> None:
+    """Send what a provider still has, and give it up where the collector takes too long: there may be many batches."""
+    given = environ.get("OTEL_EXPORTER_OTLP_TIMEOUT", "")
+    patience = float(given) if _SECONDS.fullmatch(given) else _PATIENCE_SECONDS
+    # A daemon: a collector that hangs must not keep the process.
+    closing = threading.Thread(target=provider.shutdown, name="spans", daemon=True)
+    closing.start()
+    closing.join(_EXPORTS_AT_END * patience)
+
+
 @contextmanager
 def tracing(environ: Mapping[str, str], *, service: str, name: str) -> Iterator[None]:
     """A span around a whole program's work, where a collector is named; within it, `span` makes its children.
@@ -97,12 +101,17 @@ def tracing(environ: Mapping[str, str], *, service: str, name: str) -> Iterator[
         yield
         return
     token = _ACTIVE.set(_Active(provider, context_of(environ.get(VARIABLE, ""))))
+    # A command says what it did, not that a collector is away.
+    library = logging.getLogger("opentelemetry")
+    before = library.level
+    library.setLevel(logging.CRITICAL)
     try:
         with span(name):
             yield
     finally:
         _ACTIVE.reset(token)
-        provider.shutdown()
+        close(provider, environ)
+        library.setLevel(before)
 
 
 @contextmanager
@@ -120,20 +129,7 @@ def exporting(environ: Mapping[str, str], *, service: str) -> Iterator[None]:
         yield
     finally:
         _ACTIVE.reset(token)
-        provider.shutdown()
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a span comes from: the headers of its parent, and those of a trace that it is linked to.
-
-    `began`: when, in nanoseconds since the epoch; 0 is now.
-    """
-
-    parent: str = ""
-    state: str = ""
-    link: str = ""
-    began: int = 0
+        close(provider, environ)
 
 
 _HERE: Final = Origin()
@@ -207,34 +203,13 @@ def headers() -> dict[str, str]:
     return carrier
 
 
-def is_parent(header: str) -> bool:
-    """Whether a header is a `traceparent` of which a trace can go on."""
-    return len(header) <= _LONGEST and _PARENT.fullmatch(header) is not None
-
-
-def trace_id(header: str) -> str:
-    """The trace of a `traceparent` header, as collectors name it; empty for a header that is none."""
-    return header.split("-")[1] if is_parent(header) else ""
-
-
-def passed_on(parents: Sequence[str], states: Sequence[str]) -> Origin:
-    """Where a request comes from that has these headers: from nowhere if there are several parents, or one is none.
-
-    So says the standard. A `tracestate` that is longer than what must be taken is left out.
-    """
-    if len(parents) != 1 or not is_parent(parents[0]):
-        return Origin()
-    state = ",".join(states)
-    return Origin(parents[0], state if len(state) <= _LONGEST_STATE else "")
-
-
 def context_of(header: str, state: str = "") -> Any:
     """OpenTelemetry's context of a `traceparent` header and its `tracestate`; an empty one if it can't be one."""
     from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
         TraceContextTextMapPropagator,
     )
 
-    carrier = {TRACEPARENT: header[:_LONGEST]}
+    carrier = {TRACEPARENT: header} if is_parent(header) else {}
     if state:
         carrier[TRACESTATE] = state
     return TraceContextTextMapPropagator().extract(carrier)

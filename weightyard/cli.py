@@ -18,7 +18,8 @@ from typing import Any, Final
 import click
 
 from modelimage.errors import WeightyardError
-from modelimage.spans import is_on, tracing
+from modelimage.spans import tracing
+from modelimage.trace_headers import is_on
 from weightyard import __version__, exits
 from weightyard.advanced import SuggestingGroup, help_all_option
 from weightyard.console import DEBUG_VARIABLE, Console, debugging

@@ -15,7 +15,8 @@ from typing import Any, Final, TextIO, TypeVar
 import click
 
 from modelimage.log_text import printable, shortened
-from modelimage.spans import trace_id, traceparent
+from modelimage.spans import traceparent
+from modelimage.trace_headers import trace_id
 
 R = TypeVar("R")
 

@@ -38,7 +38,7 @@ from cache_agent.api.wire import (
 )
 from cache_agent.api.wire_parsers import parse, parse_json, parse_pull_event
 from cache_agent.net.sockets import connect, is_listening
-from modelimage import spans
+from modelimage import spans, trace_headers
 from modelimage.errors import RemoteRefused, Unreachable
 from modelimage.reference import LayoutReference, parse_image
 
@@ -179,7 +179,7 @@ class AgentClient:
         headers = {"Content-Type": "application/json"} if data else {}
         parent = spans.traceparent()
         if parent:
-            headers[spans.TRACEPARENT] = parent
+            headers[trace_headers.TRACEPARENT] = parent
         try:
             connection.request(method, path, data, headers)
             answer = connection.getresponse()

@@ -7,7 +7,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from modelimage.spans import trace_id
+from modelimage.trace_headers import trace_id
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 _LONGEST: Final = 1000  # characters of an Accept header that are read

@@ -54,8 +54,8 @@ from cache_agent.servers.node_page import LocalServers, PageLook
 from cache_agent.servers.observe import ObserveApi
 from modelimage.access import Access
 from modelimage.errors import WeightyardError
-from modelimage.spans import is_on
 from modelimage.tcp_listener import listen_tcp
+from modelimage.trace_headers import is_on
 
 
 @dataclass(frozen=True, slots=True)

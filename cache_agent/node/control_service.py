@@ -26,7 +26,8 @@ from cache_agent.node.store_service import StoreService
 from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.roots import Roots
 from modelimage.reference import parse_image
-from modelimage.spans import is_parent, traceparent
+from modelimage.spans import traceparent
+from modelimage.trace_headers import is_parent
 
 WATCH_SECONDS = 0.2
 

@@ -28,7 +28,7 @@ from cache_agent.observability.events import (
     ReservationRefused,
 )
 from modelimage.log_text import printable, shortened
-from modelimage.spans import trace_id
+from modelimage.trace_headers import trace_id
 
 Level = Literal["info", "warning", "error"]
 

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cache_agent.observability.events import Event, Events, PublishEnded, PullEnded
-from modelimage.spans import context_of, is_on, open_provider, provider
+from modelimage.spans import close, context_of, open_provider, provider
+from modelimage.trace_headers import is_on
 
 SERVICE: Final = "weightyard-agent"
 
@@ -74,7 +76,7 @@ class Traces(Events):
 
     def close(self) -> None:
         """Send the remaining spans; returns when they are sent or the exporter has given up."""
-        self.provider.shutdown()
+        close(self.provider, os.environ)
 
 
 def open_traces(environ: Mapping[str, str], clock: Callable[[], float]) -> Traces | None:

@@ -32,7 +32,7 @@ from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.recent_events import RecentEvents
 from cache_agent.servers.observe import ObserveApi
 from modelimage.errors import InvalidInput, WeightyardError, first_line
-from modelimage.spans import TRACEPARENT
+from modelimage.trace_headers import TRACEPARENT
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

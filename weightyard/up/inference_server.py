@@ -15,8 +15,9 @@ from typing import Final
 
 from modelimage.child import SAFE_PATH, StallTimer, work_of
 from modelimage.errors import EngineFailed, TimedOut
-from modelimage.spans import VARIABLE, traceparent
+from modelimage.spans import traceparent
 from modelimage.tcp_listener import check_free, listen_tcp
+from modelimage.trace_headers import VARIABLE
 from weightyard.up.process import ProcessIdentity, identify, stop_session
 from weightyard.up.stages import BOOTING, cause, last_words
 from workspace.engine_log import EngineLog, stage_of

@@ -21,7 +21,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from modelimage import spans
+from modelimage import spans, trace_headers
 from modelimage.errors import Busy, TimedOut
 from modelimage.tcp_listener import listen_tcp
 from workspace.activator.bodies import Bodies, Share, TooLarge
@@ -99,7 +99,7 @@ class Activator:
     async def _metrics_page(self, request: web.Request) -> web.Response:
         # By the trace of the request that waits longest the scaler's work becomes part of what it is done for.
         waking = next(iter(self._waiting), "")
-        headers = {spans.TRACEPARENT: waking} if waking else {}
+        headers = {trace_headers.TRACEPARENT: waking} if waking else {}
         page, headers["Content-Type"] = self._metrics.page(request.headers.get("Accept", ""))
         return web.Response(body=page, headers=headers)
 
@@ -226,10 +226,10 @@ async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
     return response
 
 
-def _came_from(headers: CIMultiDictProxy[str]) -> spans.Origin:
+def _came_from(headers: CIMultiDictProxy[str]) -> trace_headers.Origin:
     """The trace that a request is part of: what clients send of it is bounded, and ignored if it can't be one."""
-    return spans.passed_on(
-        headers.getall(spans.TRACEPARENT, ()), headers.getall(spans.TRACESTATE, ())
+    return trace_headers.passed_on(
+        headers.getall(trace_headers.TRACEPARENT, ()), headers.getall(trace_headers.TRACESTATE, ())
     )
 
 
@@ -243,7 +243,7 @@ def _request_span(request: web.Request) -> AbstractContextManager[None]:
 def _with_trace(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """A request's headers for the server, which continues our span, or the client's where we have none."""
     found, origin = _end_to_end(headers), _came_from(headers)
-    given = {spans.TRACEPARENT: origin.parent, spans.TRACESTATE: origin.state}
+    given = {trace_headers.TRACEPARENT: origin.parent, trace_headers.TRACESTATE: origin.state}
     for name, value in (given | spans.headers()).items():
         found.popall(name, None)
         if value:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from modelimage.spans import Origin, span
+from modelimage.spans import span
+from modelimage.trace_headers import Origin
 from workspace.controller.object_cache import Key
 from workspace.controller.observed import Action, Apply, Decision
 from workspace.render import names

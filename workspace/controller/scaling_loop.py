@@ -16,7 +16,8 @@ from typing import Any, Final
 import aiohttp
 
 from modelimage.errors import InvalidInput, RemoteRefused, WeightyardError, release_locals
-from modelimage.spans import Origin, span
+from modelimage.spans import span
+from modelimage.trace_headers import Origin
 from workspace import arguments
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.conditions import sentence

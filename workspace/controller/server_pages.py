@@ -8,7 +8,7 @@ from typing import Any, Final
 import aiohttp
 
 from modelimage.errors import RemoteRefused, Unreachable
-from modelimage.spans import TRACEPARENT, is_parent
+from modelimage.trace_headers import TRACEPARENT, is_parent
 from workspace.controller.objects import container_ports
 
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Any, Final
 
-from modelimage.spans import VARIABLE
+from modelimage.trace_headers import VARIABLE
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings, meta
 from workspace.render.pod import SCRATCH, container_security, named_values, pod_security

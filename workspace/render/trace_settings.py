@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from modelimage.spans import is_on
+from modelimage.trace_headers import is_on
 from workspace.schema import Engine, Workspace
 from workspace.trace_context import Tracing
 

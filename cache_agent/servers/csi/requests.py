@@ -14,7 +14,7 @@ from typing import Final
 from cache_agent.mounter.orders import VolumeTarget
 from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference, parse_image
-from modelimage.spans import is_parent
+from modelimage.trace_headers import is_parent
 
 _KUBERNETES: Final = "csi.storage.k8s.io/"
 _POD_UID: Final = f"{_KUBERNETES}pod.uid"

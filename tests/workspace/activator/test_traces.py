@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from multidict import CIMultiDict
 
-from modelimage import spans
+from modelimage import spans, trace_headers
 from tests.servers.otlp import Collector, attributes
 from tests.servers.process import until
 from tests.workspace.activator.engine import Engine
@@ -68,7 +68,7 @@ def test_a_client_without_a_trace_gets_one() -> None:
         with collector.named() as environ, spans.exporting(environ, service="activator"):
             headers = [asyncio.run(echoed({})) for _ in range(2)]
         traces = {span.trace_id.hex() for span in collector.spans}
-    assert {spans.trace_id(each["traceparent"]) for each in headers} == traces
+    assert {trace_headers.trace_id(each["traceparent"]) for each in headers} == traces
     assert len(traces) == 2, "each request has its own"
 
 
@@ -92,7 +92,7 @@ def test_headers_that_are_no_trace_end_at_the_activator(
         with collector.named(), spans.exporting(environ, service="activator"):
             found = asyncio.run(echoed(headers))
     assert "tracestate" not in found
-    assert spans.is_parent(found.get("traceparent", "")) == traced
+    assert trace_headers.is_parent(found.get("traceparent", "")) == traced
     assert TRACE not in found.get("traceparent", "")
 
 
@@ -105,7 +105,7 @@ def test_two_parents_are_none_and_a_long_state_is_left_out(traced: bool) -> None
         with collector.named(), spans.exporting(environ, service="activator"):
             first, second = asyncio.run(echoed(two)), asyncio.run(echoed(long))
     assert TRACE not in first.get("traceparent", "")
-    assert spans.trace_id(second["traceparent"]) == TRACE
+    assert trace_headers.trace_id(second["traceparent"]) == TRACE
     assert "tracestate" not in second
 
 

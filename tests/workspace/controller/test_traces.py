@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from modelimage import spans
+from modelimage import spans, trace_headers
 from tests.servers.otlp import Collector, attributes
 from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
@@ -91,7 +91,7 @@ def test_a_version_has_one_trace_in_controller_volume_and_server() -> None:
     assert COLLECTOR in server["args"]
     volume = next(each["csi"] for each in template["spec"]["volumes"] if "csi" in each)
     assert volume["volumeAttributes"]["traceparent"] == trace
-    assert {span.trace_id.hex() for span in collector.spans} == {spans.trace_id(trace)}
+    assert {span.trace_id.hex() for span in collector.spans} == {trace_headers.trace_id(trace)}
     assert {"reconcile", "apply Deployment", "pre-warm"} <= set(by_name)
     children = [span for span in collector.spans if span.name != "reconcile"]
     passes = {span.span_id for span in collector.spans if span.name == "reconcile"}
@@ -141,7 +141,7 @@ def test_the_steps_of_a_rollout_are_spans() -> None:
         steps = [span for span in collector.spans if span.name == "rollout step"]
     told = attributes(steps[0])
     assert (told["phase"], told["weight"]) == ("Progressing", 50)
-    stable = spans.trace_id(template_of(cluster)["metadata"]["annotations"][names.TRACE])
+    stable = trace_headers.trace_id(template_of(cluster)["metadata"]["annotations"][names.TRACE])
     assert steps[0].trace_id.hex() != stable, "it is the new version's"
 
 
@@ -175,8 +175,9 @@ def test_scaling_is_part_of_the_request_that_wakes(
             asyncio.run(scenario())
         (scale,) = collector.spans
     assert scale.name == "scale"
-    assert scale.trace_id.hex() == spans.trace_id(waking or version)
-    assert [link.trace_id.hex() for link in scale.links] == ([spans.trace_id(version)] if waking else [])  # fmt: skip
+    assert scale.trace_id.hex() == trace_headers.trace_id(waking or version)
+    links = [link.trace_id.hex() for link in scale.links]
+    assert links == ([trace_headers.trace_id(version)] if waking else [])
     assert attributes(scale)["to"] == 1
 
 
