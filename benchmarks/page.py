@@ -27,7 +27,7 @@ from aiohttp import web
 
 from cache_agent.api.page.feed import Feed
 from cache_agent.api.page.page_server import PREFIX, PageServer
-from cache_agent.api.page.panels import View, difference
+from cache_agent.api.page.view import View, difference
 from tests.cache_agent.api.page.samples import cluster_view
 from tests.servers.chromium import Browser, Page, chromium
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from cache_agent.api.kube.token_reviews import CallerReview
-from cache_agent.api.page.guard import refusal_of_review
+from cache_agent.api.page.guard import refusal_of_review, token_of
 from cache_agent.api.page.page_server import EVENTS, PREFIX
 from modelimage.errors import NotWritable
 
@@ -77,6 +77,8 @@ def refusal(request: web.Request, token: str | None) -> tuple[int, str] | None:
     if is_open and request.method in ("GET", "HEAD"):
         return None
     given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    if _is_events(request):
+        given = token_of(request)
     if token is None or not hmac.compare_digest(
         given.encode("utf-8", "surrogateescape"), token.encode()
     ):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.page.node_rows import AgentLook, node_rows
-from cache_agent.api.page.panels import Row, View, compose
+from cache_agent.api.page.view import Row, View, compose
 from cache_agent.node.control_service import Service
 from cache_agent.node.threads import BlockingExecutor
 

@@ -65,6 +65,7 @@ def server_row(state: State, load: ServerLoad | None) -> dict[str, Any]:
         "name": state.name,
         "space": _SPACE,
         "ready": ready,
+        "serves": ready,
         "reason": condition(state),
         "why": "" if ready else said,
         "bad": not running,

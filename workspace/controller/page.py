@@ -20,12 +20,12 @@ from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.page.guard import refusal_of_review
 from cache_agent.api.page.node_rows import node_rows
 from cache_agent.api.page.page_server import EVENTS, HEADERS, PageServer
-from cache_agent.api.page.panels import NodeRows, Row, View, compose
+from cache_agent.api.page.view import NodeRows, Row, View, compose
 from modelimage.tcp_listener import listen_tcp
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.log_events import about
 from workspace.controller.object_cache import Key
-from workspace.controller.page_view import workspace_problem, workspace_row
+from workspace.controller.page_rows import workspace_problem, workspace_row
 from workspace.controller.runner import Runner
 
 Json = dict[str, Any]

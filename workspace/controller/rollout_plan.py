@@ -75,7 +75,7 @@ class ReplicaSplit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stage:
+class Stage:
     """One step with the weight that holds during it; `seconds` None is until resumed."""
 
     kind: str
@@ -83,24 +83,24 @@ class _Stage:
     seconds: int | None = 0
 
 
-def stages(spec: Rollout) -> tuple[_Stage, ...]:
+def stages(spec: Rollout) -> tuple[Stage, ...]:
     """The steps of a strategy in one form. blueGreen's first brings all servers up, its last keeps the old ones."""
     given = spec.steps
     if spec.strategy is Strategy.CANARY:
         given = given or _CANARY_STEPS
     found, weight = [], 0
     if spec.strategy is Strategy.BLUE_GREEN:
-        found.append(_Stage("weight", 0))
+        found.append(Stage("weight", 0))
     for each in given:
         if each.weight is not None:
             weight = each.weight
-            found.append(_Stage("weight", weight))
+            found.append(Stage("weight", weight))
         elif each.pause is not None:
-            found.append(_Stage("pause", weight, each.pause.seconds))
+            found.append(Stage("pause", weight, each.pause.seconds))
         elif each.analysis is not None:
-            found.append(_Stage("analysis", weight, each.analysis.seconds))
+            found.append(Stage("analysis", weight, each.analysis.seconds))
     if spec.strategy is Strategy.BLUE_GREEN:
-        found.append(_Stage("keep", 100, spec.keep_seconds))
+        found.append(Stage("keep", 100, spec.keep_seconds))
     return tuple(found)
 
 
@@ -202,7 +202,7 @@ def _again(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
     return state
 
 
-def _onward(seen: RolloutInput, plan: tuple[_Stage, ...], state: RolloutStatus) -> RolloutStatus:
+def _onward(seen: RolloutInput, plan: tuple[Stage, ...], state: RolloutStatus) -> RolloutStatus:
     result = seen.result if seen.result and seen.result.window == window_of(state) else None
     ended = _ended(seen, state, result)
     if ended is not None:
@@ -245,7 +245,7 @@ def _ended(
 
 
 def _is_finished(
-    stage: _Stage, seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
+    stage: Stage, seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
 ) -> bool:
     if stage.kind == "weight":
         are_ready = seen.warm and seen.candidate_ready >= split(state, seen).candidate
@@ -263,7 +263,7 @@ def _is_finished(
 
 
 def _waiting(
-    stage: _Stage, seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
+    stage: Stage, seen: RolloutInput, state: RolloutStatus, result: AnalysisResult | None
 ) -> tuple[RolloutPhase, Reason, str]:
     """What is waited for, in words that change only when that does: each change is written."""
     if stage.kind == "weight":

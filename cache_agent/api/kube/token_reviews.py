@@ -5,14 +5,16 @@ Answers are remembered for a short time by the token's digest; the token itself 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import re
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from cache_agent.api.kube_objects import GROUP
-from modelimage.errors import RateLimited
+from modelimage.errors import RateLimited, WeightyardError
 
 Json = dict[str, Any]
 
@@ -22,11 +24,19 @@ ACCESS_REVIEWS: Final = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 PAGE_RESOURCES: Final = ("nodecaches", "workspaces")
 # Seconds. A token that was revoked, or a right that was given, counts after that time.
 _KEPT_SECONDS: Final = 30.0
+# While the API server fails, it isn't asked for each caller.
+_FAILED_SECONDS: Final = 2.0
+# Callers who were admitted are kept apart: those who are refused can't push them out.
 _MOST_KEPT: Final = 256
 # Anyone who reaches the page may send any number of tokens, and each would be a request to the API server.
 _MOST_ASKED: Final = 20
+_MOST_ASKED_BY_ONE: Final = 5
 _ASKED_SECONDS: Final = 10.0
+_MOST_AT_ONCE: Final = 4
+_MOST_WAITING: Final = 64
 _LONGEST_TOKEN: Final = 8000
+# RFC 6750, section 2.1.
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)
 
 
 class Creates(Protocol):
@@ -48,36 +58,94 @@ class Verdict:
         return self.status == 200
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the API server said of a token, or that it said nothing, until a time."""
+
+    until: float
+    verdict: Verdict | None
+    failure: WeightyardError | None = None
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Callers with the same token, of whom one asks for all."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    callers: int = 0
+
+
 class CallerReview:
-    """Judges bearer tokens by the cluster's API server. `clock` is monotonic, in seconds."""
+    """Judges bearer tokens by the cluster's API server. `clock` is monotonic, in seconds.
+
+    Its memory and its requests are bounded whatever callers send. Requests for one token at the same time are one.
+    """
 
     def __init__(self, api: Creates, clock: Callable[[], float]) -> None:
         self._api, self._clock = api, clock
-        self._kept: OrderedDict[bytes, tuple[float, Verdict]] = OrderedDict()
-        self._asked: deque[float] = deque()
+        self._admitted: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Kept] = OrderedDict()
+        # When somebody who wasn't admitted before was asked for, and whose address sent the token.
+        self._asked: deque[tuple[float, str]] = deque()
+        self._asking: dict[bytes, _Turn] = {}
+        self._places = asyncio.Semaphore(_MOST_AT_ONCE)
 
-    async def judge(self, token: str) -> Verdict:
-        """Whether the owner of a token may see the page. Raises RateLimited, and what the API server refuses us."""
-        if not token or len(token) > _LONGEST_TOKEN:
+    async def judge(self, token: str, peer: str = "") -> Verdict:
+        """Whether the owner of a token may see the page. `peer`: the address that sent it.
+
+        Raises RateLimited, and what the API server refuses us.
+        """
+        if not token or len(token) > _LONGEST_TOKEN or not _TOKEN.fullmatch(token):
             return Verdict(401, "give a bearer token of the cluster: kubectl create token NAME")
-        now, key = self._clock(), hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        known = self._kept.get(key)
-        if known is not None and now - known[0] < _KEPT_SECONDS:
-            return known[1]
-        self._count(now)
-        verdict = await self._ask(token)
-        self._kept[key] = now, verdict
-        self._kept.move_to_end(key)
-        while len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
+        key = hashlib.sha256(token.encode()).digest()
+        known = self._known(key)
+        if known is not None:
+            return known
+        if sum(each.callers for each in self._asking.values()) >= _MOST_WAITING:
+            raise RateLimited("too many tokens are being checked", retry_after=_ASKED_SECONDS)
+        turn = self._asking.setdefault(key, _Turn())
+        turn.callers += 1
+        try:
+            async with turn.lock:
+                # Another may have asked meanwhile, or have gone before the answer.
+                return self._known(key) or await self._find_out(key, token, peer)
+        finally:
+            turn.callers -= 1
+            if not turn.callers:
+                del self._asking[key]
+
+    def _known(self, key: bytes) -> Verdict | None:
+        kept = self._admitted.get(key) or self._refused.get(key)
+        if kept is None or self._clock() >= kept.until:
+            return None
+        if kept.failure is not None:
+            raise kept.failure.with_traceback(None)
+        return kept.verdict
+
+    async def _find_out(self, key: bytes, token: str, peer: str) -> Verdict:
+        if key not in self._admitted:
+            self._count(peer)
+        try:
+            async with self._places:
+                verdict = await self._ask(token)
+        except WeightyardError as error:
+            failed = _Kept(self._clock() + _FAILED_SECONDS, None, error)
+            _keep(self._admitted if key in self._admitted else self._refused, key, failed)
+            raise
+        self._admitted.pop(key, None)
+        self._refused.pop(key, None)
+        kept = _Kept(self._clock() + _KEPT_SECONDS, verdict)
+        _keep(self._admitted if verdict.allowed else self._refused, key, kept)
         return verdict
 
-    def _count(self, now: float) -> None:
-        while self._asked and now - self._asked[0] > _ASKED_SECONDS:
+    def _count(self, peer: str) -> None:
+        now = self._clock()
+        while self._asked and now - self._asked[0][0] > _ASKED_SECONDS:
             self._asked.popleft()
-        if len(self._asked) >= _MOST_ASKED:
+        by_one = sum(each == peer for _, each in self._asked)
+        if len(self._asked) >= _MOST_ASKED or by_one >= _MOST_ASKED_BY_ONE:
             raise RateLimited("too many tokens are being checked", retry_after=_ASKED_SECONDS)
-        self._asked.append(now)
+        self._asked.append((now, peer))
 
     async def _ask(self, token: str) -> Verdict:
         review = await self._api.create(
@@ -117,6 +185,13 @@ class CallerReview:
         )  # fmt: skip
         status = review.get("status") or {}
         return status.get("allowed") is True and not status.get("denied")
+
+
+def _keep(place: OrderedDict[bytes, _Kept], key: bytes, kept: _Kept) -> None:
+    place[key] = kept
+    place.move_to_end(key)
+    while len(place) > _MOST_KEPT:
+        place.popitem(last=False)
 
 
 def bearer_token(authorization: str) -> str:

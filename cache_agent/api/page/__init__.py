@@ -2,7 +2,7 @@
 
     node_rows    a node as rows, from its NodeCache; pure
     starts       the timeline of a server's start as a row; pure
-    panels       rows become a view, and two views the change between them; pure
+    view         rows become a view, and two views the change between them; pure
     feed         looks while somebody reads, and tells each reader the changes
     page_server  serves the feed as server-sent events, and `files/` beside it
     guard        admits to the events whom the API server lets read them

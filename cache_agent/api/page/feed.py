@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cache_agent.api.page.panels import View, difference
+from cache_agent.api.page.view import View, difference
 from modelimage.bounds import parse_count
 from modelimage.errors import RateLimited
 

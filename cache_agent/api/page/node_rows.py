@@ -12,7 +12,7 @@ from typing import Any, Final
 from cache_agent.api.heartbeat import is_silent
 from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache
 from cache_agent.api.node_reasons import NodeReason
-from cache_agent.api.page.panels import NodeRows, Row
+from cache_agent.api.page.view import NodeRows, Row
 from cache_agent.api.wire import ExplainView, LeaseView, SpaceReport, VictimView
 
 _COMPLAINING: Final = ("Ready", "Synced", "SpaceSufficient")

@@ -14,8 +14,8 @@ from typing import Final
 
 from aiohttp import web
 
-from cache_agent.api.page.feed import Feed
-from cache_agent.api.page.panels import View
+from cache_agent.api.page.feed import Feed, Reader
+from cache_agent.api.page.view import View
 from modelimage.errors import RateLimited
 
 PREFIX: Final = "/page/"
@@ -24,6 +24,10 @@ EVENTS: Final = "/page/events"
 _BEAT_SECONDS: Final = 15.0
 # Then a reader comes again, and is asked for its token: one that was revoked doesn't read for ever.
 _LONGEST_SECONDS: Final = 600.0
+# A reader that takes nothing for so long is gone, whether its connection says so or not.
+_STALLED_SECONDS: Final = 30.0
+# What is written at once: of a snapshot of megabytes no more than this waits in the buffers of a slow reader.
+_PIECE_BYTES: Final = 64 << 10
 _MOST_ID: Final = 64
 _FILES: Final = {
     "index.html": "text/html",
@@ -56,10 +60,11 @@ _COMMENT: Final = b": \n\n"
 
 @dataclass(frozen=True, slots=True)
 class PageTimes:
-    """How often an idle stream gets a comment, and how long one lasts, in seconds."""
+    """Seconds: between an idle stream's comments, of the longest stream, and that a reader may take for a piece."""
 
     beat: float = _BEAT_SECONDS
     longest: float = _LONGEST_SECONDS
+    stalled: float = _STALLED_SECONDS
 
 
 class PageServer:
@@ -124,15 +129,31 @@ class PageServer:
                 await answer.prepare(request)
                 # A browser that goes away is the usual end of a stream.
                 with suppress(ConnectionError):
-                    await answer.write(_COMMENT)
-                    async with aclosing(self._until_late(reader.next)) as events:
-                        async for event in events:
-                            await answer.write(event)
+                    await self._send(answer, reader, drop)
                 return answer
         except RateLimited as error:
             wait = {"Retry-After": f"{error.retry_after or 1:.0f}"}
             text = f"{error.message}. {error.hint}"
             return web.json_response({"error": text}, status=503, headers={**HEADERS, **wait})
+
+    async def _send(
+        self, answer: web.StreamResponse, reader: Reader, drop: Callable[[], None]
+    ) -> None:
+        """Sends events until the reader has read for long, is dropped, or takes nothing any more."""
+        try:
+            await self._write(answer, _COMMENT)
+            async with aclosing(self._until_late(reader.next)) as events:
+                async for event in events:
+                    await self._write(answer, event)
+            async with asyncio.timeout(self._times.stalled):
+                await answer.write_eof()
+        except TimeoutError:
+            drop()
+
+    async def _write(self, answer: web.StreamResponse, event: bytes) -> None:
+        for start in range(0, len(event), _PIECE_BYTES):
+            async with asyncio.timeout(self._times.stalled):
+                await answer.write(event[start : start + _PIECE_BYTES])
 
     async def _until_late(
         self, following: Callable[[], Awaitable[bytes | None]]

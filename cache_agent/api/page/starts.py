@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from cache_agent.api.page.panels import Row
+from cache_agent.api.page.view import Row
 
 _PARTS: Final = ("name", "seconds", "bytes", "tier")
 _NAMES: Final = {

@@ -142,6 +142,10 @@ def test_what_the_page_shows_needs_the_token() -> None:
     # Nor by a method whose answer comes with a body that it shouldn't have.
     for method in ("HEAD", "OPTIONS", "POST"):
         assert ask(of_page, path="/page/events", method=method) == 401
+    # The API server's proxy keeps Authorization to itself, so the page has a header of its own; only for this.
+    assert ask({**of_page, "Weightyard-Token": TOKEN}, path="/page/events") == 200
+    assert ask({**of_page, "Weightyard-Token": "bad"}, path="/page/events") == 401
+    assert ask({"Weightyard-Token": TOKEN}) == 401
     # The page may ask for nothing else.
     assert ask({**of_page, **WITH_TOKEN}, path="/v1/models") == 403
 

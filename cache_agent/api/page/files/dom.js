@@ -24,6 +24,35 @@ export function show(element, visible) {
   if (element.hidden === visible) element.hidden = !visible;
 }
 
+const opened = new Set();
+
+// The first entries, and a button that shows the others: hundreds of rows would push what is below out of reach.
+export function first(entries, most, button, what) {
+  const all = opened.has(button.id);
+  show(button, entries.length > most);
+  say(button, all ? `Show ${most} ${what} only` : `Show all ${entries.length} ${what}`);
+  button.setAttribute("aria-expanded", String(all));
+  return all ? entries : entries.slice(0, most);
+}
+
+// Has buttons of `first` show and hide the others; `redraw` draws the section of a button's data-of.
+export function listenToMore(redraw) {
+  for (const button of document.querySelectorAll("button[data-of]")) {
+    button.addEventListener("click", () => {
+      if (!opened.delete(button.id)) opened.add(button.id);
+      redraw(button.dataset.of);
+    });
+  }
+}
+
+// Says a text now or, soon after another, the newest one later: who is told each change hears nothing else.
+export function sayRarely(element, text, ms) {
+  element.later = text;
+  if (element.alarm || element.textContent === text) return;
+  say(element, text);
+  element.alarm = setTimeout(() => { element.alarm = 0; sayRarely(element, element.later, ms); }, ms);
+}
+
 // Keeps one child for each entry [key, row], in order. `fill` gives a child's content; it runs only for rows that changed.
 export function keep(parent, entries, tag, fill) {
   const known = new Map();

@@ -76,7 +76,8 @@ export class Feed {
 
   async read(turn, began) {
     const headers = { Accept: "text/event-stream" };
-    if (this.token) headers.Authorization = `Bearer ${this.token}`;
+    // Not in Authorization: the API server's proxy takes that one for itself and doesn't pass it on.
+    if (this.token) headers["Weightyard-Token"] = this.token;
     if (this.lastId) headers["Last-Event-ID"] = this.lastId;
     const abort = this.abort = new AbortController();
     let alarm = setTimeout(() => abort.abort(), SILENCE);

@@ -46,6 +46,7 @@ export function drawMap(view, changed) {
   const nodes = [...view.nodes.keys()];
   const models = [...view.models.entries()];
   show(byId("map-none"), !models.length || !nodes.length);
+  say(byId("map-none"), nodes.length ? "No node has a model, and none should." : "No agent has reported yet. weightyard doctor --cluster says what its pods lack.");
   const now = JSON.stringify([nodes, models.map(([id, model]) => [id, model.name, model.variant])]);
   if (now !== shape) {
     shape = now;
@@ -100,10 +101,13 @@ function fill(id, view) {
   cell.setAttribute("aria-label", `${cell.about}: ${inWords(row)}`);
 }
 
-function reach(cell, focus) {
-  if (here) here.tabIndex = -1;
+// The detail line describes the cell and isn't live: a screen reader says it once, not at each percent.
+function reach(cell, focus, view) {
+  if (here) { here.tabIndex = -1; here.removeAttribute("aria-describedby"); }
   here = cell;
   cell.tabIndex = 0;
+  cell.setAttribute("aria-describedby", "map-detail");
+  if (view) detail(cell.dataset.id, view);
   if (focus) cell.focus();
 }
 
@@ -138,11 +142,12 @@ export function listenToMap(current) {
     else if (event.key === "End") next = row.lastElementChild;
     else return;
     event.preventDefault();
-    if (next?.dataset.id) reach(next, true);
+    if (next?.dataset.id) reach(next, true, current());
   });
   place.addEventListener("focusin", (event) => {
     const cell = cellOf(event);
-    if (cell) { reach(cell, false); detail(cell.dataset.id, current()); }
+    if (cell && cell !== here) reach(cell, false, current());
+    else if (cell) detail(cell.dataset.id, current());
   });
   place.addEventListener("pointerover", (event) => {
     const cell = cellOf(event);
@@ -150,6 +155,6 @@ export function listenToMap(current) {
   });
   place.addEventListener("click", (event) => {
     const cell = cellOf(event);
-    if (cell) reach(cell, true);
+    if (cell) reach(cell, true, current());
   });
 }

@@ -1,9 +1,9 @@
 // The page: keeps the rows that the feed tells, and draws, once a frame, what has changed.
 
-import { byId, say, show } from "./dom.js";
+import { byId, listenToMore, say, show } from "./dom.js";
 import { Feed } from "./feed.js";
 import { drawMap, listenToMap } from "./map.js";
-import { drawModels, drawMoves, drawProblems, drawServers, drawSpace, drawSums, listenToPanels } from "./panels.js";
+import { drawModels, drawMoves, drawProblems, drawServers, drawSpace, drawSums } from "./panels.js";
 import { drawWhy } from "./why.js";
 
 const SECTIONS = ["about", "nodes", "models", "cells", "moves", "workspaces", "problems"];
@@ -69,7 +69,7 @@ function drawNow(now, cells) {
     if (about.kind === "node") drawModels(view);
     else drawMap(view, cells);
   }
-  if (has("nodes", "space")) drawSpace(view);
+  if (has("nodes")) drawSpace(view);
 }
 
 function drawAbout(about) {
@@ -80,11 +80,15 @@ function drawAbout(about) {
   for (const id of ["map-detail", "map"]) byId(id).dataset.kind = about.kind ?? "";
   show(document.querySelector("#map .legend"), !isNode);
   const left = Object.entries(about.leftOut ?? {}).map(([what, count]) => `${count} ${what}`);
-  show(byId("map-left"), left.length > 0);
-  say(byId("map-left"), left.length ? `Not shown: ${left.join(", ")}. weightyard top --cluster --json has all.` : "");
+  show(byId("left-out"), left.length > 0);
+  say(byId("left-out"), left.length ? `Not shown: ${left.join(", ")}. weightyard top --cluster --json has all.` : "");
 }
 
-const firstNotReady = () => [...view.workspaces].find(([, row]) => !row.ready)?.[0];
+// Servers that answer nothing come before those that a new version is rolled out to.
+function firstNotReady() {
+  const rows = [...view.workspaces].filter(([, row]) => !row.ready);
+  return (rows.find(([, row]) => !row.serves) ?? rows[0])?.[0];
+}
 
 function choose(key) {
   picked = true;
@@ -128,7 +132,7 @@ byId("entry-form").addEventListener("submit", (event) => {
   if (token) enter(token);
 });
 listenToMap(() => view);
-listenToPanels(() => drawNow(new Set(["space"]), new Set()));
+listenToMore((section) => drawNow(new Set([section]), new Set()));
 setInterval(() => { dirty.add("ages"); draw(); }, AGES_MS);
 
 // A link may bring a token: what follows # is never sent. It is taken out of the address, which histories keep.

@@ -1,16 +1,12 @@
 // The summary, problems, servers, transfers and space: lists and tables that are kept row by row.
 
-import { byId, keep, make, name, say, show } from "./dom.js";
+import { byId, first, keep, make, name, say, sayRarely, show } from "./dom.js";
 import { bytes, duration, percent, plural } from "./words.js";
 import { inWords, moreOf } from "./map.js";
-import { kindOf } from "./why.js";
+import { kindOf, shareOf } from "./why.js";
 
-const FEW_NODES = 12;
-let everyNode = false;
-
-export function listenToPanels(redraw) {
-  byId("space-more").addEventListener("click", () => { everyNode = !everyNode; redraw(); });
-}
+const FEW = { problems: 6, servers: 25, moves: 12, nodes: 12 };
+const NEWS_MS = 30000;
 
 export function drawSums(view) {
   const nodes = [...view.nodes.values()];
@@ -18,7 +14,7 @@ export function drawSums(view) {
   const add = (field) => nodes.reduce((sum, node) => sum + (node[field] ?? 0), 0);
   const moving = [...view.moves.values()].filter((move) => move.state === "fetching");
   const sums = [
-    ["servers", `${servers.filter((each) => each.ready).length}/${servers.length}`, "servers up"],
+    ["servers", `${servers.filter((each) => each.ready || each.serves).length}/${servers.length}`, "servers up"],
     ["nodes", String(nodes.length), nodes.length === 1 ? "node" : "nodes"],
     ["models", String(view.models.size), view.models.size === 1 ? "model" : "models"],
     ["space", `${bytes(add("used"))} of ${bytes(add("total"))}`, "cached"],
@@ -30,7 +26,10 @@ export function drawSums(view) {
 
 export function drawProblems(view, choose) {
   show(byId("problems-none"), !view.problems.size);
-  keep(byId("problem-list"), view.problems, "li", (row) => {
+  sayRarely(byId("news"), view.problems.size ? plural(view.problems.size, "problem") : "No problems", NEWS_MS);
+  // Those of servers come first: people wait for them.
+  const rows = [...view.problems].sort(([, a], [, b]) => Number(!a.workspace) - Number(!b.workspace));
+  keep(byId("problem-list"), first(rows, FEW.problems, byId("problems-more"), "problems"), "li", (row) => {
     const where = row.workspace ? make("button", { class: "link", type: "button", "data-focus": "why" }, name(row.where, "b")) : name(row.where, "b");
     if (row.workspace) where.addEventListener("click", () => choose(row.workspace));
     return [where, " ", name(row.what)];
@@ -41,17 +40,19 @@ export function drawServers(view, chosen, choose) {
   const rows = [...view.workspaces].sort(([one, a], [other, b]) => Number(a.ready) - Number(b.ready) || (one < other ? -1 : 1));
   show(byId("servers-none"), !rows.length);
   show(byId("server-table"), rows.length > 0);
-  keep(byId("server-rows"), rows, "tr", (row, line, key) => {
+  keep(byId("server-rows"), first(rows, FEW.servers, byId("servers-more"), "servers"), "tr", (row, line, key) => {
     const open = make("button", { class: "link", type: "button", "data-focus": "why", "aria-controls": "why" }, name(`${row.space}/${row.name}`));
     open.addEventListener("click", () => choose(key));
     const queue = row.running === undefined ? "" : `${row.running} running, ${row.waiting ?? 0} waiting`;
-    const version = row.versions?.find((each) => each.wanted)?.number;
+    const wanted = row.versions?.find((each) => each.wanted)?.number;
+    const rolled = row.rollout?.open ? row.rollout : null;
+    const version = rolled ? [`${rolled.stable} to ${rolled.version}`, rolled.step && `step ${rolled.step} of ${rolled.steps}`, shareOf(rolled)] : [wanted && String(wanted), row.variant];
     return [
       make("th", { scope: "row", role: "rowheader" }, open),
       cell("State", make("span", { class: "mark", "data-kind": kindOf(row) }, row.reason)),
       cell("Ready", `${row.readyReplicas ?? 0}/${row.replicas ?? 0}`, "number"),
       cell("Requests", queue, "number"),
-      cell("Version", [version && String(version), row.variant].filter(Boolean).join(", ")),
+      cell("Version", name(version.filter(Boolean).join(", "))),
       cell("Nodes with the model", row.cached ?? "", "number"),
     ];
   });
@@ -67,7 +68,7 @@ export function drawMoves(view) {
   show(byId("moves-none"), !view.moves.size);
   show(byId("move-table"), view.moves.size > 0);
   const rows = [...view.moves].sort(([one, a], [other, b]) => rank(a) - rank(b) || (one < other ? -1 : 1));
-  keep(byId("move-rows"), rows, "tr", (row) => {
+  keep(byId("move-rows"), first(rows, FEW.moves, byId("moves-more"), "transfers"), "tr", (row) => {
     const bar = row.percent === undefined ? "" : make("progress", { max: "100", value: String(row.percent), "aria-label": `${row.what}: progress` });
     const moves = row.state === "fetching";
     const size = row.total ? `${percent(row)} of ${bytes(row.total)}` : "";
@@ -84,10 +85,7 @@ export function drawMoves(view) {
 
 export function drawSpace(view) {
   const nodes = [...view.nodes].sort(([, a], [, b]) => (a.free ?? 0) - (b.free ?? 0));
-  const more = byId("space-more");
-  show(more, nodes.length > FEW_NODES);
-  say(more, everyNode ? "Show the fullest alone" : `Show all ${nodes.length} nodes`);
-  keep(byId("space-rows"), everyNode ? nodes : nodes.slice(0, FEW_NODES), "li", (row) => {
+  keep(byId("space-rows"), first(nodes, FEW.nodes, byId("space-more"), "nodes"), "li", (row) => {
     const held = (row.used ?? 0) - (row.evictable ?? 0);
     const leased = Math.min(row.leased ?? 0, held);
     const parts = { leased, pinned: held - leased, evictable: row.evictable ?? 0, free: Math.max(0, (row.total ?? 0) - (row.used ?? 0)) };
@@ -118,6 +116,7 @@ export function drawModels(view) {
   const place = byId("map-scroll");
   const node = view.nodes.keys().next().value;
   show(byId("map-none"), !view.models.size);
+  say(byId("map-none"), "No model is here, and none should be.");
   let body = place.querySelector("tbody");
   if (!body) {
     body = make("tbody", { role: "rowgroup" });

@@ -22,11 +22,17 @@ export function drawWhy(view, chosen, changed) {
   body.key = key;
   body.row = row;
   const title = `${row.space}/${row.name}`;
-  say(byId("why-title"), row.ready ? `${title} is up` : `Why is ${title} not up yet?`);
+  say(byId("why-title"), headline(row, title));
   body.replaceChildren(
     make("p", {}, make("span", { class: "mark", "data-kind": kindOf(row) }, row.reason), row.why ? `: ${row.why}` : ""),
-    steps(row, moves), pods(row), starts(row), versions(row), make("p", { class: "quiet" }, name(row.image ?? "")),
+    rollout(row.rollout), steps(row, moves), pods(row), starts(row), versions(row), make("p", { class: "quiet" }, name(row.image ?? "")),
   );
+}
+
+function headline(row, title) {
+  if (row.ready) return `${title} is up`;
+  if (!row.serves) return `Why is ${title} not up yet?`;
+  return row.rollout?.open ? `${title} is up; version ${row.rollout.version} is rolled out` : `${title} is up, but not as desired`;
 }
 
 export const kindOf = (row) => (row.ready ? "good" : row.bad ? "bad" : "now");
@@ -43,7 +49,48 @@ function steps(row, moves) {
       waits ? moves.slice(0, MOST_MOVES).map(moveLine) : [],
       waits && moves.length > MOST_MOVES ? make("p", {}, `and ${moves.length - MOST_MOVES} more below`) : "");
   });
-  return make("ol", { class: "steps", "aria-label": "Steps until the server answers" }, items);
+  const list = make("ol", { class: "steps", "aria-label": "Steps until the server answers" }, items);
+  return row.rollout ? titled("Steps until the server answers", list) : list;
+}
+
+// The share of the requests that the new version gets, beside the one that it should get.
+export function shareOf(rollout) {
+  if (rollout.weight === undefined) return "";
+  const attained = rollout.attained ?? 0;
+  return attained === rollout.weight ? `${attained} % of the requests` : `${attained} % of the requests, ${rollout.weight} % wanted`;
+}
+
+function rollout(row) {
+  if (!row) return "";
+  const kind = row.bad ? "bad" : row.open ? "now" : "good";
+  const said = [
+    ` – version ${row.stable} to ${row.version}`, row.strategy, row.step && `step ${row.step} of ${row.steps}`, shareOf(row),
+    row.inPlace && "old servers make room for new ones", row.since && `since ${ago(row.since).replace(/ ago$/, "")}`,
+  ];
+  const items = (row.stages ?? []).map((stage) => make("li", { "data-state": stage.state, "aria-current": stage.state === "now" ? "step" : false },
+    stage.title, make("span", { class: "quiet" }, ` – ${MARKS[stage.state] ?? stage.state}`)));
+  return titled("Rollout", make("div", {},
+    make("p", {}, make("span", { class: "mark", "data-kind": kind }, row.phase), name(said.filter(Boolean).join(", "))),
+    row.why ? make("p", {}, name(row.why)) : "",
+    items.length ? make("ol", { class: "steps", "aria-label": "Steps of the rollout" }, items) : "",
+    measures(row), commands(row)));
+}
+
+function measures(row) {
+  if (!row.measures?.length) return "";
+  const heads = ["Measure", `Version ${row.stable}`, `Version ${row.version}`, "Limit", "Verdict"];
+  const rows = row.measures.map((each) => make("tr", { role: "row" },
+    make("th", { scope: "row", role: "rowheader" }, name(each.name)),
+    [each.stable, each.candidate, each.limit].map((value, place) => make("td", { role: "cell", class: "number", "data-label": heads[place + 1] }, name(value))),
+    make("td", { role: "cell", "data-label": heads[4] }, make("span", { class: "mark", "data-kind": each.passed ? "good" : "bad" }, each.passed ? "within the limit" : "worse"))));
+  return make("table", { class: "cards", role: "table", "aria-label": "The last comparison of both versions" },
+    make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, heads.map((head) => make("th", { scope: "col", role: "columnheader" }, head)))),
+    make("tbody", { role: "rowgroup" }, rows));
+}
+
+function commands(row) {
+  if (!row.commands?.length) return "";
+  return make("ul", { class: "commands", "aria-label": "What you can do" }, row.commands.map((each) => make("li", {}, make("code", {}, each.command), " ", each.does)));
 }
 
 function moveLine(move) {

@@ -65,6 +65,11 @@ def judge(api: ApiServer, *tokens: str) -> list[Verdict]:
     return asyncio.run(main())
 
 
+async def flood(review: CallerReview, peer: str = "") -> None:
+    for guess in range(1000):
+        await review.judge(f"guess-{guess}", peer)
+
+
 def test_an_owner_who_may_list_both_kinds_everywhere_may_read() -> None:
     assert judge(ApiServer(), "good") == [Verdict()]
 
@@ -78,7 +83,7 @@ def test_an_owner_without_one_of_the_rights_is_told_which(allowed: tuple[str, ..
     assert missing in verdict.reason
 
 
-@pytest.mark.parametrize("token", ["", "bad", "x" * 9000, "\udcff"])
+@pytest.mark.parametrize("token", ["", "bad", "x" * 9000, "\udcff", "good good", "good\n", "gööd"])
 def test_a_token_that_nobody_knows_is_refused(token: str) -> None:
     assert [each.status for each in judge(ApiServer(), token)] == [401]
 
@@ -129,6 +134,123 @@ def test_strangers_cannot_make_requests_to_the_api_server_without_end() -> None:
         assert (await review.judge("good")).allowed
         clock.now += 11
         assert (await review.judge("another")).status == 401
+
+    asyncio.run(scenario())
+
+
+def test_one_stranger_cannot_keep_out_the_others() -> None:
+    async def scenario() -> None:
+        api = ApiServer()
+        review = CallerReview(api, Clock())
+        with pytest.raises(RateLimited):
+            await flood(review, "10.0.0.1")
+        assert (await review.judge("good", "10.0.0.2")).allowed
+
+    asyncio.run(scenario())
+
+
+def test_who_was_admitted_once_is_checked_again_whatever_strangers_do() -> None:
+    async def scenario() -> None:
+        api, clock = ApiServer(), Clock()
+        review = CallerReview(api, clock)
+        assert (await review.judge("good")).allowed
+        clock.now += 31
+        with pytest.raises(RateLimited):
+            await flood(review)
+        assert (await review.judge("good")).allowed
+        api.tokens.clear()
+        clock.now += 31
+        assert (await review.judge("good")).status == 401
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_over_hours_takes_bounded_memory_and_few_requests() -> None:
+    async def scenario() -> None:
+        api, clock = ApiServer(), Clock()
+        review = CallerReview(api, clock)
+        await review.judge("good")
+        for guess in range(20_000):
+            clock.now += 0.5
+            with contextlib.suppress(RateLimited):
+                await review.judge(f"guess-{guess}", f"10.0.0.{guess % 256}")
+        assert len(api.asked) <= 3 + 20 * (20_000 * 0.5 / 10 + 1)
+        held = sum(len(each) for each in vars(review).values() if hasattr(each, "__len__"))
+        assert held < 600
+
+    asyncio.run(scenario())
+
+
+class Slow(ApiServer):
+    """Answers once told to, and counts those that wait at the same time. `failing` makes it fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.now = self.most = 0
+        self.failing = False
+
+    async def create(self, path: str, document: Json) -> Json:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await self.answers.wait()
+            if self.failing:
+                self.asked.append({})
+                raise Unreachable("away")
+            return await super().create(path, document)
+        finally:
+            self.now -= 1
+
+
+def test_callers_with_the_same_token_ask_once_also_when_the_first_goes() -> None:
+    async def scenario() -> None:
+        api = Slow()
+        review = CallerReview(api, Clock())
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(review.judge("good"))
+            others = [group.create_task(review.judge("good")) for _ in range(50)]
+            await asyncio.sleep(0)
+            first.cancel()
+            api.answers.set()
+        assert all(each.result().allowed for each in others)
+        assert len(api.asked) == 3
+        assert not review._asking
+
+    asyncio.run(scenario())
+
+
+def test_few_requests_run_at_once_and_few_callers_wait() -> None:
+    async def scenario() -> None:
+        api = Slow()
+        review = CallerReview(api, Clock())
+        async with asyncio.TaskGroup() as group:
+            for guess in range(16):
+                group.create_task(review.judge(f"guess-{guess}", f"10.0.0.{guess}"))
+            waiting = [group.create_task(review.judge("guess-0", "10.0.1.1")) for _ in range(48)]
+            await asyncio.sleep(0)
+            with pytest.raises(RateLimited):
+                await review.judge("guess-0")
+            api.answers.set()
+        assert api.most <= 4
+        assert {each.result().status for each in waiting} == {401}
+
+    asyncio.run(scenario())
+
+
+def test_an_api_server_that_fails_is_left_alone_for_a_moment() -> None:
+    async def scenario() -> None:
+        api, clock = Slow(), Clock()
+        review = CallerReview(api, clock)
+        api.answers.set()
+        api.failing = True
+        for _ in range(100):
+            with pytest.raises(Unreachable):
+                await review.judge("good")
+        assert len(api.asked) == 1
+        api.failing = False
+        clock.now += 3
+        assert (await review.judge("good")).allowed
 
     asyncio.run(scenario())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.page.node_rows import node_rows
-from cache_agent.api.page.panels import View, compose
+from cache_agent.api.page.view import View, compose
 
 Json = dict[str, Any]
 GB = 10**9
@@ -113,12 +113,37 @@ def workspace(name: str, *, ready: bool = False, **more: Any) -> Json:
     }  # fmt: skip
 
 
+def rollout(**more: Any) -> Json:
+    """The row of a canary that is compared with the version before."""
+    titles = [
+        "Give it 10 % of the requests",
+        "Compare both versions for 5 min",
+        "Give it 50 % of the requests",
+    ]
+    return {
+        "strategy": "canary", "phase": "Progressing", "open": True, "version": 5, "stable": 4, "step": 2, "steps": 3,
+        "weight": 10, "attained": 25, "since": VERIFIED, "reason": "Comparing",
+        "why": "Both versions are compared for 300 s.",
+        "stages": [
+            {"title": title, "state": state} for title, state in zip(titles, ("done", "now", "later"), strict=True)
+        ],
+        "measures": [
+            {"name": "failed requests", "stable": "0.001", "candidate": "0.002", "limit": "0.011", "passed": True},
+            {"name": "p95 time to first token in seconds", "stable": "0.8", "candidate": "1.9", "limit": "1",
+             "passed": False},
+        ],
+        "commands": [{"command": "weightyard rollout abort roll -n team-a", "does": "takes the new version back"}],
+        **more,
+    }  # fmt: skip
+
+
 def cluster_view(nodes: int = 200, models: int = 50) -> View:
-    """A whole cluster, with a server that is up and two that aren't."""
+    """A whole cluster, with a server that is up, one whose version changes, and two that aren't up."""
     failed = "A volume of bad-1 can't be mounted: no access to registry.example/secret. Correct pullSecret."
     rows = {
         "team-a/chat": workspace("chat"),
         "team-a/code": workspace("code", ready=True),
+        "team-a/roll": workspace("roll", serves=True, reason="Comparing", rollout=rollout()),
         "team-b/bad": workspace("bad", space="team-b", bad=True, reason="FailedMount", why=failed),
     }
     problems = [{"where": "team-b/bad", "what": failed, "workspace": "team-b/bad"}]

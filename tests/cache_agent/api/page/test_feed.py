@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.api.page.feed import Feed, event_bytes
-from cache_agent.api.page.panels import View, apply
+from cache_agent.api.page.view import View, apply
 from modelimage.errors import RateLimited
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -12,9 +13,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from cache_agent.api.page.feed import Feed
+from cache_agent.api.page.feed import MOST_READERS, Feed
 from cache_agent.api.page.page_server import PageServer, PageTimes
-from cache_agent.api.page.panels import View
+from cache_agent.api.page.view import View
 from tests.servers.process import until
 
 LIMIT_BYTES = 200_000
@@ -170,33 +171,105 @@ def test_one_reader_too_many_is_told_when_to_come_again() -> None:
     asyncio.run(scenario())
 
 
-def test_a_reader_that_stops_reading_loses_its_connection() -> None:
+async def never_reading(port: int, count: int) -> list[socket.socket]:
+    """Connections that ask for the events and read nothing, with small buffers of their own."""
+    found = []
+    for _ in range(count):
+        each = socket.socket()
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        each.connect(("127.0.0.1", port))
+        each.sendall(b"GET /page/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        found.append(each)
+        await asyncio.sleep(0)
+    return found
+
+
+class Growing:
+    """A large view that changes with each look. `page` serves it, looking as often as it can."""
+
+    def __init__(
+        self, *, changes: bool, numbers: int = 1_000_000, times: PageTimes | None = None
+    ) -> None:
+        self.count = 0
+        self._numbers = numbers
+        self._changes = changes
+        feed = Feed(self, sleep=self._quickly)
+        self.page = PageServer(self, feed=feed, times=times or PageTimes())
+
+    async def __call__(self) -> View:
+        self.count += 1
+        number = self.count if self._changes else 0
+        # More than what a kernel's buffers take.
+        return {"nodes": {"a": {"why": f"{number:09}" * self._numbers}}}
+
+    async def _quickly(self, _: float) -> None:
+        await asyncio.sleep(0 if self._changes else 0.01)
+
+    @property
+    def readers(self) -> int:
+        return len(self.page._feed._readers)
+
+
+@pytest.mark.parametrize("changes", [True, False], ids=["changing", "at rest"])
+def test_a_reader_that_stops_reading_loses_its_connection(changes: bool) -> None:
+    """Also where nothing changes, so that no event would find their queues full."""
+
     async def scenario() -> None:
-        count = 0
+        view = Growing(changes=changes, times=PageTimes(beat=0.01, stalled=0.05))
+        async with served(view.page) as url:
+            (reader,) = await never_reading(int(url.rpartition(":")[2]), 1)
+            # It is looked only while somebody reads.
+            await until(lambda: view.count > 0 and view.readers == 0, what="the reader's end")
+            reader.close()
 
-        async def ever_larger() -> View:
-            nonlocal count
-            count += 1
-            return {"nodes": {"a": {"why": f"{count}" * 200_000}}}
+    asyncio.run(scenario())
 
-        async def quickly(_: float) -> None:
-            await asyncio.sleep(0)
 
-        page = PageServer(ever_larger, feed=Feed(ever_larger, sleep=quickly))
-        async with served(page) as url:
-            port = int(url.rpartition(":")[2])
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-            writer.write(b"GET /page/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            # The client's own reader pauses at its limit; what comes afterwards stays in the server.
+def test_two_hundred_readers_that_read_nothing_take_little_memory() -> None:
+    async def scenario() -> None:
+        view = Growing(changes=False)
+        app = web.Application()
+        app.add_routes(view.page.routes())
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=256).start()
+        async with view.page.looking():
+            sockets = await never_reading(runner.addresses[0][1], 200)
             await until(
-                lambda: (
-                    writer.transport.is_closing() or reader.exception() is not None or _gone(page)
-                ),
-                what="end",
+                lambda: view.readers == MOST_READERS, what="as many readers as there may be"
             )
-            writer.close()
+            await until(
+                lambda: runner.server is not None and len(runner.server.connections) == 200,
+                what="all",
+            )
+            assert runner.server is not None
+            transports = [each.transport for each in runner.server.connections]
+            # Their snapshot is one and the same; of its megabytes each has a piece in its own buffer.
+            waiting = [each.get_write_buffer_size() for each in transports if each is not None]
+            assert max(waiting) < 200_000
+            assert view.readers == MOST_READERS
+            for each in sockets:
+                each.close()
+        await runner.cleanup()
 
-    def _gone(page: PageServer) -> bool:
-        return not page._feed._readers and page._feed._number > 0
+    asyncio.run(scenario())
+
+
+def test_a_storm_of_readers_that_come_again_gets_what_each_missed() -> None:
+    async def scenario() -> None:
+        view = Growing(changes=True, numbers=100)
+        feed = view.page._feed
+        with feed.reading("") as reader:
+            await feed.look()
+            first = await reader.next()
+        assert first is not None
+        last = first.split(b"id: ")[1].split(b"\n")[0].decode()
+        await feed.look()
+        for _ in range(200):
+            with feed.reading(last) as reader:
+                event = await reader.next()
+            assert event is not None
+            # The same bytes for all: written as JSON once.
+            assert event is feed._events[-1].data
 
     asyncio.run(scenario())

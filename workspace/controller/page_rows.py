@@ -1,4 +1,4 @@
-"""What the cluster's page shows of a Workspace: what its server waits for, versions, replicas and last starts. Pure.
+"""What the cluster's page shows of a Workspace: what its server waits for, versions, rollout, replicas, starts. Pure.
 
 Conditions say what holds a server up, in the order of its way to the first request: the first that isn't true does.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from cache_agent.api.page.panels import Row
 from cache_agent.api.page.starts import start_row
+from cache_agent.api.page.view import Row
 from workspace.controller import conditions
 from workspace.controller.mount_news import MountNews
 from workspace.controller.objects import condition_in, has_ended, is_ready, node_of
 from workspace.controller.pod_problems import pod_problem
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import version_id
+from workspace.controller.rollout_row import rollout_row
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -26,14 +27,11 @@ _STEPS: Final = (
     (conditions.SCHEDULED, "Place for each replica"),
     (conditions.AVAILABLE, "Server answers"),
 )
-# What only takes time. All other reasons of a condition that isn't true are problems.
-UNDER_WAY: Final = frozenset(
-    {
-        Reason.RESOLVING, Reason.BUILDING, Reason.UNRESOLVED, Reason.FETCHING, Reason.WAITING_FOR_CACHE,
-        Reason.STARTING, Reason.ROLLING_OUT, Reason.STOPPED, Reason.SCALED_TO_ZERO, Reason.NOT_NEEDED,
-        Reason.ACTIVATOR_NOT_READY, "",
-    }
-)  # fmt: skip
+# What only takes time, or waits because people said so. All other reasons of a condition that isn't true are problems.
+UNDER_WAY: Final = conditions.IN_PROGRESS | {
+    Reason.ROLLING_OUT, Reason.COMPARING, Reason.INCONCLUSIVE, Reason.PAUSED, Reason.PROMOTING, Reason.STOPPED,
+    Reason.SCALED_TO_ZERO, Reason.NOT_NEEDED, Reason.ACTIVATOR_NOT_READY, "",
+}  # fmt: skip
 _ID_DIGITS: Final = 20
 _MOST_SAID: Final = 1000  # characters
 _MOST_PODS: Final = 64
@@ -50,17 +48,22 @@ def workspace_row(
     """A Workspace's row. `load`: its requests that run and wait, where they are measured."""
     metadata, status = document["metadata"], document.get("status") or {}
     ready = condition_in(status, conditions.READY)
+    versions = _versions(objects, status)
+    numbers = {each["id"]: each.get("number", 0) for each in versions}
     row: Row = {
         "name": metadata["name"],
         "space": metadata.get("namespace", ""),
         "ready": ready.get("status") == "True",
+        # While a version is rolled out, or after it was taken back, the one before answers.
+        "serves": condition_in(status, conditions.AVAILABLE).get("status") == "True",
         "reason": str(ready.get("reason") or "Unseen"),
         "why": _said(ready.get("message")),
         "bad": is_bad(ready),
         "replicas": status.get("replicas", 0),
         "readyReplicas": status.get("readyReplicas", 0),
         "steps": _steps(status),
-        "versions": _versions(objects, status),
+        "versions": versions,
+        "rollout": rollout_row(document, numbers),
         "pods": _pods(objects, mounts),
         "starts": [start_row(each) for each in (status.get("startup") or ())[:_MOST_STARTS]],
         "image": status.get("image") or _asked(document),

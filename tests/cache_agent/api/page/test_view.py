@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.api.page.node_rows import AgentLook, node_rows
-from cache_agent.api.page.panels import NodeRows, PageLimits, View, apply, compose, difference
+from cache_agent.api.page.view import NodeRows, PageLimits, View, apply, compose, difference
 from cache_agent.api.wire import ExplainView, SpaceReport, VictimView
 from tests.cache_agent.api.page.samples import (
     GB,
