@@ -49,6 +49,11 @@ _LABELS: Final = (
 RULES: Final[Rules] = {
     (): (
         ("!(has(self.replicas) && has(self.scale))", "give replicas or scale, not both"),
+        (
+            "!has(self.scale) || !has(self.rollout) || !has(self.rollout.strategy) || "
+            "self.rollout.strategy != 'external'",
+            "with strategy: external another program scales: give replicas, for the start, or nothing",
+        ),
     ),
     ("model",): (
         (
@@ -99,7 +104,8 @@ RULES: Final[Rules] = {
     ),
     ("rollout",): (
         (
-            "!has(self.steps) || self.steps.size() == 0 || has(self.strategy) && self.strategy != 'rolling'",
+            "!has(self.steps) || self.steps.size() == 0 || "
+            "has(self.strategy) && !(self.strategy in ['rolling', 'external'])",
             "steps are for strategy: canary or blueGreen",
         ),
         (

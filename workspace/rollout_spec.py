@@ -23,6 +23,7 @@ class Strategy(Enum):
     ROLLING = "rolling"
     CANARY = "canary"
     BLUE_GREEN = "blueGreen"
+    EXTERNAL = "external"
 
 
 class Pause(Strict):
@@ -100,7 +101,8 @@ class Rollout(Strict):
     strategy: Annotated[Strategy, as_enum(Strategy)] = Field(
         default=Strategy.ROLLING,
         description="rolling replaces one server after the other; canary gives the new version a growing share of "
-        "requests; blueGreen starts it beside the old one and moves all requests at once.",
+        "requests; blueGreen starts it beside the old one and moves all requests at once; external leaves replicas and "
+        "weights to another program, such as Argo Rollouts.",
     )
     steps: tuple[RolloutStep, ...] = Field(
         default=(), strict=False, max_length=32,
@@ -122,7 +124,7 @@ class Rollout(Strict):
 
     @model_validator(mode="after")
     def _fitting_steps(self) -> Self:
-        if self.strategy is Strategy.ROLLING and self.steps:
+        if self.strategy in (Strategy.ROLLING, Strategy.EXTERNAL) and self.steps:
             raise ValueError("steps are for strategy: canary or blueGreen")
         if self.strategy is Strategy.BLUE_GREEN and not all(each.pause for each in self.steps):
             raise ValueError(

@@ -36,7 +36,7 @@ from workspace.field_types import (
     refuse_repeats,
 )
 from workspace.provisioning_spec import Provisioning
-from workspace.rollout_spec import Rollout
+from workspace.rollout_spec import Rollout, Strategy
 from workspace.route_spec import Route
 from workspace.tenancy import Tenancy
 from workspace.trace_context import Tracing
@@ -339,6 +339,10 @@ class Spec(Strict):
     def _one_count(self) -> Self:
         if self.replicas is not None and self.scale is not None:
             raise ValueError("give replicas or scale, not both")
+        if self.scale is not None and self.rollout.strategy is Strategy.EXTERNAL:
+            raise ValueError(
+                "with strategy: external another program scales: give replicas, for the start, or nothing"
+            )
         return self
 
 

@@ -226,7 +226,7 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     },
     Rollout: {
         "history": COUNTS, "restartedAt": TEXT, "keepSeconds": SECONDS,
-        "strategy": st.sampled_from(["rolling", "canary", "blueGreen", "other"]),
+        "strategy": st.sampled_from(["rolling", "canary", "blueGreen", "external", "other"]),
         "steps": st.lists(
             st.one_of(
                 st.just({"pause": {}}), st.just({"weight": 10}),
@@ -285,6 +285,7 @@ def test_each_rule_refuses_what_it_is_for() -> None:
     refused = [
         {"resources": {"nodeSelector": {"": "a"}}},
         {"replicas": 1, "scale": {"max": 2}},
+        {"scale": {"max": 2}, "rollout": {"strategy": "external"}},
         {"model": {"image": "a", "hub": "b"}},
         {"model": {"image": "a", "build": {"to": "b"}}},
         {"model": {"image": "oci:./out:v1"}},

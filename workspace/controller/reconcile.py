@@ -30,12 +30,12 @@ from workspace.controller.objects import (
 from workspace.controller.observed import KEDA_GROUP, Decision, Observed, Reference, reference
 from workspace.controller.ownership import owned_by, owned_or_conflicting, permitted
 from workspace.controller.prewarm_pods import prewarm_pod
+from workspace.controller.replica_goal import is_external, is_scaled_elsewhere, replica_goal
 from workspace.controller.revisions import Revision
 from workspace.controller.rollout_view import (
     ActiveRollout,
     active_rollout,
     asked_candidates,
-    rollout_before,
 )
 from workspace.controller.route_objects import kept_objects, left_version, route_objects
 from workspace.document import workspace_of
@@ -47,11 +47,9 @@ from workspace.render.kubernetes import (
     deployment,
     has_activator,
     surrounding_objects,
-    wanted_range,
 )
 from workspace.render.release import ResolvedImages, plan_release, pod_site, server_port
 from workspace.render.trace_settings import with_tracing
-from workspace.rollout_status import RolloutPhase
 from workspace.schema import Autoscaler, Workspace
 from workspace.sources import NotBuilt
 
@@ -84,7 +82,7 @@ class _Reconciliation:
         self.current = found if found and is_owned(found, observed.uid) else None
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
-        self.goal = self._goal()
+        self.goal = replica_goal(workspace, observed, self.current)
         self._states: dict[tuple[str, int], CachedState] = {}
         self.rollout = self._rollout()
         # A version that was taken back is as if it had never been asked for.
@@ -188,7 +186,7 @@ class _Reconciliation:
             return deployed
         if self.rollout is not None and self.rollout.keeps_stable:
             return deployed
-        serves = self._current_replicas() > 0
+        serves = self._current_replicas() > 0 or (is_external(self.workspace) and self.goal > 0)
         # With no running server to replace, the desired version is active right away.
         if self.current is None or not serves or (deployed and deployed.name == self.target.name):
             return self.target
@@ -203,7 +201,7 @@ class _Reconciliation:
             return None
         return active_rollout(
             self.workspace, self.observed, target=target, deployed=self._deployed(), goal=self.goal,
-            movable=not self._scaled_elsewhere(),
+            movable=not is_scaled_elsewhere(self.workspace),
             is_warm=lambda count: self._state_for(target, count).is_cached,
         )  # fmt: skip
 
@@ -236,25 +234,12 @@ class _Reconciliation:
     def _current_replicas(self) -> int:
         return asked_replicas(self.current) if self.current else 0
 
-    def _goal(self) -> int:
-        """The desired number of replicas, regardless of how many may start now."""
-        least, most = wanted_range(self.workspace)
-        if self._scaled_elsewhere():
-            return max(least, min(most, self._current_replicas()))
-        if self.workspace.spec.scale is None:
-            return least
-        # Before the scaler's first result (after a restart) the current number is kept.
-        wanted = self._current_replicas() if self.observed.wanted is None else self.observed.wanted
-        before = rollout_before(self.observed.document)
-        unfinished = before is not None and before.phase is not RolloutPhase.COMPLETED
-        # Meanwhile the Deployment may have fewer, since servers of a new version stand in for them.
-        if self.observed.wanted is None and before is not None and unfinished:
-            wanted = max(wanted, before.replicas)
-        return max(least, min(most, wanted))
-
-    def _scaled_elsewhere(self) -> bool:
-        scale = self.workspace.spec.scale
-        return scale is not None and scale.by is not Autoscaler.BUILTIN
+    def _replicas(self) -> int:
+        """The replicas of the Workspace's own Deployment."""
+        if is_external(self.workspace):
+            # From the start all of them: fewer would never become more.
+            return self.goal if self.current is None else self._current_replicas()
+        return min(self.allowed, self.rollout.own) if self.rollout else self.allowed
 
     def _allowed(self) -> int:
         """The replicas that may run now: at most the warm nodes, but never fewer than already run."""
@@ -280,7 +265,7 @@ class _Reconciliation:
 
     def _surges(self) -> bool:
         """Whether to run one more replica: the only server is on a node that is being drained, and another is warm."""
-        if self.active is None or not self._is_replaced_first():
+        if self.active is None or is_external(self.workspace) or not self._is_replaced_first():
             return False
         where, wanted = self._state_of(self.active), {names.REVISION: self.active.id}
         servers = self.observed.pods(names.SERVER)
@@ -322,7 +307,7 @@ class _Reconciliation:
                 deployment(
                     self.workspace,
                     self.active.template,
-                    replicas=min(self.allowed, self.rollout.own) if self.rollout else self.allowed,
+                    replicas=self._replicas(),
                     startup_seconds=self.active.startup_seconds,
                     environment=self.observed.environment,
                     selector=self._selector(),

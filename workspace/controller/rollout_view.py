@@ -116,7 +116,10 @@ def active_rollout(
     `is_warm` tells whether the nodes for a number of the target's servers hold the model. `movable` allows fewer
     servers of the deployed version.
     """
-    if workspace.spec.rollout.strategy is Strategy.ROLLING or deployed is None:
+    if (
+        workspace.spec.rollout.strategy not in (Strategy.CANARY, Strategy.BLUE_GREEN)
+        or deployed is None
+    ):
         return None
     before = rollout_before(observed.document)
     known = before if before is not None and before.version == target.name else None

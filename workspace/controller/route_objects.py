@@ -11,6 +11,7 @@ from workspace.controller.route_view import usable_route
 from workspace.render import names
 from workspace.render.kubernetes import Routing
 from workspace.render.routes import http_route, version_services, written_weight
+from workspace.rollout_spec import Strategy
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -23,12 +24,16 @@ def route_objects(
     route = usable_route(workspace, observed)
     if route is None:
         return []
+    found = observed.find("HTTPRoute", workspace.name)
+    if workspace.spec.rollout.strategy is Strategy.EXTERNAL:
+        # Whoever drives tells the servers of both versions apart by labels of its own, and sets the weights.
+        services = version_services(workspace, route, routing, None)
+        return [*services, http_route(workspace, route, found, weight=None)]
     left = left_version(workspace, observed, rollout)
     new = left or (version_id(rollout.status.version) if rollout else newest)
-    found = observed.find("HTTPRoute", workspace.name)
     weight = rollout.new_weight if rollout else 0
     return [
-        *version_services(workspace, route, routing, new),
+        *version_services(workspace, route, routing, new or "none"),
         http_route(workspace, route, found, weight=0 if left else weight),
     ]
 

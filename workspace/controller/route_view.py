@@ -11,6 +11,7 @@ from workspace.controller.objects import condition_in, has_labels, is_owned
 from workspace.controller.observed import GATEWAY_GROUP, POOL_GROUP, Observed
 from workspace.controller.reasons import Reason
 from workspace.render.routes import written_weight
+from workspace.rollout_spec import Strategy
 from workspace.rollout_status import ParentReport, RouteStatus
 from workspace.route_spec import ParentRef, Route
 from workspace.schema import Workspace
@@ -34,9 +35,11 @@ def route_status(workspace: Workspace, observed: Observed, *, wanted: int) -> Ro
         return None
     found = observed.find("HTTPRoute", workspace.name)
     parents = tuple(_report(each, found, observed) for each in route.parent_refs)
+    written = 0 if found is None else written_weight(workspace, route, found)
+    is_external = workspace.spec.rollout.strategy is Strategy.EXTERNAL
     return RouteStatus(
-        wanted=wanted,
-        written=0 if found is None else written_weight(workspace, route, found),
+        wanted=written if is_external else wanted,
+        written=written,
         accepted=_all_of(_all_of((each.accepted, each.resolved)) for each in parents),
         parents=parents,
     )

@@ -20,9 +20,12 @@ Json = dict[str, Any]
 _WHOLE: Final = 100
 
 
-def http_route(workspace: Workspace, route: Route, found: Json | None, *, weight: int) -> Json:
-    """The route with `weight` percent for the new version; `found` is the one that is there, if any.
+def http_route(
+    workspace: Workspace, route: Route, found: Json | None, *, weight: int | None
+) -> Json:
+    """The route with `weight` percent for the new version, or with the weights that it has if `weight` is None.
 
+    `found` is the one that is there, if any.
     Gateways and hostnames are the spec's. Of the rules those change that lead to the Workspace, and in them its own
     backends alone. Without such a rule one is added, for all requests.
     """
@@ -58,12 +61,12 @@ def written_weight(workspace: Workspace, route: Route, found: Json) -> int:
 def version_services(
     workspace: Workspace, route: Route, routing: Routing, new: str | None
 ) -> list[Json]:
-    """What the route leads to beside the Workspace's own Service; `new` is the id of the new version, if there is any.
+    """What the route leads to beside the Workspace's own Service; `new` is the id of the new version; None selects all.
 
     They always exist: a Gateway refuses a route to what doesn't, whatever its weight.
     """
-    name, version = names.candidate(workspace.name), new or "none"
-    candidate = Routing(ports=routing.ports, uid=routing.uid, version=version)
+    name = names.candidate(workspace.name)
+    candidate = Routing(ports=routing.ports, uid=routing.uid, version=new)
     pools = route.inference_pools
     if pools is None:
         return [service_of(workspace, name, candidate)]
@@ -91,12 +94,14 @@ def _pool(
     }
 
 
-def _shared(workspace: Workspace, route: Route, rule: Json, weight: int) -> Json:
+def _shared(workspace: Workspace, route: Route, rule: Json, weight: int | None) -> Json:
     """A rule that leads to the Workspace, with the weights of both versions; any other as it is."""
     backends = list(_backends(rule))
     own = [each for each in backends if _is_own(workspace, route, each)]
-    if not own:
+    # Without weights to set only a backend that is missing is added, which gets none.
+    if not own or (weight is None and len(own) == 2):
         return rule
+    weight = weight or 0
     known = {each["name"]: each for each in own}
     both = [
         {**known.get(name, {}), **_backend(route, name), "weight": share}
