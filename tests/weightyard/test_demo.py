@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from modelimage.errors import EngineFailed
 from tests.weightyard.local import Terminal
+from weightyard.console import Console
+from weightyard.demo.background import BackgroundCommand
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,8 @@ def test_the_first_run_measures_the_variants(tmp_root: Path, smollm2: Path) -> N
     terminal = Terminal(tmp_root)
     done = run_demo(terminal, smollm2, " Paris.")
     assert done.returncode == 0, done.stderr
+    steps = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(" s")]
+    assert steps[-5:] == ["up", "ask", "down", "variants", "total"]
     shown = {
         line.split()[0]: line for line in done.stdout.splitlines() if "%" in line and "x " in line
     }
@@ -80,6 +86,23 @@ def test_the_first_run_measures_the_variants(tmp_root: Path, smollm2: Path) -> N
     ratios = [float(shown[each].split("x ")[1].split()[0]) for each in ("bf16", "int8", "int4")]
     assert ratios[0] == 1.0
     assert ratios[1] < ratios[2]
+
+
+def test_a_command_in_the_background_ends_with_the_demonstration(tmp_root: Path) -> None:
+    """Even when another step fails: here the command would wait for its input for ever."""
+    os.mkfifo(tmp_root / "never")
+    command = BackgroundCommand(["inspect", str(tmp_root / "never")], tmp_root / "log", os.environ)
+    with pytest.raises(ValueError, match="another step"), command:
+        raise ValueError("another step")
+    assert command.ended
+
+
+def test_a_failure_in_the_background_is_told(tmp_root: Path) -> None:
+    console = Console(out=io.StringIO(), err=io.StringIO())
+    command = BackgroundCommand(["pull", "oci:/nowhere:v1"], tmp_root / "log", os.environ)
+    with command, pytest.raises(EngineFailed, match="there is no") as failed:
+        command.finish(console)
+    assert str(tmp_root / "log") in str(failed.value.hint)
 
 
 @pytest.mark.slow
