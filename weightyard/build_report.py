@@ -69,9 +69,10 @@ def shown_result(
         (record.variant, format_bytes(record.size), f"model {record.key}")
         for record in result.records
     ]
-    rows = [*lines, ("tags", "", ", ".join(result.publication.tags))]
     verb = "Unchanged:" if digest == before else "Built"
-    text = f"{verb} {target}\n{digest}\n\n" + format_table(["variant", "size", "identity"], rows)
+    table = format_table(["variant", "size", "identity"], lines)
+    tags = ", ".join(result.publication.tags)
+    text = f"{verb} {target}\n{digest}\n\n{table}\n\ntags: {tags}"
     return document, text
 
 

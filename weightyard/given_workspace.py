@@ -17,12 +17,11 @@ from modelimage.errors import InvalidInput, NotFound, why
 from modelimage.layout import Layout
 from modelimage.reference import EngineReference, LayoutReference, parse_image, tag_subject
 from modelimage.source_uris import HUB, S3, hub_uri
-from weightyard.options import absolute_image
+from weightyard.options import FILE_SUFFIXES, absolute_image
 from workspace.document import parse_workspace
 from workspace.schema import Workspace
 
 STDIN: Final = "-"
-_FILE_SUFFIXES: Final = (".yaml", ".yml", ".json")
 _NAME_LENGTH: Final = 52  # of a Workspace
 _FORMS: Final = (
     "Name a Workspace file (`weightyard init` writes one), hf://ORG/NAME, an image such as "
@@ -50,7 +49,7 @@ def read_workspace(given: str, *, name: str | None, here: bool = True) -> GivenW
         return GivenWorkspace(_from_text(sys.stdin.read(), "stdin", Path() if here else None, name))
     if path.is_dir():
         return _of_directory(path, given, name)
-    if path.exists() or given.endswith(_FILE_SUFFIXES):
+    if path.exists() or given.endswith(FILE_SUFFIXES):
         base = path.parent if here else None
         return GivenWorkspace(_from_text(_read(path), given, base, name))
     return GivenWorkspace(_of_model(_model(given), name))

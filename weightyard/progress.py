@@ -20,7 +20,9 @@ PLAIN_INTERVAL: Final = 5.0  # seconds between plain lines
 QUIET_INTERVAL: Final = 20.0  # seconds between plain lines while a stage stays where it is
 EVENT_INTERVAL: Final = 1.0  # seconds between JSON events
 RATE_WINDOW: Final = 10.0  # seconds over which the shown rate is averaged
-_MILLISECOND: Final = 1e-3  # the shortest time over which a rate is computed
+_SHORTEST: Final = (
+    0.1  # seconds over which a rate is computed: a shorter time says nothing of a machine
+)
 
 
 class Output(Protocol):
@@ -58,8 +60,10 @@ class Meter:
         self.already += count
 
     def rate(self, now: float) -> float:
-        """Bytes a second over the last ten seconds, or since the start; 0 before the first bytes."""
-        window = min(max(now - self.started, _MILLISECOND), RATE_WINDOW)
+        """Bytes a second over the last ten seconds, or since the start; 0 as long as it can't be known."""
+        window = min(now - self.started, RATE_WINDOW)
+        if window < _SHORTEST:
+            return 0.0
         recent = sum(count for at, count in self._seen if at >= now - RATE_WINDOW)
         return recent / window
 
@@ -85,10 +89,10 @@ class Meter:
         return ", ".join(parts)
 
     def total_line(self, took: float) -> str:
-        """`2.0 GB, 500 MB/s`, with the bytes that already existed, if any."""
+        """`2.0 GB, 500 MB/s`, with the bytes that already existed, if any; no rate over too short a time."""
         fresh = self.done - self.already
         there = [f"{format_bytes(self.already)} of it there already"] if self.already else []
-        rate = [f"{format_bytes(fresh / max(took, _MILLISECOND))}/s"] if fresh else []
+        rate = [f"{format_bytes(fresh / took)}/s"] if fresh and took >= _SHORTEST else []
         return ", ".join([format_bytes(self.done), *there, *rate])
 
 

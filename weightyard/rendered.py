@@ -42,7 +42,7 @@ _EXPLAINED: Final[Mapping[str, tuple[str, ...]]] = {
         "Karpenter (karpenter.sh/v1) and the node class that nodeClassRef names.",
         "Weightyard's chart: its agents tolerate the taints, and its controller takes the startup taint away.",
     ),
-    "up": ("nothing: it is the command that `weightyard up` starts, for reading.",),
+    "up": (),
 }  # fmt: skip
 
 
@@ -90,6 +90,11 @@ def header(
         *(f"Needs: {each}" for each in _EXPLAINED[target]),
         *(f"Needs: {each}" for each in _needs(workspace, release, target)),
         *_metrics(target, scraped_from),
+        *(
+            ["For reading: the command that `weightyard up` starts on this machine."]
+            if target == "up"
+            else []
+        ),
     ]
 
 

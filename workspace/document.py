@@ -40,7 +40,10 @@ def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspa
     held = ", ".join(each.name for each in found)
     if only is not None and not chosen:
         raise InvalidInput(f"{name} holds no workspace {only!r}; it holds: {held}")
-    raise InvalidInput(f"{name} holds several workspaces: {held}", hint="Choose one with --name.")
+    raise InvalidInput(
+        f"{name} holds several workspaces: {held}",
+        hint="Choose one with --name, or give its name in place of the file.",
+    )
 
 
 def _workspace(node: yaml.Node, name: str) -> Workspace:

@@ -70,7 +70,7 @@ def refusal(request: web.Request, token: str | None) -> tuple[int, str] | None:
     """The status and the reason for a request over TCP that may not be answered; None for one that may."""
     if _host(request.headers.get("Host", "")) not in _HOSTS:
         return 421, "the host isn't this machine"
-    of_page = request.path.startswith(PREFIX)
+    of_page = f"{request.path}/".startswith(PREFIX)
     if not _is_from_no_page(request) and not (of_page and _is_from_own_page(request)):
         return 403, "web pages may not use this API"
     is_open = request.path in _OPEN or (of_page and not _is_events(request))

@@ -17,6 +17,7 @@ from weightyard.cli import entries, main
 from weightyard.cli import weightyard as program
 from weightyard.console import Console
 from weightyard.given_workspace import read_workspace, workspace_name
+from weightyard.options import workspace_named
 from weightyard.topics import TOPICS
 
 
@@ -154,3 +155,31 @@ def test_up_and_render_take_a_workspace_alike(
 def test_a_missing_choice_is_told_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "w.yaml"]) == 2
     assert "Choose from: kubernetes, compose, llm-d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("down", "{file}"), "chat: not running"),
+        (("logs", "{file}"), "workspace 'chat' has no server log here"),
+        (("explain", "{file}"), "'chat' is unknown on this node"),
+    ],
+)
+def test_a_file_stands_for_the_name_in_it(
+    tmp_root: Path, words: tuple[str, ...], says: str
+) -> None:
+    """What was started by its file is stopped and looked at by it."""
+    terminal = Terminal(tmp_root)
+    file = workspace(tmp_root, "chat", "oci:img:v1")
+    done = terminal.run(*(word.format(file=file) for word in words))
+    assert says in done.stdout + done.stderr
+
+
+def test_a_file_in_place_of_a_name_is_read_as_any_other(tmp_root: Path) -> None:
+    for text, says in [("kind: [", "not valid YAML"), ("", "no document")]:
+        (tmp_root / "w.yaml").write_text(text)
+        with pytest.raises(InvalidInput, match=says):
+            workspace_named(str(tmp_root / "w.yaml"))
+    with pytest.raises(NotFound):
+        workspace_named(str(tmp_root / "missing.yml"))
+    assert workspace_named("chat") == "chat"

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from weightyard.console import Console, pass_console
-from weightyard.options import Number, root_option
+from weightyard.options import Number, WorkspaceName, root_option
 from weightyard.up.state import WorkspaceDirectory, all_workspaces, is_running
 from weightyard.up.stop import StopResult, check_name, has_processes, stop_workspace
 
 
 @click.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=WorkspaceName(), metavar="[NAMES]...")
 @click.option("--all", "everything", is_flag=True, help="Stop all that run here.")
 @click.option(
     "--timeout", type=Number(min=0), default=40.0, show_default=True,
@@ -24,7 +24,7 @@ from weightyard.up.stop import StopResult, check_name, has_processes, stop_works
 def down(
     console: Console, /, *, names: tuple[str, ...], everything: bool, timeout: float, root: Path
 ) -> None:
-    """Stop the workspaces NAMES and their servers. Stopping one that doesn't run isn't an error."""
+    """Stop the workspaces NAMES, or those of files, and their servers. Stopping one that doesn't run isn't an error."""
     if everything == bool(names):
         raise click.UsageError("name the workspaces to stop, or give --all")
     wanted = [s.name for s in all_workspaces(root) if is_running(s)] if everything else names

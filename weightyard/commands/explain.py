@@ -14,7 +14,7 @@ from modelimage.errors import NotFound, WeightyardError
 from weightyard.cluster_starts import find_starts
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
-from weightyard.options import ModelName, root_option
+from weightyard.options import ModelName, root_option, workspace_named
 from weightyard.start_text import start_lines
 from weightyard.text import format_bytes, format_duration
 from weightyard.up.state import State, all_workspaces, condition
@@ -23,8 +23,15 @@ from workspace.startup import Startup
 Found = tuple[list[dict[str, Any]], str]
 
 
+class _Subject(ModelName):
+    """An image, or the name of a workspace or a pod; a Workspace's file stands for its name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(workspace_named(str(value)), param, ctx)
+
+
 @click.command()
-@click.argument("subject", type=ModelName(), metavar="WORKSPACE|POD|IMAGE")
+@click.argument("subject", type=_Subject(), metavar="WORKSPACE|POD|IMAGE")
 @click.option("-n", "--namespace", help="Look in this namespace of the cluster.")
 @cluster_options
 @root_option

@@ -11,7 +11,7 @@ import click
 
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import WholeNumber, root_option
+from weightyard.options import WholeNumber, WorkspaceName, root_option
 from weightyard.up.state import WorkspaceDirectory, is_running
 from weightyard.up.stop import check_name
 
@@ -19,7 +19,7 @@ _POLL = 0.2
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=WorkspaceName(), metavar="NAME")
 @click.option(
     "-f", "--follow", is_flag=True, help="Follow the log until the workspace stops or Ctrl-C."
 )

@@ -10,7 +10,7 @@ from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import SuggestingGroup
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
-from weightyard.options import WholeNumber
+from weightyard.options import WholeNumber, WorkspaceName
 from workspace.controller.revisions import POD_PARTS, Revision, history
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
@@ -58,7 +58,7 @@ def rollout() -> None:
 
 
 @rollout.command("history")
-@click.argument("name")
+@click.argument("name", type=WorkspaceName(), metavar="NAME")
 @_in_namespace
 @cluster_options
 @pass_console
@@ -80,7 +80,7 @@ def show_history(
 
 
 @rollout.command()
-@click.argument("name")
+@click.argument("name", type=WorkspaceName(), metavar="NAME")
 @_in_namespace
 @cluster_options
 @pass_console
@@ -165,7 +165,7 @@ def _route_rows(route: RouteStatus) -> list[list[str]]:
 
 
 @rollout.command()
-@click.argument("name")
+@click.argument("name", type=WorkspaceName(), metavar="NAME")
 @_in_namespace
 @cluster_options
 @pass_console
@@ -183,7 +183,7 @@ def pause(
 
 
 @rollout.command()
-@click.argument("name")
+@click.argument("name", type=WorkspaceName(), metavar="NAME")
 @_in_namespace
 @cluster_options
 @pass_console
@@ -204,7 +204,7 @@ def resume(
 
 
 @rollout.command()
-@click.argument("name")
+@click.argument("name", type=WorkspaceName(), metavar="NAME")
 @_in_namespace
 @cluster_options
 @pass_console
@@ -222,7 +222,7 @@ def promote(
 
 
 @rollout.command()
-@click.argument("name")
+@click.argument("name", type=WorkspaceName(), metavar="NAME")
 @_in_namespace
 @cluster_options
 @pass_console
@@ -268,7 +268,7 @@ def _ask(
 
 
 @rollout.command()
-@click.argument("name")
+@click.argument("name", type=WorkspaceName(), metavar="NAME")
 @click.option(
     "--to-revision",
     type=WholeNumber(1),

@@ -120,7 +120,7 @@ def test_a_form_is_no_request() -> None:
     assert ask(WITH_TOKEN, method="DELETE") == 200
 
 
-@pytest.mark.parametrize("path", ["/page/", "/page/page.js"])
+@pytest.mark.parametrize("path", ["/page", "/page/", "/page/page.js"])
 def test_the_pages_files_need_no_token_and_are_asked_for_by_the_page_itself(path: str) -> None:
     assert ask({}, path=path) == 200
     assert ask({"Sec-Fetch-Site": "same-origin"}, path=path) == 200
