@@ -25,7 +25,7 @@ from modelimage.trace_headers import (
     TRACEPARENT,
     TRACESTATE,
     VARIABLE,
-    Origin,
+    SpanOrigin,
     is_on,
     is_parent,
 )
@@ -132,11 +132,11 @@ def exporting(environ: Mapping[str, str], *, service: str) -> Iterator[None]:
         close(provider, environ)
 
 
-_HERE: Final = Origin()
+_HERE: Final = SpanOrigin()
 
 
 @contextmanager
-def span(name: str, origin: Origin = _HERE, **attributes: str | int) -> Iterator[None]:
+def span(name: str, origin: SpanOrigin = _HERE, **attributes: str | int) -> Iterator[None]:
     """A span of the current trace, or of its origin's; nothing while tracing is off.
 
     An error ends it with the error's class, without its words.

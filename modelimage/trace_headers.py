@@ -28,7 +28,7 @@ def is_on(environ: Mapping[str, str]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SpanOrigin:
     """Where a span comes from: the headers of its parent, and those of a trace that it is linked to.
 
     `began`: when, in nanoseconds since the epoch; 0 is now.
@@ -50,12 +50,12 @@ def trace_id(header: str) -> str:
     return header.split("-")[1] if is_parent(header) else ""
 
 
-def passed_on(parents: Sequence[str], states: Sequence[str]) -> Origin:
+def passed_on(parents: Sequence[str], states: Sequence[str]) -> SpanOrigin:
     """Where a request comes from that has these headers: from nowhere if there are several parents, or one is none.
 
     So says the standard. A `tracestate` that is longer than what must be taken is left out.
     """
     if len(parents) != 1 or not is_parent(parents[0]):
-        return Origin()
+        return SpanOrigin()
     state = ",".join(states)
-    return Origin(parents[0], state if len(state) <= _LONGEST_STATE else "")
+    return SpanOrigin(parents[0], state if len(state) <= _LONGEST_STATE else "")

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 
 from modelimage.digest import Digest
 from quantize.agreement import Totals, comparison, measure, windows
-from quantize.bf16_products import fast_products
 from quantize.calibration import Calibration
 from quantize.checkpoint import open_checkpoint
 from quantize.dequantize import ROWS, Floats, Quantized, TensorFile, read_quantized
@@ -74,7 +73,7 @@ def compare(
         _round_activations(subject, plan)
     totals = Totals()
     parts = list(windows(source, text))
-    with torch.inference_mode(), fast_products(device):
+    with torch.inference_mode():
         for done, window in enumerate(parts):
             inputs = torch.tensor([window], device=device)
             on_stage(Stage(COMPARING, 2 * done, 2 * len(parts)))

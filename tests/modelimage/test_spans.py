@@ -94,7 +94,7 @@ def test_what_is_no_parent_begins_a_trace(header: str) -> None:
         with (
             collector.named() as environ,
             spans.exporting(environ, service="test"),
-            spans.span("work", trace_headers.Origin(header, link=header)),
+            spans.span("work", trace_headers.SpanOrigin(header, link=header)),
         ):
             pass
         (span,) = collector.spans
@@ -104,11 +104,11 @@ def test_what_is_no_parent_begins_a_trace(header: str) -> None:
 
 def test_a_parent_is_continued_with_its_state() -> None:
     parent = f"00-{TRACE}-00f067aa0ba902b7-01"
-    assert trace_headers.passed_on([parent], ["a=1", "b=2"]) == trace_headers.Origin(
+    assert trace_headers.passed_on([parent], ["a=1", "b=2"]) == trace_headers.SpanOrigin(
         parent, "a=1,b=2"
     )
-    assert trace_headers.passed_on([parent, parent], []) == trace_headers.Origin()
-    assert trace_headers.passed_on([parent], ["a=" + "x" * 600]) == trace_headers.Origin(parent)
+    assert trace_headers.passed_on([parent, parent], []) == trace_headers.SpanOrigin()
+    assert trace_headers.passed_on([parent], ["a=" + "x" * 600]) == trace_headers.SpanOrigin(parent)
 
 
 def test_an_unsampled_parent_costs_no_export() -> None:
@@ -117,7 +117,7 @@ def test_an_unsampled_parent_costs_no_export() -> None:
         with (
             collector.named() as environ,
             spans.exporting(environ, service="test"),
-            spans.span("work", trace_headers.Origin(f"00-{TRACE}-00f067aa0ba902b7-00")),
+            spans.span("work", trace_headers.SpanOrigin(f"00-{TRACE}-00f067aa0ba902b7-00")),
         ):
             assert trace_headers.trace_id(spans.traceparent()) == TRACE
         assert collector.spans == []

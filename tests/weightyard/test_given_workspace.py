@@ -17,8 +17,8 @@ from weightyard.cli import entries, main
 from weightyard.cli import weightyard as program
 from weightyard.console import Console
 from weightyard.given_workspace import read_workspace, workspace_name
-from weightyard.options import workspace_named
 from weightyard.topics import TOPICS
+from weightyard.workspace_names import workspace_named
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from weightyard.console import Console, pass_console
-from weightyard.options import Number, WorkspaceName, root_option
+from weightyard.options import Number, root_option
 from weightyard.up.state import WorkspaceDirectory, all_workspaces, is_running
 from weightyard.up.stop import StopResult, check_name, has_processes, stop_workspace
+from weightyard.workspace_names import WorkspaceName
 
 
 @click.command()

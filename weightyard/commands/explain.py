@@ -14,10 +14,11 @@ from modelimage.errors import NotFound, WeightyardError
 from weightyard.cluster_starts import find_starts
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
-from weightyard.options import ModelName, root_option, workspace_named
+from weightyard.options import ModelName, root_option
 from weightyard.start_text import start_lines
 from weightyard.text import format_bytes, format_duration
 from weightyard.up.state import State, all_workspaces, condition
+from weightyard.workspace_names import workspace_named
 from workspace.startup import Startup
 
 Found = tuple[list[dict[str, Any]], str]

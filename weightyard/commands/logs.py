@@ -11,9 +11,10 @@ import click
 
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import WholeNumber, WorkspaceName, root_option
+from weightyard.options import WholeNumber, root_option
 from weightyard.up.state import WorkspaceDirectory, is_running
 from weightyard.up.stop import check_name
+from weightyard.workspace_names import WorkspaceName
 
 _POLL = 0.2
 

@@ -10,7 +10,8 @@ from modelimage.errors import InvalidInput, NotFound
 from weightyard.advanced import SuggestingGroup
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
-from weightyard.options import WholeNumber, WorkspaceName
+from weightyard.options import WholeNumber
+from weightyard.workspace_names import WorkspaceName
 from workspace.controller.revisions import POD_PARTS, Revision, history
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names

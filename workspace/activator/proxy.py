@@ -226,7 +226,7 @@ async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.St
     return response
 
 
-def _came_from(headers: CIMultiDictProxy[str]) -> trace_headers.Origin:
+def _came_from(headers: CIMultiDictProxy[str]) -> trace_headers.SpanOrigin:
     """The trace that a request is part of: what clients send of it is bounded, and ignored if it can't be one."""
     return trace_headers.passed_on(
         headers.getall(trace_headers.TRACEPARENT, ()), headers.getall(trace_headers.TRACESTATE, ())

@@ -18,8 +18,8 @@ from modelimage.cpus import FLAGS
 from modelimage.errors import InvalidInput
 from workspace.controller.objects import condition
 from workspace.hardware import Gpu, Hardware, find_gpu, requested_hardware
+from workspace.node_demands import demanded_terms
 from workspace.node_terms import match
-from workspace.provisioning import demanded_terms
 from workspace.render import names
 from workspace.render.pod import gpu_resource, tolerations
 from workspace.schema import Resources, Vendor

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from modelimage.spans import span
-from modelimage.trace_headers import Origin
+from modelimage.trace_headers import SpanOrigin
 from workspace.controller.object_cache import Key
 from workspace.controller.observed import Action, Apply, Decision
 from workspace.render import names
@@ -23,7 +23,7 @@ def reconciling(key: Key, decision: Decision, began: int) -> AbstractContextMana
     """The span of a pass over a Workspace. `began`: in nanoseconds since the epoch."""
     if not decision.actions:
         return nullcontext()
-    origin = Origin(decision.trace, began=began)
+    origin = SpanOrigin(decision.trace, began=began)
     return span("reconcile", origin, workspace="/".join(key), writes=len(decision.actions))
 
 
@@ -45,7 +45,7 @@ def tell_step(before: RolloutStatus | None, now: RolloutStatus | None, trace: st
     ):  # fmt: skip
         return
     with span(
-        "rollout step", Origin(trace), version=now.version, phase=now.phase.value, step=now.step, weight=now.weight,
+        "rollout step", SpanOrigin(trace), version=now.version, phase=now.phase.value, step=now.step, weight=now.weight,
     ):  # fmt: skip
         pass
 

@@ -9,8 +9,8 @@ from workspace.controller.revisions import version_id
 from workspace.controller.rollout_view import ActiveRollout
 from workspace.controller.route_view import usable_route
 from workspace.render import names
+from workspace.render.http_route import http_route, version_services, written_weight
 from workspace.render.kubernetes import Routing
-from workspace.render.routes import http_route, version_services, written_weight
 from workspace.rollout_spec import Strategy
 from workspace.schema import Workspace
 

@@ -10,7 +10,7 @@ from workspace.controller.conditions import StatusCondition
 from workspace.controller.objects import condition_in, has_labels, is_owned
 from workspace.controller.observed import GATEWAY_GROUP, POOL_GROUP, Observed
 from workspace.controller.reasons import Reason
-from workspace.render.routes import written_weight
+from workspace.render.http_route import written_weight
 from workspace.rollout_spec import Strategy
 from workspace.rollout_status import ParentReport, RouteStatus
 from workspace.route_spec import ParentRef, Route

@@ -17,7 +17,7 @@ import aiohttp
 
 from modelimage.errors import InvalidInput, RemoteRefused, WeightyardError, release_locals
 from modelimage.spans import span
-from modelimage.trace_headers import Origin
+from modelimage.trace_headers import SpanOrigin
 from workspace import arguments
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.conditions import sentence
@@ -163,7 +163,7 @@ class ScalingLoop:
             self._runner.queue.add(key)
             if answer.replicas != load.current:
                 version = self._runner.traces.get(key, "")
-                origin = Origin(load.trace or version, link=version if load.trace else "")
+                origin = SpanOrigin(load.trace or version, link=version if load.trace else "")
                 steps = {"from": load.current, "to": answer.replicas}
                 with span("scale", origin, workspace="/".join(key), **steps):
                     await self._tell(key, load.current, answer)

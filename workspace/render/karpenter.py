@@ -12,7 +12,7 @@ from typing import Any, Final
 from cache_agent.api.shared_names import STARTUP_TAINT
 from modelimage.errors import InvalidInput
 from workspace.hardware import Hardware
-from workspace.provisioning import CAPACITY_TYPE, CLOUDS, Cloud, gpu_terms
+from workspace.node_demands import CAPACITY_TYPE, CLOUDS, Cloud, gpu_terms
 from workspace.provisioning_spec import Spot
 from workspace.render import names
 from workspace.render.kubernetes import wanted_range

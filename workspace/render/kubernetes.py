@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from workspace.provisioning import queue_label
+from workspace.node_demands import queue_label
 from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.build_settings import BuildSettings

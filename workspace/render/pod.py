@@ -10,13 +10,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from workspace.node_terms import Term, both, is_in
-from workspace.provisioning import (
+from workspace.node_demands import (
     capacity_preferences,
     capacity_tolerations,
     demanded_terms,
     queue_label,
 )
+from workspace.node_terms import Term, both, is_in
 from workspace.render import drain, names
 from workspace.render.quantities import canonical, total_bytes
 from workspace.render.release import Release

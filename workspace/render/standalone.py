@@ -10,8 +10,8 @@ from typing import Any, Final
 from modelimage.errors import InvalidInput
 from modelimage.reference import LayoutReference, parse_image
 from workspace.hardware import Hardware
+from workspace.node_demands import discovered_terms
 from workspace.node_terms import Term
-from workspace.provisioning import discovered_terms
 from workspace.provisioning_spec import Provisioner
 from workspace.render.quantities import canonical, total_bytes
 from workspace.render.release import Release

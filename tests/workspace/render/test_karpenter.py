@@ -12,8 +12,8 @@ from modelimage.errors import InvalidInput
 from tests.workspace import samples
 from tests.workspace.render.test_published import PUBLISHED
 from workspace.hardware import requested_hardware
+from workspace.node_demands import CLOUDS, demanded_terms
 from workspace.node_terms import match
-from workspace.provisioning import CLOUDS, demanded_terms
 from workspace.render.karpenter import node_pool
 
 Json = dict[str, Any]

@@ -14,9 +14,9 @@ from jsonschema import Draft202012Validator
 from tests.workspace import openapi, samples
 from workspace.render.autoscalers import autoscaler
 from workspace.render.cluster import render_kubernetes
+from workspace.render.http_route import http_route, version_services
 from workspace.render.kubernetes import Routing, SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
-from workspace.render.routes import http_route, version_services
 
 Json = dict[str, Any]
 PUBLISHED = Path(__file__).parent / "published"

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from tests.workspace.samples import release, workspace
 from workspace.controller.nodes import KubeNode, eligible
 from workspace.hardware import GPUS, Gpu
+from workspace.node_demands import CLOUDS, demanded_terms, discovered_terms, gpu_terms
 from workspace.node_terms import Term, both, is_above, is_in, is_not_in, match
-from workspace.provisioning import CLOUDS, demanded_terms, discovered_terms, gpu_terms
 from workspace.provisioning_spec import Provisioning
 from workspace.render.cluster import render_kubernetes
 from workspace.render.kubernetes import SystemSettings, deployment
