@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -10,12 +11,19 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from modelimage.errors import InvalidInput
 
+# `cosign generate-key-pair` and `skopeo generate-sigstore-key`: JSON with scrypt and NaCl's secretbox inside.
+_COSIGN_KEY: Final = re.compile(rb"BEGIN ENCRYPTED (?:COSIGN|SIGSTORE) PRIVATE KEY")
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 
 
 def load_private_key(pem: bytes, password: bytes | None = None) -> PrivateKey:
     """Load a PEM private key (PKCS 8), encrypted or not. Raises InvalidInput."""
+    if _COSIGN_KEY.search(pem):
+        raise InvalidInput(
+            "the private key is in cosign's own format, which only cosign and skopeo read",
+            hint="Sign with a PEM key (openssl genpkey); `cosign import-key-pair --key` gives cosign the same one.",
+        )
     try:
         key = serialization.load_pem_private_key(pem, password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -191,6 +191,14 @@ def test_encrypted_keys_need_their_password() -> None:
             keys.load_private_key(data, password)
 
 
+@pytest.mark.parametrize("tool", ["COSIGN", "SIGSTORE"])
+def test_a_key_in_cosigns_own_format_is_named_as_such(tool: str) -> None:
+    head, foot = (f"-----{word} ENCRYPTED {tool} PRIVATE KEY-----\n" for word in ("BEGIN", "END"))
+    data = f"{head}eyJrZGYiOnsibmFtZSI6InNjcnlwdCJ9fQ==\n{foot}".encode()
+    with pytest.raises(InvalidInput, match="cosign's own format"):
+        keys.load_private_key(data, b"pw")
+
+
 def test_what_is_no_key_or_of_no_use_is_invalid_input() -> None:
     with pytest.raises(InvalidInput):
         keys.load_private_key(b"x")
