@@ -52,7 +52,10 @@ def test_tables_fit_the_terminal() -> None:
 def test_an_unchanged_build_says_so(terminal: Terminal, tiny_image: str) -> None:
     checkpoint = Path(tiny_image.removeprefix("oci:")).parent / "checkpoint"
     words = ("build", str(checkpoint), "--to", "oci:out:v1")
-    assert terminal.ok(*words).startswith("Built")
+    built = terminal.ok(*words)
+    assert built.startswith("Built")
+    # Not a row of the table, whose columns are others.
+    assert built.splitlines()[-2:] == ["", "tags: v1, v1-modelpack"]
     assert terminal.ok(*words).startswith("Unchanged:")
     assert json.loads(terminal.ok(*words, "--json"))["unchanged"]
 

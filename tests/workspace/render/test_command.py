@@ -219,6 +219,8 @@ def test_every_target_says_what_it_needs(
         "up": ["weightyard up"],
     }
     assert [each for each in words[target] if each not in head] == []
+    # A command to read needs nothing, and says so by saying nothing.
+    assert ("Needs:" in head) == (target != "up")
 
 
 def test_metrics_are_announced_only_where_they_are_let_through(
