@@ -12,6 +12,8 @@ import traceback
 from enum import Enum
 from typing import ClassVar
 
+from modelimage.log_text import without_credentials
+
 
 class Fault(Enum):
     """Whose fault an error is."""
@@ -33,8 +35,9 @@ class WeightyardError(Exception):
     retry: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        # Messages quote others, who may repeat what they were sent; they end in logs, status and terminals.
+        self.message = without_credentials(message)
+        super().__init__(self.message)
         self.hint = hint
         self.kind = type(self).__name__
 
