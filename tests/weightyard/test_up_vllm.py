@@ -123,14 +123,14 @@ def test_ps_and_logs(ready: dict[str, Any], terminal: Terminal) -> None:
 
 
 def test_build_pull_and_start_are_one_trace(ready: dict[str, Any], collector: Collector) -> None:
-    """A request has a trace of its own, or its client's."""
+    """So is a request whose client has no trace: vLLM's parent is that of its start."""
     ask(ready["url"], "The capital of Spain is")
     # vLLM sends its spans every few seconds.
     wait_until(lambda: REQUEST in collector.by_name(), what="the span of a request")
     found = {span.name for span in collector.spans if span.trace_id.hex() == TRACE}
     assert {"weightyard build", "pack", "hash", "publish"} <= found
     assert {"pull", "resolving", "fetching", "publishing"} <= found
-    assert {"Load model", "Load weights", "API server setup"} <= found
+    assert {"Overall Loading", "Load model", "Load weights"} <= found
     services = {collector.services[span.span_id] for span in collector.spans}
     assert services == {"weightyard", "weightyard-agent", "smollm2-demo"}
 
