@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from modelimage.errors import Busy, DigestMismatch, Fault, NotWritable, WeightyardError
 
 
@@ -11,6 +13,13 @@ class DiskFailed(NotWritable):
 
 class Vanished(DiskFailed):
     """A name that the store was using is gone: removed by another command, or by hand. The disk is sound."""
+
+
+class Exhausted(Busy):
+    """The process may open no more files, or has no memory left.
+
+    No DiskFailed: what can't be looked at now is neither damaged nor missing.
+    """
 
 
 class LinkRefused(NotWritable):
@@ -25,6 +34,21 @@ def cancelled() -> Cancelled:
 def too_many_pulls(count: int) -> Busy:
     """The error of a pull that isn't even let wait."""
     return Busy(f"{count:,} pulls wait for their turn already", hint="Try again in a minute.")
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether a system call was refused for want of descriptors or memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    )
+
+
+def exhausted(what: str, error: BaseException) -> Exhausted:
+    """The error for such a refusal. `what`: what wasn't done."""
+    return Exhausted(
+        f"{what}: {error.strerror if isinstance(error, OSError) else 'no memory left'}",
+        hint="Try again. If it stays, raise the agent's limit of open files (LimitNOFILE, ulimit -n) or of memory.",
+    )
 
 
 def no_thread(error: RuntimeError) -> Busy:

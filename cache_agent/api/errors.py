@@ -14,6 +14,7 @@ STATUSES: Final[tuple[tuple[type[WeightyardError], int], ...]] = (
     (errors.NotFound, 404),
     (errors.AccessDenied, 403),
     (errors.InUse, 409),
+    (ours.Exhausted, 503),
     (errors.Busy, 409),
     (ours.Cancelled, 499),
     (errors.InvalidInput, 400),

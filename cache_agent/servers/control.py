@@ -26,7 +26,7 @@ from cache_agent.api.errors import status_of, to_view
 from cache_agent.api.page.page_server import PageServer
 from cache_agent.api.wire import GcBody, LeaseBody, PinBody, PullBody, WarmBody, to_document
 from cache_agent.api.wire_parsers import parse_json
-from cache_agent.errors import AgentBug
+from cache_agent.errors import AgentBug, exhausted, is_exhaustion
 from cache_agent.node.control_service import Service, done_view, progress_view, with_desired
 from cache_agent.node.threads import BlockingExecutor
 from cache_agent.observability.recent_events import RecentEvents
@@ -192,7 +192,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _one(to_view(_bug(error)), status=500)
 
 
-def _bug(error: Exception) -> AgentBug:
+def _bug(error: Exception) -> WeightyardError:
+    if is_exhaustion(error):
+        return exhausted("the request wasn't carried out", error)
     logger.error("a request to the control API failed", exc_info=error)
     return AgentBug(
         f"the agent failed: {type(error).__name__}: {first_line(error)}",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cache_agent.errors import DiskFailed, LinkRefused, Vanished
+from cache_agent.errors import DiskFailed, LinkRefused, Vanished, exhausted, is_exhaustion
 from modelimage.durable import start_writeback
 from modelimage.errors import NoSpace, NotWritable, WeightyardError
 
@@ -58,7 +58,7 @@ def ignore(operation: Operation) -> None:
 class Disk:
     """Changes one filesystem. `observe` runs before each change; an OSError that it raises fails that change.
 
-    Every method raises NoSpace, NotWritable, LinkRefused or DiskFailed, never OSError.
+    Every method raises NoSpace, NotWritable, LinkRefused, DiskFailed or Exhausted, never OSError.
     """
 
     def __init__(self, observe: Observer = ignore) -> None:
@@ -241,7 +241,7 @@ class Disk:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Map OSErrors from reading a store's file to NoSpace, NotWritable or DiskFailed."""
+    """Map OSErrors from reading a store's file to NoSpace, NotWritable, DiskFailed or Exhausted."""
     try:
         yield
     except OSError as error:
@@ -310,6 +310,8 @@ def scan(directory: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         if error.errno in _NO_DIRECTORY:
             return [], []
+        if is_exhaustion(error):
+            raise exhausted(f"can't list {directory}", error) from error
         raise DiskFailed(f"can't list {directory}: {error.strerror}") from error
     return plain, others
 
@@ -346,6 +348,8 @@ def _mapped(path: Path, error: OSError) -> WeightyardError:
             f"{path} was removed while it was used",
             hint="Try again. Only `weightyard` may remove files of a cache; `weightyard check --repair` mends it.",
         )
+    if is_exhaustion(error):
+        return exhausted(f"can't use {path} now", error)
     return DiskFailed(
         f"the disk failed at {path}: {reason}",
         hint="Look at the kernel's log (dmesg) and run `weightyard check`.",
