@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, rule
+from hypothesis.stateful import initialize, invariant, rule
 
 from cache_agent.api.kube_objects import timestamp
 from tests.examples import examples
 from tests.workspace.controller.simulation import NAME, NAMESPACE
 from tests.workspace.controller.test_fixed_point import Controller
 from workspace.analysis import AnalysisResult, Judgement, Outcome
+from workspace.controller.observed import GATEWAY_GROUP
 from workspace.controller.rollout_plan import (
     Commands,
     ReplicaSplit,
@@ -41,6 +42,7 @@ SPECS = [
     {"strategy": "blueGreen", "steps": [{"pause": {}}], "keepSeconds": 60},
     {"strategy": "blueGreen", "keepSeconds": 0},
 ]  # fmt: skip
+ROUTE = {"parentRefs": [{"name": "public"}]}
 ORDERS = 10_000
 
 
@@ -256,10 +258,28 @@ def test_going_back_at_any_moment_ends_with_the_old_version(how: str) -> None:
 class RolloutController(Controller):
     """The whole controller's machine, with versions that replace each other by all strategies."""
 
-    @initialize(labels=st.booleans(), rollout=st.sampled_from(SPECS))
-    def start(self, labels: bool, rollout: Json) -> None:
+    @initialize(labels=st.booleans(), rollout=st.sampled_from(SPECS), routed=st.booleans())
+    def start(self, labels: bool, rollout: Json, routed: bool) -> None:
         super().start(labels)
-        self.cluster.change_spec(rollout=rollout)
+        self.cluster.change_spec(rollout=rollout, route=ROUTE if routed else None)
+        self.cluster.gateway_groups = frozenset({GATEWAY_GROUP})
+
+    @rule(route=st.sampled_from([ROUTE, None]))
+    def change_route(self, route: Json | None) -> None:
+        self.cluster.change_spec(route=route)
+
+    @rule(installed=st.booleans())
+    def gateway_api(self, installed: bool) -> None:
+        self.cluster.gateway_groups = frozenset({GATEWAY_GROUP} if installed else ())
+        if not installed and ("HTTPRoute", NAMESPACE, NAME) in self.cluster.api.objects:
+            self.cluster.api.delete("HTTPRoute", NAMESPACE, NAME)
+
+    def settle(self) -> None:
+        """Until nothing changes any more, streams of versions without requests ended as well."""
+        self.cluster.settle()
+        while (version := self.cluster.decide().drained) is not None:
+            self.cluster.idle = version
+            self.cluster.settle()
 
     @rule(rollout=st.sampled_from([*SPECS, {"strategy": "rolling"}]))
     def change_rollout(self, rollout: Json) -> None:
@@ -303,6 +323,16 @@ class RolloutController(Controller):
         assert state.stable.endswith(labels[names.REVISION])
         if state.is_withdrawn:
             assert ("Deployment", NAMESPACE, names.candidate(NAME)) not in self.cluster.api.objects
+
+    @invariant()
+    def others_rules_stay(self) -> None:
+        """Of the route's rules those without a backend of ours are never touched."""
+        if not hasattr(self, "cluster"):
+            return
+        for each in self.cluster.api.list("HTTPRoute", NAMESPACE):
+            for found in each["spec"]["rules"]:
+                backends = {backend["name"] for backend in found["backendRefs"]}
+                assert backends in ({"theirs"}, {NAME, names.candidate(NAME)})
 
 
 TestRollouts = pytest.mark.slow(RolloutController.TestCase)
