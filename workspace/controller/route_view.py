@@ -154,7 +154,7 @@ def _report(ref: ParentRef, found: Json | None, observed: Observed) -> ParentRep
         name=name,
         accepted=_all_of(each["Accepted"] for each in words),
         resolved=_all_of(each["ResolvedRefs"] for each in words),
-        message=conditions.quoted(" ".join(messages)),
+        message=conditions.quoted(" ".join(dict.fromkeys(messages))),
     )
 
 

@@ -13,6 +13,8 @@ from tests.workspace.controller.living import ServedCluster, point_kubectl_at
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from weightyard.cli import main
 from workspace.controller import revisions
+from workspace.controller.observed import GATEWAY_GROUP
+from workspace.controller.rollout_view import rollout_before
 
 V2 = "registry.example/team/llama:v2"
 
@@ -103,3 +105,31 @@ def test_without_kubectl_the_hint_says_so(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["rollout", "status", NAME]) == 13
     assert "Install kubectl" in capsys.readouterr().err
+
+
+def test_status_shows_the_weights_and_what_gateways_say(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Cluster(gateway_groups=frozenset({GATEWAY_GROUP}))
+    for number in range(6):
+        made.add_node(f"n{number}")
+    made.create_workspace(
+        replicas=3, rollout={"strategy": "canary", "steps": [{"weight": 5}, {"pause": {}}, {"weight": 40}]},
+        route={"parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https"}]},
+    )  # fmt: skip
+    made.settle()
+    made.change_spec(model={"image": V2})
+    made.settle()
+    made.refusal = "backend port 80 isn't known"
+    state = rollout_before(made.api.get("Workspace", NAMESPACE, NAME))
+    assert state is not None
+    made.annotate(resume=state.token)
+    made.settle()
+    with ServedCluster(made) as url:
+        point_kubectl_at(url, monkeypatch)
+        assert main(["rollout", "status", NAME, "-n", NAMESPACE]) == 0
+    shown = capsys.readouterr().out
+    assert "accepted by all Gateways" in shown
+    assert "gateways/public/https" in shown
+    assert "backend port 80 isn't known" in shown
+    assert "5 % (wanted: 40 %)" in shown
