@@ -262,6 +262,16 @@ def test_the_named_namespaces_may_scrape_servers_and_activators() -> None:
         assert {"namespaceSelector": {"matchLabels": {"team": "metrics"}}} in sources
 
 
+@pytest.mark.parametrize("route", [None, {"parentRefs": [{"name": "public"}]}])
+def test_gateways_reach_the_servers_of_a_route_alone(route: Json | None) -> None:
+    workspace = samples.workspace(scale={"min": 0, "max": 2}, **({"route": route} if route else {}))
+    environment = SystemSettings(gateways_from={"team": "gateways"})
+    for each in surrounding_objects(workspace, environment):
+        if each["kind"] == "NetworkPolicy":
+            source = {"namespaceSelector": {"matchLabels": {"team": "gateways"}}}
+            assert (source in each["spec"]["ingress"][0]["from"]) == bool(route)
+
+
 def test_the_checker_itself_sees_what_a_server_would_drop() -> None:
     deployment = one(rendered(samples.workspace()), "Deployment")
     deployment["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
