@@ -48,16 +48,24 @@ class ServerCounts:
     queue: Buckets = field(default_factory=dict)
 
     def since(self, earlier: ServerCounts) -> ServerCounts:
-        """What was counted after `earlier`; everything if the server has started again since."""
-        if self.requests < earlier.requests:
-            return self
+        """What was counted after `earlier`, a reading of the same process."""
         return ServerCounts(
             self.requests - earlier.requests,
-            max(0.0, self.failed - earlier.failed),
-            max(0.0, self.preemptions - earlier.preemptions),
+            self.failed - earlier.failed,
+            self.preemptions - earlier.preemptions,
             _minus(self.first_token, earlier.first_token),
             _minus(self.next_token, earlier.next_token),
             _minus(self.queue, earlier.queue),
+        )
+
+    def continues(self, earlier: ServerCounts) -> bool:
+        """Whether the same process counted on: after a restart some number is lower."""
+        return (
+            self.requests >= earlier.requests
+            and self.failed >= earlier.failed
+            and self.preemptions >= earlier.preemptions
+            and _count(self.first_token) >= _count(earlier.first_token)
+            and _count(self.next_token) >= _count(earlier.next_token)
         )
 
 
@@ -85,7 +93,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The result of one comparison, with a sentence that says why."""
+    """The result of one comparison, with a sentence that says why; one that says nothing yet keeps its words."""
 
     outcome: Outcome
     text: str
@@ -94,11 +102,15 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class AnalysisResult:
-    """A verdict on the counts of the last `seconds`, over which a version had a weight (`window`)."""
+    """A verdict on the counts of the last `seconds`, over which a version had a weight (`window`).
+
+    `restarted`: a server has started again meanwhile, and the time is that since.
+    """
 
     window: str
     seconds: float
     verdict: Judgement
+    restarted: bool = False
 
 
 def parse_counts(text: str) -> ServerCounts:
@@ -149,9 +161,7 @@ def judge(stable: ServerCounts, candidate: ServerCounts, settings: Analysis) -> 
     least = settings.min_requests
     if candidate.requests < least or stable.requests < least:
         return Judgement(
-            Outcome.INCONCLUSIVE,
-            f"{least} requests to each version are needed: the new one answered {candidate.requests:g}, the "
-            f"serving one {stable.requests:g}.",
+            Outcome.INCONCLUSIVE, f"At least {least} requests to each version are needed."
         )
     measures = tuple(_compared(stable, candidate, settings))
     worse = [each for each in measures if not each.passed]
@@ -224,6 +234,11 @@ def _upper_bound(buckets: Buckets, value: float) -> float:
 
 def _minus(now: Buckets, earlier: Buckets) -> Buckets:
     return {bound: max(0.0, count - earlier.get(bound, 0.0)) for bound, count in now.items()}
+
+
+def _count(buckets: Buckets) -> float:
+    """All that a histogram counted."""
+    return max(buckets.values(), default=0.0)
 
 
 def _plus(several: Iterable[Buckets]) -> Buckets:

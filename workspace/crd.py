@@ -102,7 +102,18 @@ RULES: Final[Rules] = {
             "give exactly one of weight, pause and analysis",
         ),
     ),
+    ("rollout", "analysis", "probes"): (
+        (
+            "has(self.configMap) != (has(self.attached) && self.attached)",
+            "give exactly one of configMap and attached: true",
+        ),
+    ),
     ("rollout",): (
+        (
+            "!has(self.analysis) || !has(self.analysis.probes) || "
+            "has(self.strategy) && !(self.strategy in ['rolling', 'external'])",
+            "analysis.probes are for strategy: canary or blueGreen",
+        ),
         (
             "!has(self.steps) || self.steps.size() == 0 || "
             "has(self.strategy) && !(self.strategy in ['rolling', 'external'])",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Final, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from cache_agent.api.kube_objects import NonEmpty, Strict
+from cache_agent.api.kube_objects import NonEmpty, ObjectName, Strict
 from workspace.field_types import as_enum
 
 _DAY: Final = 86_400
@@ -80,6 +80,34 @@ class MaxRegression(Strict):
     preemptions: Annotated[float, Field(ge=0, le=1000)] = Field(
         default=0.1, description="More preemptions for each request."
     )
+    probes: Annotated[int, Field(ge=0, le=99)] = Field(
+        default=0, description="Probes that the new version may not pass."
+    )
+
+
+class ConfigMapKey(Strict):
+    """One key of a ConfigMap in the Workspace's namespace."""
+
+    name: ObjectName = Field(description="The ConfigMap's name.")
+    key: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$", min_length=1, max_length=253)
+    ] = Field(default="probes.yaml", description="The key whose value is the probes file.")
+
+
+class Probes(Strict):
+    """Where the probes file is: exactly one of `configMap` and `attached`."""
+
+    config_map: ConfigMapKey | None = None
+    attached: bool = Field(
+        default=False,
+        description="Asks the probes that `weightyard probes attach` attached to the new version's model image.",
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.config_map is not None) == self.attached:
+            raise ValueError("give exactly one of configMap and attached: true")
+        return self
 
 
 class Analysis(Strict):
@@ -93,6 +121,10 @@ class Analysis(Strict):
         description="Requests that each version must have answered before they are compared.",
     )
     max_regression: MaxRegression = MaxRegression()
+    probes: Probes | None = Field(
+        default=None,
+        description="Prompts with expected answers, which the new version has to pass before it gets requests.",
+    )
 
 
 class Rollout(Strict):
@@ -121,6 +153,13 @@ class Rollout(Strict):
         default=None,
         description="Change it to roll out the same spec again, with tags resolved again.",
     )
+
+    @model_validator(mode="after")
+    def _asked_probes(self) -> Self:
+        without = self.strategy in (Strategy.ROLLING, Strategy.EXTERNAL)
+        if without and self.analysis.probes is not None:
+            raise ValueError("analysis.probes are for strategy: canary or blueGreen")
+        return self
 
     @model_validator(mode="after")
     def _fitting_steps(self) -> Self:

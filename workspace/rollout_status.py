@@ -60,6 +60,20 @@ class RouteStatus(Reported):
     )
 
 
+class ProbesReport(Reported):
+    """What the probes say of the new version."""
+
+    total: Count = Field(default=0, description="How many probes there are.")
+    passed: Count = Field(default=0, description="Those that the new version passed.")
+    failed: Count = Field(
+        default=0, description="Those that the serving version passes and the new one doesn't."
+    )
+    first: ReportedLine = Field(
+        default="", description="The name of the first that the new version didn't pass."
+    )
+    cause: ReportedLine = Field(default="", description="Why it didn't pass.")
+
+
 class RolloutStatus(Reported):
     """Where the rollout of a new version stands."""
 
@@ -93,6 +107,9 @@ class RolloutStatus(Reported):
     message: ReportedText = Field(default="", description="Why it stands so, in whole sentences.")
     measures: tuple[MeasureReport, ...] = Field(
         default=(), max_length=MOST_MEASURES, description="The last comparison of both versions."
+    )
+    probes: ProbesReport | None = Field(
+        default=None, description="What the probes say, once they were asked."
     )
 
     @property

@@ -142,6 +142,8 @@ def test_the_controllers_role_is_what_the_code_takes() -> None:
             expected |= rights_on(kind, "create", "patch", "delete")
     # When a starting server wrote the lines of its log.
     expected |= rights_on("Pod", "get", part="/log")
+    # The probes file that a Workspace names.
+    expected |= rights_on("ConfigMap", "get")
     # Owner references that block deletion, where the cluster checks them.
     expected |= rights_on("Workspace", "update", part="/finalizers")
     expected |= rights_on("Event", "create", "get", "list", "watch", "patch")

@@ -17,6 +17,7 @@ from tests.workspace.samples import record
 from workspace.document import parse_workspace
 from workspace.hardware import requested_hardware
 from workspace.launch_plan import choose_variant
+from workspace.probes.document import Expectation, parse_probes
 
 FOLDER = REPOSITORY / "examples"
 EXAMPLES = sorted(path for path in FOLDER.iterdir() if path.name != "README.md")
@@ -48,7 +49,14 @@ def check_settings(path: Path) -> None:
     assert AgentConfig.model_validate(yaml.safe_load(path.read_text()))
 
 
+def check_probes(path: Path) -> None:
+    found = parse_probes(path.read_text(), what=path.name)
+    assert {each.expectation for each in found.probes} == set(Expectation)
+
+
 def kind_of(document: Any) -> str:
+    if "probes" in document:
+        return "probes"
     return str(document.get("kind", "workflow" if "jobs" in document else "settings"))
 
 
@@ -60,7 +68,7 @@ def test_examples_are_read_by_what_they_are_for(path: Path) -> None:
     kind = kind_of(yaml.safe_load(path.read_text()))
     checks = {
         "Workspace": check_workspace, "CachedModel": check_cached_model,
-        "workflow": check_workflow, "settings": check_settings,
+        "workflow": check_workflow, "settings": check_settings, "probes": check_probes,
     }  # fmt: skip
     checks[kind](path)
 

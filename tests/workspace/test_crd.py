@@ -305,6 +305,8 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"rollout": {"steps": [{"pause": {}}]}},
         {"rollout": {"strategy": "blueGreen", "steps": [{"weight": 10}]}},
         {"rollout": {"strategy": "canary", "steps": [{"pause": {}}, {"weight": 10}]}},
+        {"rollout": {"analysis": {"probes": {"attached": True}}}},
+        {"rollout": {"strategy": "canary", "analysis": {"probes": {"attached": False}}}},
     ]
     said = [list(broken_rules(SCHEMA, samples.document(**spec))) for spec in refused]
     assert all(len(messages) == 1 for messages in said), said

@@ -18,8 +18,10 @@ from workspace.document import MAX_DOCUMENT_BYTES, parse_workspace, parse_worksp
 from workspace.rollout_spec import (
     Analysis,
     AnalysisStep,
+    ConfigMapKey,
     MaxRegression,
     Pause,
+    Probes,
     Rollout,
     RolloutStep,
     Strategy,
@@ -257,6 +259,8 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "analysis": st.builds(
             Analysis, interval_seconds=st.integers(2, 3600), min_requests=st.integers(1, 100),
             max_regression=st.builds(MaxRegression, error_rate=st.floats(0, 1), queue_time=st.floats(0, 100)),
+            probes=st.none() | st.just(Probes(attached=True))
+            | st.builds(Probes, config_map=st.builds(ConfigMapKey, name=st.just("answers"), key=st.just("a.yaml"))),
         ),
     },
 }  # fmt: skip

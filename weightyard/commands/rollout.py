@@ -145,6 +145,7 @@ def _rows(state: RolloutStatus) -> list[list[str]]:
         ["phase", f"{state.phase.value} ({state.reason})" if state.reason else state.phase.value],
         ["step", steps],
         ["requests to the new version", f"{state.attained} % (wanted: {state.weight} %)"],
+        *_probe_rows(state),
         ["since", state.since],
         ["why", state.message],
     ]
@@ -163,6 +164,14 @@ def _route_rows(route: RouteStatus) -> list[list[str]]:
             for each in route.parents
         ),
     ]
+
+
+def _probe_rows(state: RolloutStatus) -> list[list[str]]:
+    found = state.probes
+    if found is None:
+        return []
+    said = f"{found.passed} of {found.total} passed"
+    return [["probes", f"{said}; first {found.first}: {found.cause}" if found.first else said]]
 
 
 @rollout.command()

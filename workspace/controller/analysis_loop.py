@@ -9,32 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import aiohttp
 
 from modelimage.errors import InvalidInput, WeightyardError
 from workspace.analysis import (
-    AnalysisResult,
-    Judgement,
-    Outcome,
     ServerCounts,
-    judge,
     parse_counts,
-    total,
 )
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.revisions import version_id
-from workspace.controller.rollout_plan import is_reaching_weight, window_of
+from workspace.controller.rollout_plan import window_of
+from workspace.controller.rollout_steps import is_probing, is_reaching_weight
 from workspace.controller.runner import Runner
 from workspace.controller.server_pages import read_page, server_urls
+from workspace.controller.version_comparison import Readings, VersionComparison
 from workspace.document import workspace_of
 from workspace.render import names
-from workspace.rollout_spec import Analysis
 from workspace.rollout_status import RolloutStatus
 
 Json = dict[str, Any]
@@ -42,64 +37,7 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 TICK: Final = 1.0  # seconds between two looks at which comparisons are due
-# Requests of a server that tell of its empty caches, not of its version.
-WARM_UP: Final = 3
 _AT_ONCE: Final = 32  # servers of one Workspace that are read at the same time
-
-
-@dataclass(slots=True)
-class VersionCounts:
-    """What the servers of one version counted since the comparison began, by their pods' uids; or had `before`.
-
-    `ended` is what processes counted that have ended since.
-    """
-
-    begun: dict[str, ServerCounts] = field(default_factory=dict)
-    counted: dict[str, ServerCounts] = field(default_factory=dict)
-    ended: ServerCounts = field(default_factory=ServerCounts)
-    before: ServerCounts | None = None
-
-    def add(self, readings: Mapping[str, ServerCounts]) -> None:
-        for uid, counts in readings.items():
-            self._keep_of_ended(uid, counts)
-            if uid in self.begun:
-                # Kept after the server is gone: its requests were answered.
-                self.counted[uid] = counts.since(self.begun[uid])
-            elif counts.requests >= WARM_UP:
-                self.begun[uid] = counts
-
-    def total(self) -> ServerCounts:
-        return self.before or total((self.ended, *self.counted.values()))
-
-    def _keep_of_ended(self, uid: str, counts: ServerCounts) -> None:
-        """Keep what a process counted whose container has started another since: that one counts from zero."""
-        counted = self.counted.get(uid)
-        if counted is not None and counts.requests < self.begun[uid].requests + counted.requests:
-            self.ended = total((self.ended, self.counted.pop(uid)))
-            del self.begun[uid]
-
-
-@dataclass(slots=True)
-class VersionComparison:
-    """One comparison: of what is counted while a new version has one weight, `began` when it had reached that.
-
-    Times are seconds of the loop's clock.
-    """
-
-    window: str
-    began: float
-    stable: VersionCounts = field(default_factory=VersionCounts)
-    candidate: VersionCounts = field(default_factory=VersionCounts)
-
-    def result(self, settings: Analysis, now: float, unread: int) -> AnalysisResult:
-        """What the counts say; nothing, if some servers couldn't be read."""
-        if unread:
-            verdict = Judgement(
-                Outcome.INCONCLUSIVE, f"The metrics of {unread} servers can't be read."
-            )
-        else:
-            verdict = judge(self.stable.total(), self.candidate.total(), settings)
-        return AnalysisResult(self.window, now - self.began, verdict)
 
 
 class AnalysisLoop:
@@ -151,24 +89,24 @@ class AnalysisLoop:
         if is_reaching_weight(spec, status):
             # Servers start, for half an hour perhaps: what they count is compared, but this time doesn't count.
             comparison.began = self._clock()
+        # Only probes reach a new version without a weight, perhaps all between two readings.
+        if status.weight == 0 and comparison.step != status.step:
+            comparison.leave_out()
+        comparison.step = status.step
+        if is_probing(spec, status):
+            comparison.leave_out()
+            return
         pods = [each for each in self._runner.cache.objects(key) if each["kind"] == "Pod"]
-        places, unread = asyncio.Semaphore(_AT_ONCE), 0
-        for version, counts in (
-            (status.stable, comparison.stable), (status.version, comparison.candidate)
-        ):  # fmt: skip
-            servers = _servers(pods, version)
-            readings = await asyncio.gather(*(self._read(each, places) for each in servers))
-            found = {
-                str(pod["metadata"]["uid"]): read
-                for pod, read in zip(servers, readings, strict=True)
-                if read
-            }
-            unread += len(servers) - len(found)
-            counts.add(found)
+        places = asyncio.Semaphore(_AT_ONCE)
+        stable, candidate = await asyncio.gather(
+            self._readings(servers_of(pods, status.stable), places),
+            self._readings(servers_of(pods, status.version), places),
+        )
         # While servers were read, the rollout may have ended, or the Workspace.
         if key not in self._runner.rollouts or self._comparisons.get(key) is not comparison:
             return
-        self._runner.analyses[key] = comparison.result(spec.analysis, self._clock(), unread)
+        comparison.add(stable, candidate, self._clock())
+        self._runner.analyses[key] = comparison.result(spec.analysis, self._clock())
         self._runner.queue.add(key)
 
     def _comparison(self, key: Key, status: RolloutStatus) -> VersionComparison:
@@ -176,7 +114,7 @@ class AnalysisLoop:
         known, window = self._comparisons.get(key), window_of(status)
         if known is not None and known.window == window:
             return known
-        made = VersionComparison(window, self._clock())
+        made = VersionComparison(window, self._clock(), status.step)
         # After all requests were moved, the old version answers none: it is remembered as it was before.
         if (
             known is not None
@@ -186,6 +124,10 @@ class AnalysisLoop:
             made.stable.before = known.stable.total()
         self._comparisons[key] = made
         return made
+
+    async def _readings(self, servers: list[Json], places: asyncio.Semaphore) -> Readings:
+        found = await asyncio.gather(*(self._read(each, places) for each in servers))
+        return {str(pod["metadata"]["uid"]): read for pod, read in zip(servers, found, strict=True)}
 
     async def _read(self, pod: Json, places: asyncio.Semaphore) -> ServerCounts | None:
         for url in server_urls(pod):
@@ -197,7 +139,7 @@ class AnalysisLoop:
         return None
 
 
-def _servers(pods: list[Json], version: str) -> list[Json]:
+def servers_of(pods: list[Json], version: str) -> list[Json]:
     """The ready servers of a version."""
     wanted = {names.ROLE: names.SERVER, names.REVISION: version_id(version)}
     return [pod for pod in pods if is_ready(pod) and has_labels(pod, wanted)]

@@ -47,6 +47,7 @@ RESOURCES: Final = {
     "ResourceQuota": ApiResource("v1", "resourcequotas"),
     "LimitRange": ApiResource("v1", "limitranges"),
     "Pod": ApiResource("v1", "pods"),
+    "ConfigMap": ApiResource("v1", "configmaps"),
     "Secret": ApiResource("v1", "secrets"),
     "Node": ApiResource("v1", "nodes", namespaced=False),
     "PodDisruptionBudget": ApiResource("policy/v1", "poddisruptionbudgets"),

@@ -28,6 +28,8 @@ from workspace.controller.log_events import about
 from workspace.controller.metrics import ControllerSnapshot, Metrics
 from workspace.controller.object_cache import WatchCache
 from workspace.controller.page import ClusterLook, serving_page
+from workspace.controller.probe_loop import ProbeLoop
+from workspace.controller.probe_sources import ProbeSources
 from workspace.controller.runner import Runner
 from workspace.controller.scaling_loop import ScalingLoop
 from workspace.controller.secrets import NamespacedResolver
@@ -84,10 +86,11 @@ async def _work(
 ) -> None:  # fmt: skip
     """Watches all the time and leads when it can. Watching first gives a new leader a filled cache."""
     api = KubernetesApi(client)
+    images = NamespacedResolver(api, options.access, options.allowed)
     runner = Runner(
         api=api,
         cache=WatchCache(),
-        resolver=NamespacedResolver(api, options.access, options.allowed),
+        resolver=images,
         environment=options.environment,
         metrics=options.metrics,
     )
@@ -135,9 +138,10 @@ async def _work(
                 starts = StartWatch(runner, api, servers)
                 analysis = AnalysisLoop(runner, servers)
                 drains = DrainLoop(runner, servers)
+                probes = ProbeLoop(runner, servers, ProbeSources(api, images))
                 await _lead(
                     leadership, runner.run(), cached_models.run(), scaling.run(), heartbeats.run(),
-                    starts.run(), analysis.run(), drains.run(),
+                    starts.run(), analysis.run(), probes.run(), drains.run(),
                 )  # fmt: skip
             except* LeadershipLost as lost:
                 # Nothing is kept that only a leader may know, so this process simply stands by again.

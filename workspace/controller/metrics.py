@@ -99,7 +99,14 @@ SCALINGS: Final = MetricRow(
     ("direction", "reason"),
 )
 
-COUNTERS: Final = (STARTED, FINISHED, EVENTS, SCALINGS)
+PROBES: Final = MetricRow(
+    "probes",
+    "Probes asked of new versions, by outcome: `passed`, `failed`, `both_failed` (the serving version fails it too), "
+    "`unanswered`.",
+    ("outcome",),
+)
+
+COUNTERS: Final = (STARTED, FINISHED, EVENTS, SCALINGS, PROBES)
 HISTOGRAMS: Final = (SECONDS, STAGES, STARTS, FIRST_TOKENS, READIES)
 GAUGES: Final = (
     SnapshotGauge("leads", "1 for the controller that leads.", lambda now: {(): now.leads}),
@@ -129,6 +136,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         export_build_info(self.registry, "controller")
         self._scalings = self._counter(SCALINGS)
+        self._probes = self._counter(PROBES)
         self._started = self._counter(STARTED)
         self._finished = self._counter(FINISHED)
         self._events = self._counter(EVENTS)
@@ -181,6 +189,10 @@ class Metrics:
     def scaled(self, direction: Literal["up", "down"], reason: str) -> None:
         """Counts a decision of the autoscaler."""
         self._scalings.labels(direction, reason).inc()
+
+    def probed(self, outcome: str) -> None:
+        """Counts a probe that was asked."""
+        self._probes.labels(outcome).inc()
 
     def watch(self, snapshot: Callable[[], ControllerSnapshot]) -> None:
         """Exports the gauges."""

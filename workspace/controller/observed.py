@@ -16,6 +16,7 @@ from workspace.controller.mount_news import MountNews
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import has_ended, has_labels, is_owned
 from workspace.controller.pod_start import StartNews
+from workspace.probes.judging import ProbeResult
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
@@ -45,7 +46,7 @@ class Observed:
     replicas; None without autoscaling or before its first result. `unread`: why it can't read a server's load. `now` is
     RFC 3339. `refused` are writes of this pass that the API server refused, in its words. `mounts` is what Events tell
     of pods that wait for volumes, by uid; `published` the agents' records of pods' volumes, and `starts` what else is
-    known of servers' starts. `analysis` compares a new version with the one that serves. `idle` is the version whose
+    known of servers' starts. `analysis` compares a new version with the one that serves; `probes` are its answers. `idle` is the version whose
     servers have finished their requests, of one that gets none any more.
     """
 
@@ -64,6 +65,7 @@ class Observed:
     starts: Mapping[str, StartNews] = field(default_factory=dict)
     analysis: AnalysisResult | None = None
     idle: str = ""
+    probes: ProbeResult | None = None
 
     @property
     def uid(self) -> str:

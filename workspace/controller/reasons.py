@@ -95,7 +95,11 @@ class Reason(StrEnum):
         "Comparing",
         "A new version gets requests and is compared with the one that serves.",
     )
-    INCONCLUSIVE = ("Inconclusive", "The comparison of two versions says nothing yet.")
+    PROBING = ("Probing", "A new version is asked probes before it gets requests.")
+    INCONCLUSIVE = (
+        "Inconclusive",
+        "The comparison of two versions, or their answers to probes, say nothing yet.",
+    )
     PAUSED = ("Paused", "The rollout of a new version waits for time or for people.")
     PROMOTING = ("Promoting", "A new version that passed all steps takes over.")
     REGRESSED = ("Regressed", "The new version was worse than the one before, and was taken back.")

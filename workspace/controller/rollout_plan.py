@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
-from workspace.analysis import AnalysisResult, Judgement, Outcome
+from workspace.analysis import AnalysisResult, Outcome
 from workspace.controller.pod_start import seconds_since
 from workspace.controller.reasons import Reason
+from workspace.controller.rollout_reports import measures_report, probes_report
+from workspace.controller.rollout_steps import Stage, is_probing, stages
 from workspace.controller.traffic import (
     RoutedTraffic,
     drained,
     holds_stable,
     is_settled,
 )
-from workspace.rollout_spec import AnalysisStep, Rollout, RolloutStep, Strategy
-from workspace.rollout_status import MeasureReport, RolloutPhase, RolloutStatus
-
-_CANARY_STEPS: Final = (
-    RolloutStep(weight=10), RolloutStep(analysis=AnalysisStep()),
-    RolloutStep(weight=50), RolloutStep(analysis=AnalysisStep()),
-)  # fmt: skip
+from workspace.probes.judging import ProbeResult
+from workspace.rollout_spec import Rollout, Strategy
+from workspace.rollout_status import RolloutPhase, RolloutStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,7 @@ class RolloutInput:
     the nodes that will get new servers hold the model. With `crowded`, new servers find no room. `problem` tells why
     the new version can't run, `hindrance` what keeps its servers from being ready for now. Servers of the old version
     may make room if `movable`. `now` is RFC 3339. `traffic` is how a route shares requests; None without one.
+    `result` and `probes` are what was found about the new version.
     """
 
     spec: Rollout
@@ -62,6 +60,7 @@ class RolloutInput:
     hindrance: str = ""
     movable: bool = True
     result: AnalysisResult | None = None
+    probes: ProbeResult | None = None
     commands: Commands = Commands()
     traffic: RoutedTraffic | None = None
 
@@ -72,36 +71,6 @@ class ReplicaSplit:
 
     own: int
     candidate: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One step with the weight that holds during it; `seconds` None is until resumed."""
-
-    kind: str
-    weight: int
-    seconds: int | None = 0
-
-
-def stages(spec: Rollout) -> tuple[Stage, ...]:
-    """The steps of a strategy in one form. blueGreen's first brings all servers up, its last keeps the old ones."""
-    given = spec.steps
-    if spec.strategy is Strategy.CANARY:
-        given = given or _CANARY_STEPS
-    found, weight = [], 0
-    if spec.strategy is Strategy.BLUE_GREEN:
-        found.append(Stage("weight", 0))
-    for each in given:
-        if each.weight is not None:
-            weight = each.weight
-            found.append(Stage("weight", weight))
-        elif each.pause is not None:
-            found.append(Stage("pause", weight, each.pause.seconds))
-        elif each.analysis is not None:
-            found.append(Stage("analysis", weight, each.analysis.seconds))
-    if spec.strategy is Strategy.BLUE_GREEN:
-        found.append(Stage("keep", 100, spec.keep_seconds))
-    return tuple(found)
 
 
 def advance(seen: RolloutInput, before: RolloutStatus | None) -> RolloutStatus:
@@ -155,13 +124,14 @@ def serving(state: RolloutStatus, seen: RolloutInput) -> str | None:
     if seen.traffic is not None:
         alone = state.is_open or state.is_withdrawn or _holds(seen, state)
         return state.stable if alone and seen.stable_ready else None
-    if state.is_withdrawn:
-        return state.stable if seen.stable_ready else None
+    before = state.stable if seen.stable_ready else None
+    if state.is_withdrawn or (state.is_open and state.weight == 0):
+        return before
     if seen.spec.strategy is not Strategy.BLUE_GREEN or state.phase is RolloutPhase.COMPLETED:
         return None
     if state.phase is RolloutPhase.PROMOTING or state.weight == 100:
         return state.version if seen.candidate_ready >= max(1, seen.goal) else None
-    return state.stable if seen.stable_ready else None
+    return before
 
 
 def wakes_at(spec: Rollout, state: RolloutStatus, now: str) -> float | None:
@@ -172,12 +142,6 @@ def wakes_at(spec: Rollout, state: RolloutStatus, now: str) -> float | None:
     if stage.kind not in ("pause", "keep") or stage.seconds is None:
         return None
     return max(0.0, stage.seconds - seconds_since(state.since, now))
-
-
-def is_reaching_weight(spec: Rollout, state: RolloutStatus) -> bool:
-    """Whether the servers for the present weight are still being started."""
-    plan = stages(spec)
-    return state.step < len(plan) and plan[state.step].kind == "weight"
 
 
 def window_of(state: RolloutStatus) -> str:
@@ -204,6 +168,7 @@ def _again(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
 
 def _onward(seen: RolloutInput, plan: tuple[Stage, ...], state: RolloutStatus) -> RolloutStatus:
     result = seen.result if seen.result and seen.result.window == window_of(state) else None
+    state = _with_probes(seen, state)
     ended = _ended(seen, state, result)
     if ended is not None:
         return ended
@@ -216,10 +181,15 @@ def _onward(seen: RolloutInput, plan: tuple[Stage, ...], state: RolloutStatus) -
         state = _with(state, in_place=True)
     while state.step < len(plan):
         stage = plan[state.step]
+        if stage.kind == "probes":
+            state = _with_probes(seen, state)
+            ended = _ended(seen, state, result)
+            if ended is not None:
+                return ended
         if not _is_finished(stage, seen, state, result):
             return _said(state, *_waiting(stage, seen, state, result))
         if result is not None:
-            state = _with(state, measures=_reported(result.verdict))
+            state = _with(state, measures=measures_report(result.verdict))
         following = plan[state.step + 1].weight if state.step + 1 < len(plan) else state.weight
         # What was counted under another weight tells of another load.
         result = result if following == state.weight else None
@@ -238,8 +208,11 @@ def _ended(
         return _promoted(state, seen.now)
     if seen.problem:
         return _withdrawn(state, seen, RolloutPhase.FAILED, Reason.NEW_VERSION_FAILED, seen.problem)
+    probes = _probes_of(seen, state)
+    if probes is not None and probes.outcome(_allowed(seen)) is Outcome.FAILED:
+        return _withdrawn(state, seen, RolloutPhase.FAILED, Reason.REGRESSED, probes.text)
     if result is not None and result.verdict.outcome is Outcome.FAILED:
-        state = _with(state, measures=_reported(result.verdict))
+        state = _with(state, measures=measures_report(result.verdict))
         return _withdrawn(state, seen, RolloutPhase.FAILED, Reason.REGRESSED, result.verdict.text)
     return None
 
@@ -252,6 +225,9 @@ def _is_finished(
         return are_ready and (seen.traffic is None or is_settled(state, seen.traffic))
     if seen.commands.resume == state.token:
         return True
+    if stage.kind == "probes":
+        probes = _probes_of(seen, state)
+        return probes is not None and probes.outcome(_allowed(seen)) is Outcome.PASSED
     if stage.kind == "analysis":
         return (
             result is not None
@@ -271,22 +247,42 @@ def _waiting(
     if stage.kind == "pause":
         until = f"for {stage.seconds} s" if stage.seconds else "until it is resumed or promoted"
         return RolloutPhase.PAUSED, Reason.PAUSED, f"It pauses {until}."
+    if stage.kind == "probes":
+        return _probing(_probes_of(seen, state))
     if stage.kind == "keep":
         text = f"All requests go to the new version; the old one stays ready for {stage.seconds} s."
         return RolloutPhase.PROGRESSING, Reason.ROLLING_OUT, text
+    return _comparing(stage, result)
+
+
+def _comparing(stage: Stage, result: AnalysisResult | None) -> tuple[RolloutPhase, Reason, str]:
     # Only once the time is over: before, too few requests are no news.
     if result is not None and result.seconds >= (stage.seconds or 0):
-        least = seen.spec.analysis.min_requests
         return (
             RolloutPhase.PAUSED, Reason.INCONCLUSIVE,
-            f"The comparison says nothing yet: it needs {least} requests to each version and servers whose metrics "
-            "can be read. It goes on by itself with more requests; resume skips the comparison.",
+            f"The comparison says nothing yet. {result.verdict.text} It goes on by itself; resume skips it.",
+        )  # fmt: skip
+    if result is not None and result.restarted:
+        return (
+            RolloutPhase.PAUSED, Reason.INCONCLUSIVE,
+            f"A server has started again, and its last counts are lost: versions are compared for {stage.seconds} s "
+            "from then.",
         )  # fmt: skip
     return (
         RolloutPhase.PROGRESSING,
         Reason.COMPARING,
         f"Both versions are compared for {stage.seconds} s.",
     )
+
+
+def _probing(probes: ProbeResult | None) -> tuple[RolloutPhase, Reason, str]:
+    if probes is None:
+        text = "The new version is asked probes before it gets requests."
+        return RolloutPhase.PROGRESSING, Reason.PROBING, text
+    return (
+        RolloutPhase.PAUSED, Reason.INCONCLUSIVE,
+        f"The probes say nothing yet. {probes.text} They are asked again by themselves; resume goes on without them.",
+    )  # fmt: skip
 
 
 def _starting(seen: RolloutInput, state: RolloutStatus) -> tuple[Reason, str]:
@@ -375,14 +371,20 @@ def _attained(seen: RolloutInput, state: RolloutStatus) -> int:
     return round(100 * seen.candidate_ready / ready) if ready else 0
 
 
-def _reported(verdict: Judgement) -> tuple[MeasureReport, ...]:
-    return tuple(
-        MeasureReport(
-            name=each.name, stable=f"{each.stable:.3g}", candidate=f"{each.candidate:.3g}",
-            limit=f"{each.limit:.3g}", passed=each.passed,
-        )
-        for each in verdict.measures
-    )  # fmt: skip
+def _probes_of(seen: RolloutInput, state: RolloutStatus) -> ProbeResult | None:
+    """What probes say, while they are asked: of these very versions."""
+    found = seen.probes
+    known = found is not None and (found.version, found.stable) == (state.version, state.stable)
+    return found if known and is_probing(seen.spec, state) else None
+
+
+def _with_probes(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
+    found = _probes_of(seen, state)
+    return _with(state, probes=probes_report(found)) if found and found.verdicts else state
+
+
+def _allowed(seen: RolloutInput) -> int:
+    return seen.spec.analysis.max_regression.probes
 
 
 def _said(state: RolloutStatus, phase: RolloutPhase, reason: Reason, text: str) -> RolloutStatus:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cache_agent.api.page.view import Row
 from workspace.controller.revisions import version_id
-from workspace.controller.rollout_plan import Stage, stages
+from workspace.controller.rollout_steps import Stage, stages
 from workspace.controller.rollout_view import rollout_before
 from workspace.rollout_spec import Rollout
 from workspace.rollout_status import RolloutPhase, RolloutStatus

@@ -173,6 +173,7 @@ def _rollout_input(
         hindrance=hindrance.message if hindrance else "",
         movable=movable,
         result=observed.analysis,
+        probes=observed.probes,
         commands=commands(observed.document),
         traffic=_traffic(workspace, observed, old=old, new=new, switched=switched),
     )

@@ -43,6 +43,7 @@ from workspace.controller.watches import OPTIONAL, Name
 from workspace.controller.workers import Workers
 from workspace.controller.workspace_news import workspace_news
 from workspace.document import workspace_of
+from workspace.probes.judging import ProbeResult
 from workspace.render.kubernetes import SystemSettings
 from workspace.rollout_status import RolloutStatus
 from workspace.scaler import Load
@@ -88,12 +89,13 @@ class Runner:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.wanted = ReplicaTargets()
         self.starts = Starts()
-        # Where a new version runs beside the one that serves; and of those what the analysis loop says.
+        # Where a new version runs beside the one that serves; and of those what the analysis and probe loops say.
         self.rollouts: dict[Key, RolloutStatus] = {}
         self.analyses: dict[Key, AnalysisResult] = {}
         # Versions that get no requests any more: those whose servers have some left, and those whose servers are idle.
         self.draining: dict[Key, str] = {}
         self.idle: dict[Key, str] = {}
+        self.probes: dict[Key, ProbeResult] = {}
         # Of Workspaces that the built-in autoscaler scales, for the page.
         self.loads: dict[Key, Load] = {}
         # The `traceparent` of each version that is worked on.
@@ -142,6 +144,7 @@ class Runner:
         self.analyses.clear()
         self.draining.clear()
         self.idle.clear()
+        self.probes.clear()
         for key in self.cache.workspaces():
             self.queue.add(key)
         workers = Workers(
@@ -224,6 +227,7 @@ class Runner:
         """Also what was found about it: a version that is tried again is compared anew."""
         self.rollouts.pop(key, None)
         self.analyses.pop(key, None)
+        self.probes.pop(key, None)
 
     def _drain(self, key: Key, version: str | None) -> None:
         """Which version's servers are to be watched until they are idle; what was found of another is forgotten."""
@@ -252,6 +256,7 @@ class Runner:
             unread=self.wanted.unread.get(key),
             analysis=self.analyses.get(key),
             idle=self.idle.get(key, ""),
+            probes=self.probes.get(key),
             groups=self._groups,
         )
 

@@ -6,13 +6,14 @@ A pull secret is tenant input: credential helpers that it names are never run.
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from modelimage.access import Access, open_reader
 from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import AccessDenied, InvalidInput, release_locals
-from modelimage.reference import ImageReference
+from modelimage.reference import ImageReference, parse_image
 from modelimage.registry.credentials import DockerConfig
 from modelimage.repository import ImageReader
 from workspace.controller.fair_slots import FairSlots
@@ -23,6 +24,7 @@ from workspace.schema import Workspace
 from workspace.sources import require_registry
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 _DATA_KEY = ".dockerconfigjson"
 # Seconds for all of a Workspace's images: manifests, configurations, records.
@@ -67,6 +69,20 @@ class NamespacedResolver:
 
         # Readers block: in the event loop, a slow registry would delay renewing the Lease.
         return await self._slots.run(names, resolve)
+
+    async def read(self, workspace: Workspace, image: str, work: Callable[[ImageReader], T]) -> T:
+        """Runs `work` with a reader of an image, in a thread. Raises what it raises, and as `__call__`."""
+        reference = require_registry(parse_image(image))
+        self._allowed.require(reference.registry)
+        access = await self._access_of(workspace)
+        names = [f"namespace {workspace.metadata.namespace}", f"registry {reference.registry}"]
+        return await self._slots.run(
+            names, lambda: work(_open(reference, access.within(_PATIENCE)))
+        )
+
+    async def run(self, workspace: Workspace, work: Callable[[], T]) -> T:
+        """Runs `work` in a thread, of which each namespace has a few."""
+        return await self._slots.run([f"namespace {workspace.metadata.namespace}"], work)
 
     def close(self) -> None:
         """Ends the threads that have nothing to do."""

@@ -16,6 +16,10 @@ Json = dict[str, Any]
 # vLLM's metrics take 100 kB; parsing a whole page takes the event loop's time.
 PAGE_BYTES: Final = 1 << 20
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
+# A redirect would make the controller send requests that the tenant can't send itself.
+_PLAIN: Final[Json] = {
+    "allow_redirects": False, "headers": {"Accept-Encoding": "identity"}, "auto_decompress": False,
+}  # fmt: skip
 
 
 def server_urls(pod: Json) -> list[str]:
@@ -43,23 +47,38 @@ async def read_page(session: aiohttp.ClientSession, url: str) -> str:
 
 async def read_answer(session: aiohttp.ClientSession, url: str) -> Page:
     """A page. Raises RemoteRefused, Unreachable."""
-    # A redirect would make the controller send requests that the tenant can't send itself.
-    request = session.get(
-        url, timeout=_TIMEOUT, allow_redirects=False,
-        headers={"Accept-Encoding": "identity"}, auto_decompress=False,
-    )  # fmt: skip
+    status, data, trace = await _exchange(
+        session.get(url, timeout=_TIMEOUT, **_PLAIN), url, PAGE_BYTES
+    )
+    if status != 200:
+        raise RemoteRefused(f"{url} answers {status}")
+    return Page(data.decode(errors="replace"), trace if is_parent(trace) else "")
+
+
+async def post_json(
+    session: aiohttp.ClientSession, url: str, document: Json, *, most: int, seconds: float
+) -> tuple[int, bytes]:
+    """What a server answers to a JSON document: its status, and at most `most` bytes, complete within `seconds`.
+
+    Raises RemoteRefused, Unreachable.
+    """
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    request = session.post(url, json=document, timeout=timeout, **_PLAIN)
+    status, data, _ = await _exchange(request, url, most)
+    return status, data
+
+
+async def _exchange(request: Any, url: str, most: int) -> tuple[int, bytes, str]:
+    """The answer's status and body, and its `traceparent`."""
     try:
         async with request as answer:
-            if answer.status != 200:
-                raise RemoteRefused(f"{url} answers {answer.status}")
             if answer.headers.get("Content-Encoding", "identity") != "identity":
                 raise RemoteRefused(f"{url} sent a compressed answer that wasn't requested")
             data = bytearray()
             async for chunk in answer.content.iter_any():
                 data += chunk
-                if len(data) > PAGE_BYTES:
-                    raise RemoteRefused(f"the answer of {url} is longer than {PAGE_BYTES} bytes")
+                if len(data) > most:
+                    raise RemoteRefused(f"the answer of {url} is longer than {most} bytes")
+            return answer.status, bytes(data), answer.headers.get(TRACEPARENT, "")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise Unreachable(f"{url} doesn't answer: {error}") from error
-    trace = answer.headers.get(TRACEPARENT, "")
-    return Page(data.decode(errors="replace"), trace if is_parent(trace) else "")

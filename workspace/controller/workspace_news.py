@@ -16,6 +16,7 @@ _NORMAL = IN_PROGRESS | {
     Reason.READY,
     Reason.ROLLING_OUT,
     Reason.COMPARING,
+    Reason.PROBING,
     Reason.PAUSED,
     Reason.PROMOTING,
     Reason.ABORTED,

@@ -23,6 +23,7 @@ from workspace.controller.objects import is_ready
 from workspace.controller.observed import Action, Apply, Decision, Observed
 from workspace.controller.reconcile import reconcile
 from workspace.document import workspace_of
+from workspace.probes.judging import ProbeResult
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
@@ -59,6 +60,7 @@ class Cluster:
     gateway_groups: frozenset[str] = frozenset()
     idle: str = ""
     refusal: str = ""  # what Gateways say of routes that they don't take
+    probes: ProbeResult | None = None
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     # What people do
@@ -128,6 +130,7 @@ class Cluster:
             nodes=tuple(map(KubeNode.from_document, self.api.list("Node"))),
             now=self.now,
             analysis=self.analysis,
+            probes=self.probes,
             environment=self.environment,
             wanted=self.wanted,
             unread=self.unread,

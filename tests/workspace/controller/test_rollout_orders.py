@@ -29,6 +29,7 @@ from workspace.controller.rollout_plan import (
     window_of,
 )
 from workspace.controller.rollout_view import rollout_before
+from workspace.probes.judging import ProbeOutcome, ProbeResult, ProbeVerdict
 from workspace.render import names
 from workspace.rollout_spec import Rollout
 from workspace.rollout_status import RolloutPhase, RolloutStatus
@@ -41,6 +42,8 @@ SPECS = [
     {"strategy": "canary", "steps": [{"weight": 99}, {"weight": 1}, {"analysis": {"seconds": 20}}]},
     {"strategy": "blueGreen", "steps": [{"pause": {}}], "keepSeconds": 60},
     {"strategy": "blueGreen", "keepSeconds": 0},
+    {"strategy": "canary", "analysis": {"probes": {"attached": True}}},
+    {"strategy": "blueGreen", "analysis": {"probes": {"configMap": {"name": "a"}}}},
 ]  # fmt: skip
 ROUTE = {"parentRefs": [{"name": "public"}]}
 ORDERS = 10_000
@@ -67,6 +70,7 @@ class Play:
     template: str = OLD
     commands: Commands = field(default_factory=Commands)
     result: AnalysisResult | None = None
+    probes: ProbeResult | None = None
     clock: float = 1_800_000_000.0
 
     def __post_init__(self) -> None:
@@ -82,7 +86,7 @@ class Play:
             stable_ready=len(ready) - len(new), candidate_ready=len(new),
             own_ready=sum(each.own for each in new), warm=True, now=timestamp(self.clock),
             crowded=waiting and len(self.servers) >= self.room, result=self.result,
-            commands=self.commands,
+            commands=self.commands, probes=self.probes,
         )  # fmt: skip
 
     def decide(self) -> None:
@@ -102,6 +106,8 @@ class Play:
         alone = serving(state, seen)
         if alone is not None:
             assert (seen.stable_ready if alone == OLD else seen.candidate_ready) > 0
+        if self.spec.analysis.probes and state.is_open and state.step < 2 and seen.stable_ready:
+            assert alone == OLD, "requests only after the probes"
         beside = min(seen.candidate_ready - seen.own_ready, self.wanted.candidate)
         if self.goal and state.is_open:
             assert self.wanted.own + beside >= self.goal - state.in_place
@@ -146,6 +152,9 @@ class Play:
             verdict = Judgement(outcome, "It is worse.")
             self.result = AnalysisResult(window_of(self.state), self.dice.choice([5, 500]), verdict)
 
+    def probe(self, outcome: ProbeOutcome) -> None:
+        self.probes = ProbeResult(NEW, OLD, (ProbeVerdict("p", outcome, "It is wrong"),))
+
     def ask(self, **commands: Any) -> None:
         self.commands = replace(Commands(), **commands)
 
@@ -163,6 +172,7 @@ class Play:
             (8, self.decide), (8, self.run_deployments), (6, self.start_one),
             (2, lambda: setattr(self, "clock", self.clock + self.dice.choice([1, 40, 4000]))),
             (2, lambda: self.compare(Outcome.PASSED)), (1, lambda: self.compare(Outcome.INCONCLUSIVE)),
+            (1, lambda: self.probe(ProbeOutcome.PASSED)), (1, lambda: self.probe(ProbeOutcome.UNANSWERED)),
             (1, lambda: self.ask(pause=True)), (1, self.ask), (1, self.resume),
             (2 if losses else 0, self.lose_one),
         ]  # fmt: skip
@@ -188,6 +198,7 @@ class Play:
             if settled and ended and self.state and self.state.phase is not RolloutPhase.PROMOTING:
                 return
             self.compare(Outcome.PASSED)
+            self.probe(ProbeOutcome.PASSED)
         raise AssertionError(f"no end: {self.state}, {self.servers}, {self.wanted}")
 
 
@@ -296,6 +307,13 @@ class RolloutController(Controller):
             self.cluster.analysis = AnalysisResult(
                 window_of(state), seconds, Judgement(outcome, "Said so.")
             )
+
+    @rule(outcome=st.sampled_from(list(ProbeOutcome)))
+    def probe(self, outcome: ProbeOutcome) -> None:
+        state = self.state()
+        if state is not None:
+            verdicts = (ProbeVerdict("p", outcome, "it is so"),)
+            self.cluster.probes = ProbeResult(state.version, state.stable, verdicts)
 
     @rule(command=st.sampled_from(["pause", "resume", "promote", "abort"]))
     def ask(self, command: str) -> None:

@@ -1,0 +1,62 @@
+"""A rollout's steps, from its spec alone. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from workspace.rollout_spec import AnalysisStep, Rollout, RolloutStep, Strategy
+from workspace.rollout_status import RolloutStatus
+
+_CANARY_STEPS: Final = (
+    RolloutStep(weight=10), RolloutStep(analysis=AnalysisStep()),
+    RolloutStep(weight=50), RolloutStep(analysis=AnalysisStep()),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step with the weight that holds during it; `seconds` None is until resumed."""
+
+    kind: str
+    weight: int
+    seconds: int | None = 0
+
+
+def stages(spec: Rollout) -> tuple[Stage, ...]:
+    """The steps of a strategy in one form. blueGreen's first brings all servers up, its last keeps the old ones.
+
+    Probes are asked of servers that get no requests yet: of one of a canary, of all of blueGreen.
+    """
+    given = spec.steps
+    if spec.strategy is Strategy.CANARY:
+        given = given or _CANARY_STEPS
+    found, weight = [], 0
+    probed = spec.analysis.probes is not None and spec.strategy is not Strategy.ROLLING
+    if spec.strategy is Strategy.BLUE_GREEN or probed:
+        found.append(Stage("weight", 0))
+    if probed:
+        found.append(Stage("probes", 0, None))
+    for each in given:
+        if each.weight is not None:
+            weight = each.weight
+            found.append(Stage("weight", weight))
+        elif each.pause is not None:
+            found.append(Stage("pause", weight, each.pause.seconds))
+        elif each.analysis is not None:
+            found.append(Stage("analysis", weight, each.analysis.seconds))
+    if spec.strategy is Strategy.BLUE_GREEN:
+        found.append(Stage("keep", 100, spec.keep_seconds))
+    return tuple(found)
+
+
+def is_reaching_weight(spec: Rollout, state: RolloutStatus) -> bool:
+    """Whether the servers for the present weight are still being started."""
+    plan = stages(spec)
+    return state.step < len(plan) and plan[state.step].kind == "weight"
+
+
+def is_probing(spec: Rollout, state: RolloutStatus) -> bool:
+    """Whether the new version is at the step at which probes are asked."""
+    plan = stages(spec)
+    return state.is_open and state.step < len(plan) and plan[state.step].kind == "probes"

@@ -1,0 +1,1 @@
+"""Probes: prompts with expected answers, by which a new version has to prove itself before it gets requests."""
