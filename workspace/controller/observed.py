@@ -46,8 +46,8 @@ class Observed:
     replicas; None without autoscaling or before its first result. `unread`: why it can't read a server's load. `now` is
     RFC 3339. `refused` are writes of this pass that the API server refused, in its words. `mounts` is what Events tell
     of pods that wait for volumes, by uid; `published` the agents' records of pods' volumes, and `starts` what else is
-    known of servers' starts. `analysis` compares a new version with the one that serves; `probes` are its answers. `idle` is the version whose
-    servers have finished their requests, of one that gets none any more.
+    known of servers' starts. `analysis` compares a new version with the one that serves; `probes` are its answers.
+    `idle` is the version whose servers have finished their requests, of one that gets none any more.
     """
 
     document: Json

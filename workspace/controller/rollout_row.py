@@ -98,7 +98,9 @@ def _stages(spec: Rollout | None, state: RolloutStatus) -> list[Row]:
 
 def _title(stage: Stage) -> str:
     if stage.kind == "weight" and not stage.weight:
-        return "Start all its servers, without requests"
+        return "Start its servers, without requests"
+    if stage.kind == "probes":
+        return "Ask it probes"
     if stage.kind == "weight":
         return f"Give it {stage.weight} % of the requests"
     if stage.seconds is None:
