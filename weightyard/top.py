@@ -33,7 +33,7 @@ class Section:
     def lines(self, width: int) -> list[str]:
         """The table in lines of at most `width` characters; longer ones end early."""
         if not self.rows:
-            return [f"{self.title}: {self.empty}"]
+            return [f"{self.title}: {self.empty}"[:width]]
         table = format_table(self.columns, self.rows, width=width)
         # A terminal too narrow for the headings would wrap the lines, and the frame would jump.
         return [self.title, *(line[:width] for line in table.splitlines())]
@@ -41,18 +41,19 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One look at a node or a cluster. `document` is the same for programs."""
+    """One look at a node or a cluster. `document` is the same for programs. `failure`: why this isn't of now."""
 
     heading: str
     sections: Sequence[Section]
     document: Json
     problems: Sequence[str] = field(default=())
+    failure: str = ""
 
     def text(self, width: int, height: int | None = None) -> str:
         """The frame in `width` columns and, if a height is given, that many lines: the last says how many are left."""
         lines = [
             one_line(self.heading)[:width],
-            *(f"! {one_line(each)}"[:width] for each in self.problems),
+            *(f"! {one_line(each)}"[:width] for each in (self.failure, *self.problems) if each),
         ]
         for section in self.sections:
             lines += ["", *section.lines(width)]

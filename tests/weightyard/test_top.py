@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import ExplainView, SpaceReport
+from modelimage.errors import Unreachable
 from tests.weightyard.local import Terminal
-from weightyard.top import NodeLook, Section, cluster_frame, node_frame
+from weightyard.commands.top import _again
+from weightyard.top import Frame, NodeLook, Section, cluster_frame, node_frame
 
 GB = 10**9
 
@@ -186,3 +188,32 @@ def test_on_a_terminal_it_is_live_until_ctrl_c_and_leaves_the_screen_as_it_was(
 @pytest.mark.parametrize("option", ["--interval=0", "--interval=nan"])
 def test_an_interval_that_makes_no_sense_is_refused(terminal: Terminal, option: str) -> None:
     assert terminal.run("top", option).returncode == 2
+
+
+def test_a_look_that_fails_keeps_the_one_before_and_says_so_until_one_succeeds() -> None:
+    looks: list[Frame | Unreachable] = [
+        Unreachable("the agent doesn't answer"), Unreachable("the agent doesn't answer"),
+        node_frame(NodeLook(node("back"), space(), []), now=5),
+    ]  # fmt: skip
+
+    def look() -> Frame:
+        found = looks.pop(0)
+        if isinstance(found, Unreachable):
+            raise found
+        return found
+
+    frame = node_frame(NodeLook(node("here"), space(), []), now=5)
+    for _ in range(2):
+        frame = _again(look, frame)
+        text = frame.text(80)
+        assert text.startswith("here:")
+        assert text.count("! not of now: the agent doesn't answer; trying again") == 1
+    frame = _again(look, frame)
+    assert frame.text(80).startswith("back:")
+    assert "not of now" not in frame.text(80)
+
+
+@pytest.mark.parametrize("width", [10, 40, 80])
+def test_no_line_of_an_empty_frame_is_wider_than_the_terminal(width: int) -> None:
+    frame = node_frame(NodeLook(node(), space(), []), now=5)
+    assert max(len(line) for line in frame.text(width).splitlines()) <= width

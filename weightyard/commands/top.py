@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import click
 from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.daemon.cache_api import open_cache
 from modelimage.access import Access
+from modelimage.errors import WeightyardError
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from weightyard.options import Number, access_options, root_option
@@ -84,9 +86,17 @@ def _live(console: Console, look: Callable[[], Frame], seconds: float) -> None:
             while True:
                 live.update(Text(frame.text(terminal.width, terminal.height)), refresh=True)
                 time.sleep(seconds)
-                frame = look()
+                frame = _again(look, frame)
         except KeyboardInterrupt:
             return
+
+
+def _again(look: Callable[[], Frame], before: Frame) -> Frame:
+    """A new look; where it fails the one before, with the reason: who answers may be being replaced."""
+    try:
+        return look()
+    except WeightyardError as error:
+        return replace(before, failure=f"not of now: {error.message}; trying again")
 
 
 def _node(root: Path, access: Access) -> Frame:
