@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
-from modelimage.source_uris import instead_of_image
+from modelimage.source_uris import DOCUMENTS, instead_of_image
 
 DEFAULT_TAG = "latest"
 _REPOSITORY = re.compile(
@@ -157,7 +157,9 @@ def parse_registry(text: str) -> RegistryReference:
     # Docker Hub's official images are in library/.
     if host == "docker.io" and "/" not in path:
         path = f"library/{path}"
-    if len(path) > 255 or not _REPOSITORY.fullmatch(path) or not _HOST.fullmatch(host):
+    # A Workspace's file in place of an image would be asked of Docker Hub.
+    is_file = path.endswith(DOCUMENTS) and not tag and not at and not name.startswith(host)
+    if is_file or len(path) > 255 or not _REPOSITORY.fullmatch(path) or not _HOST.fullmatch(host):
         raise InvalidInput(
             f"not an image reference: {text[:200]!r}",
             hint=instead_of_image(text[:200]),

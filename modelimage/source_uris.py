@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 HUB: Final = "hf://"
+DOCUMENTS: Final = (".yaml", ".yml", ".json")  # the ends of files that no image is named like
 S3: Final = "s3://"
 GS: Final = "gs://"
 MLFLOW: Final = "mlflow:"
@@ -48,6 +49,8 @@ def instead_of_image(text: str) -> str:
     scheme, mark, rest = text.partition("://")
     if mark and scheme in ("http", "https"):
         return f"Write it without {scheme}://, as {rest}."
+    if text.endswith(DOCUMENTS):
+        return "That is a file: name the image in it. `weightyard up` and `weightyard render` take a Workspace's file."
     if text.startswith((".", "/", "~")):
         return f"For an OCI layout, write oci:{text}:TAG; `weightyard build {text}` packs a checkpoint."
     return "Write registry.example/team/model:tag (lower case), or oci:DIR:TAG for a directory."

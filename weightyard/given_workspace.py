@@ -16,8 +16,8 @@ from typing import Any, Final
 from modelimage.errors import InvalidInput, NotFound, why
 from modelimage.layout import Layout
 from modelimage.reference import EngineReference, LayoutReference, parse_image, tag_subject
-from modelimage.source_uris import HUB, S3, hub_uri
-from weightyard.options import FILE_SUFFIXES, absolute_image
+from modelimage.source_uris import DOCUMENTS, HUB, S3, hub_uri
+from weightyard.options import absolute_image
 from workspace.document import parse_workspace
 from workspace.schema import Workspace
 
@@ -49,7 +49,7 @@ def read_workspace(given: str, *, name: str | None, here: bool = True) -> GivenW
         return GivenWorkspace(_from_text(sys.stdin.read(), "stdin", Path() if here else None, name))
     if path.is_dir():
         return _of_directory(path, given, name)
-    if path.exists() or given.endswith(FILE_SUFFIXES):
+    if path.exists() or given.endswith(DOCUMENTS):
         base = path.parent if here else None
         return GivenWorkspace(_from_text(_read(path), given, base, name))
     return GivenWorkspace(_of_model(_model(given), name))

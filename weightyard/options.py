@@ -18,7 +18,6 @@ from weightyard.advanced import AdvancedOption
 
 P = ParamSpec("P")
 R = TypeVar("R")
-FILE_SUFFIXES: Final = (".yaml", ".yml", ".json")  # of a Workspace
 
 ROOT_VARIABLE: Final = "WEIGHTYARD_ROOT"
 

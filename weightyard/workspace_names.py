@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from weightyard.options import FILE_SUFFIXES
+from modelimage.source_uris import DOCUMENTS
 
 
 class WorkspaceName(click.ParamType[str]):
@@ -23,7 +23,7 @@ class WorkspaceName(click.ParamType[str]):
 
 def workspace_named(given: str) -> str:
     """The name of the Workspace in a file; any other text unchanged. Raises NotFound, InvalidInput."""
-    if not given.endswith(FILE_SUFFIXES):
+    if not given.endswith(DOCUMENTS):
         return given
     # Imported only for a file: it reads YAML. The image may be gone: what is stopped needs none.
     from weightyard.given_workspace import read_workspace  # noqa: PLC0415

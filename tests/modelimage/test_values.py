@@ -319,3 +319,20 @@ def test_a_new_directory_is_not_named_like_a_repository(
 )
 def test_other_directories_are(name: str) -> None:
     check_directory_meant(Path(name))
+
+
+@pytest.mark.parametrize(
+    "text", ["workspace.yaml", "dir/w.yml", "./workspace.yaml", "/srv/w.json", "w.yaml"]
+)
+def test_a_file_in_place_of_an_image_is_told_so(text: str) -> None:
+    """Else Docker Hub is asked for an image of that name."""
+    with pytest.raises(InvalidInput) as refused:
+        parse_image(text)
+    assert "name the image in it" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize(
+    "text", ["docker.io/library/w.yaml", "registry.example/w.yaml", "w.yaml:v1", "oci:w.yaml"]
+)
+def test_an_image_may_be_called_like_a_file(text: str) -> None:
+    assert parse_image(str(parse_image(text))) == parse_image(text)

@@ -11,6 +11,7 @@ import yaml
 from cache_agent.api.kube_objects import API_VERSION
 from modelimage.access import Access
 from modelimage.errors import InvalidInput
+from modelimage.reference import parse_image
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options
@@ -126,6 +127,8 @@ def prewarm(
     Writes a CachedModel: into the cluster with --cluster, --nodes, --context or --kubeconfig, else into the directory
     that the agent of --root reads. Running it again updates that CachedModel.
     """
+    # What no agent could ever read would wait for ever.
+    parse_image(image)
     # Nodes are chosen in a cluster only.
     target = prewarm_target(
         root, access, cluster=cluster or bool(nodes), context=context, kubeconfig=kubeconfig
