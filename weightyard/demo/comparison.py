@@ -27,7 +27,7 @@ from weightyard.demo.chart import FetchBar, VariantBar
 
 VARIANTS: Final = ("bf16", "int8", "int4")
 ENGINE: Final = "vllm"
-_WORDS: Final = 240  # of the evaluation text: enough for a picture, and seconds instead of minutes
+_WORDS: Final = 160  # of the evaluation text: enough for a picture, and seconds instead of minutes
 Clock = Callable[[], float]
 
 
