@@ -2,8 +2,8 @@
 
 Two agents with stores of their own pull the same image in turn, first the one, then the other, in pairs whose order
 alternates; the model is removed before each pull. One exports its spans, and its metrics are scraped as OpenMetrics ten
-times a second meanwhile, 300 times as often as a Prometheus does. Wall time and the agent's CPU seconds of each pair are
-compared, and the median of the ratios is what counts: a machine that is busy for a while slows both of a pair.
+times a second meanwhile, 300 times as often as a Prometheus does. Wall time and the agent's CPU seconds of each pair
+are compared, and the median of the ratios is what counts: a machine that is busy for a while slows both of a pair.
 Fails when a pull takes more than 3 % longer.
 
     .venv/bin/python -m benchmarks.observed --megabytes 1024 --pairs 15
