@@ -1,0 +1,97 @@
+"""Real vLLMs: probes tell a damaged variant from the model, and the model from nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.servers.vllm import VllmServer
+from tests.workspace.controller.test_analysis_loop import KEY, NEW, OLD, server, status
+from tests.workspace.controller.test_probe_loop import AT_PROBES, ROLLOUT, revision
+from tests.workspace.controller.test_scaling_loop import a_runner
+from workspace.analysis import Outcome
+from workspace.controller import probe_loop
+from workspace.controller.probe_loop import ProbeLoop
+from workspace.probes.document import ProbeSet, parse_probes
+from workspace.probes.judging import ProbeOutcome, ProbeResult
+from workspace.schema import Workspace
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+PROBES = [
+    {"name": "capital", "prompt": "The capital of France is", "maxTokens": 8, "contains": "Paris"},
+    {"name": "counting", "prompt": "1, 2, 3, 4, 5,", "maxTokens": 8, "regex": r"^6\b"},
+    {"name": "story", "prompt": "Once upon a time, there was a", "maxTokens": 24, "agreement": {}},
+]
+
+
+def damage(model: Path, to: Path) -> Path:
+    """A copy of a model in which every second layer's MLP gives zeros: what a wrong scale does to a quantized one."""
+    shutil.copytree(model, to)
+    (weights,) = to.glob("*.safetensors")
+    # A link into a shared store must not be written through.
+    data = bytearray(weights.read_bytes())
+    weights.unlink()
+    (length,) = struct.unpack_from("<Q", data)
+    for name, tensor in json.loads(data[8 : 8 + length]).items():
+        if name.endswith("mlp.down_proj.weight") and int(name.split(".")[2]) % 2:
+            begin, end = (8 + length + offset for offset in tensor["data_offsets"])
+            data[begin:end] = bytes(end - begin)
+    weights.write_bytes(data)
+    return to
+
+
+@pytest.fixture(scope="module")
+def damaged_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    with VllmServer(damage(smollm2, tmp_path_factory.mktemp("damaged") / "model")) as running:
+        yield running
+
+
+def probed(new: VllmServer, serving: VllmServer, monkeypatch: pytest.MonkeyPatch) -> ProbeResult:
+    """What a rollout's probes say of one server beside another."""
+
+    async def source(workspace: Workspace, image: str) -> ProbeSet:
+        return parse_probes(json.dumps({"probes": PROBES}), what="the file")
+
+    async def scenario() -> ProbeResult:
+        runner = a_runner(KEY)
+        document: Any = runner.cache.workspace(KEY)
+        runner.cache.put({**document, "spec": {**document["spec"], "rollout": ROLLOUT}})
+        runner.cache.put(revision(NEW))
+        for name, version, each in (("a", OLD, serving), ("b", NEW, new)):
+            port = int(each.url.rpartition(":")[2])
+            runner.cache.put(server(name, version, "127.0.0.1", port))
+        runner.rollouts[KEY] = status(**AT_PROBES)
+        # As long as a busy CPU takes.
+        monkeypatch.setattr(probe_loop, "_ANSWER", 600.0)
+        monkeypatch.setattr(probe_loop, "_ROUND", 1200.0)
+        async with aiohttp.ClientSession() as session:
+            await ProbeLoop(runner, session, source).ask(KEY)
+        return runner.probes[KEY]
+
+    return asyncio.run(scenario())
+
+
+def test_the_model_passes_beside_itself(
+    vllm_server: VllmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = probed(vllm_server, vllm_server, monkeypatch)
+    assert result.outcome(0) is Outcome.PASSED, result.text
+
+
+def test_a_damaged_variant_is_found(
+    vllm_server: VllmServer, damaged_server: VllmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = probed(damaged_server, vllm_server, monkeypatch)
+    assert result.outcome(0) is Outcome.FAILED, result.text
+    story = next(each for each in result.verdicts if each.name == "story")
+    assert story.outcome is ProbeOutcome.FAILED
+    assert "less probable" in story.cause
