@@ -41,10 +41,9 @@ from workspace.controller.route_objects import kept_objects, left_version, route
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
+from workspace.render.deployments import candidate_deployment, deployment
 from workspace.render.kubernetes import (
     Routing,
-    candidate_deployment,
-    deployment,
     has_activator,
     surrounding_objects,
 )

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from workspace.hardware import Hardware
 from workspace.render import names
+from workspace.render.deployments import deployment
 from workspace.render.kubernetes import (
     Routing,
     SystemSettings,
-    deployment,
     surrounding_objects,
     wanted_range,
 )

@@ -1,7 +1,6 @@
-"""A Workspace's Kubernetes objects other than the pod: Deployment, Services, policies, quotas.
+"""A Workspace's Kubernetes objects around its servers: Services, policies, quotas, the activator.
 
-Objects contain only fields that Weightyard decides; defaults are left to the API server. The pod template is passed as
-data, since a version's template is stored in its ControllerRevision and outlives upgrades of this code.
+Objects contain only fields that Weightyard decides; defaults are left to the API server.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from workspace.node_demands import queue_label
 from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.build_settings import BuildSettings
@@ -88,63 +86,6 @@ def has_activator(workspace: Workspace) -> bool:
     """Whether requests may arrive while no server runs: a HorizontalPodAutoscaler never scales to zero."""
     scale = workspace.spec.scale
     return scale is not None and scale.min == 0 and scale.by is not Autoscaler.HPA
-
-
-def deployment(
-    workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
-    environment: SystemSettings, selector: Mapping[str, str] | None = None, surge: bool = False,
-) -> Json:  # fmt: skip
-    """The servers' Deployment. A new version starts beside the old one, which stops once the new one is ready.
-
-    `selector` is that of the existing Deployment, which can't change. `surge` adds a replica.
-    """
-    uid = template["metadata"]["labels"].get(names.UID)
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {
-            **_queued(workspace, workspace.name),
-            **({"annotations": {names.SURGE: "1"}} if surge else {}),
-        },
-        "spec": {
-            "replicas": replicas + surge,
-            # Versions are kept in ControllerRevisions, so old ReplicaSets aren't needed for
-            # `rollout undo`.
-            "revisionHistoryLimit": 2,
-            "progressDeadlineSeconds": startup_seconds + environment.quiet_seconds,
-            "strategy": {
-                "type": "RollingUpdate",
-                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
-            },
-            "selector": {
-                "matchLabels": dict(selector or names.selector(workspace.name, names.SERVER, uid))
-            },
-            "template": template,
-        },
-    }
-
-
-def candidate_deployment(
-    workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int, environment: SystemSettings
-) -> Json:  # fmt: skip
-    """The Deployment of a new version's servers beside the Workspace's own. Their label tells the two apart."""
-    labels = template["metadata"]["labels"] | {names.TRACK: names.CANDIDATE}
-    selector = names.selector(workspace.name, names.SERVER, labels.get(names.UID))
-    made = deployment(
-        workspace,
-        {**template, "metadata": {**template["metadata"], "labels": labels}},
-        replicas=replicas,
-        startup_seconds=startup_seconds,
-        environment=environment,
-        selector={**selector, names.TRACK: names.CANDIDATE},
-    )
-    return {**made, "metadata": _queued(workspace, names.candidate(workspace.name))}
-
-
-def _queued(workspace: Workspace, name: str) -> Json:
-    """A Deployment's metadata, with the label by which Kueue admits its pods if the spec names a queue."""
-    metadata = meta(workspace, name)
-    return {**metadata, "labels": {**metadata["labels"], **queue_label(workspace.spec.resources)}}
 
 
 def service(workspace: Workspace, routing: Routing = DIRECT) -> Json:

@@ -24,8 +24,8 @@ from workspace.controller.objects import container_ports, has_labels
 from workspace.controller.prewarm_pods import prewarm_pod
 from workspace.render import names
 from workspace.render.builder_objects import build_job
+from workspace.render.deployments import deployment as render
 from workspace.render.kubernetes import SystemSettings, surrounding_objects
-from workspace.render.kubernetes import deployment as render
 
 SCALED: Json = {"min": 0, "max": 2}
 TAKEN = [

@@ -1,0 +1,74 @@
+"""The Deployments of a Workspace's servers: its own, and that of a new version beside it.
+
+The pod template is passed as data, since a version's template is stored in its ControllerRevision and outlives upgrades
+of this code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workspace.node_demands import queue_label
+from workspace.render import names
+from workspace.render.kubernetes import SystemSettings, meta
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+def deployment(
+    workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
+    environment: SystemSettings, selector: Mapping[str, str] | None = None, surge: bool = False,
+) -> Json:  # fmt: skip
+    """The servers' Deployment. A new version starts beside the old one, which stops once the new one is ready.
+
+    `selector` is that of the existing Deployment, which can't change. `surge` adds a replica.
+    """
+    uid = template["metadata"]["labels"].get(names.UID)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            **_queued(workspace, workspace.name),
+            **({"annotations": {names.SURGE: "1"}} if surge else {}),
+        },
+        "spec": {
+            "replicas": replicas + surge,
+            # Versions are kept in ControllerRevisions, so old ReplicaSets aren't needed for
+            # `rollout undo`.
+            "revisionHistoryLimit": 2,
+            "progressDeadlineSeconds": startup_seconds + environment.quiet_seconds,
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+            },
+            "selector": {
+                "matchLabels": dict(selector or names.selector(workspace.name, names.SERVER, uid))
+            },
+            "template": template,
+        },
+    }
+
+
+def candidate_deployment(
+    workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int, environment: SystemSettings
+) -> Json:  # fmt: skip
+    """The Deployment of a new version's servers beside the Workspace's own. Their label tells the two apart."""
+    labels = template["metadata"]["labels"] | {names.TRACK: names.CANDIDATE}
+    selector = names.selector(workspace.name, names.SERVER, labels.get(names.UID))
+    made = deployment(
+        workspace,
+        {**template, "metadata": {**template["metadata"], "labels": labels}},
+        replicas=replicas,
+        startup_seconds=startup_seconds,
+        environment=environment,
+        selector={**selector, names.TRACK: names.CANDIDATE},
+    )
+    return {**made, "metadata": _queued(workspace, names.candidate(workspace.name))}
+
+
+def _queued(workspace: Workspace, name: str) -> Json:
+    """A Deployment's metadata, with the label by which Kueue admits its pods if the spec names a queue."""
+    metadata = meta(workspace, name)
+    return {**metadata, "labels": {**metadata["labels"], **queue_label(workspace.spec.resources)}}
