@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cache_agent.store.files import StoreFiles
-from cache_agent.store.publisher import Admission
+from cache_agent.store.publisher import CompletedFile
 
 # Larger files are admitted as soon as they are complete: other pulls may wait for them.
 SMALL_FILE_BYTES: Final = 1 << 20
@@ -25,9 +25,9 @@ class AdmissionGroup:
         self._files = files
         # Every worker of the pull takes it for each small file, so nothing slow happens under it.
         self._lock = threading.Lock()
-        self._waiting: list[tuple[Admission, Callable[[], None]]] = []
+        self._waiting: list[tuple[CompletedFile, Callable[[], None]]] = []
 
-    def add(self, admission: Admission, admitted: Callable[[], None]) -> None:
+    def add(self, admission: CompletedFile, admitted: Callable[[], None]) -> None:
         """Admit a file with the next group. `admitted` is called when it is in the store. Raises as `flush`."""
         with self._lock:
             self._waiting.append((admission, admitted))

@@ -16,7 +16,7 @@ from cache_agent.fetch.in_order_hash import Hash, InOrderHasher, LayerHash
 from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.sources.source import ChunkRange
 from cache_agent.store.partials import Partial, identity
-from cache_agent.store.publisher import Admission
+from cache_agent.store.publisher import CompletedFile
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, Unreachable
@@ -211,7 +211,7 @@ class Download:
     def _commit_file(self, computed: Digest) -> None:
         # Without proof the file is stored, but it authorizes nobody: see `ReuseCheck`.
         repository = self.repository if self._proven else None
-        admission = Admission(self.partial, computed, repository, self.replace)
+        admission = CompletedFile(self.partial, computed, repository, self.replace)
         if self.group is not None and self.file.size <= SMALL_FILE_BYTES:
             self.group.add(admission, self._note_admitted)
         else:

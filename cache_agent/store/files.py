@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cache_agent.observability.events import Events
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
-from cache_agent.store.publisher import Admission, Publisher
+from cache_agent.store.publisher import CompletedFile, Publisher
 from cache_agent.store.removal import Holds
 from cache_agent.store.repairer import StoreRepairer
 from cache_agent.store.scrub import Scrubber
@@ -67,7 +67,7 @@ class StoreFiles:
         """Protect files from removal while inside."""
         return self.holds.hold(digests)
 
-    def admit(self, admissions: Sequence[Admission]) -> None:
+    def admit(self, admissions: Sequence[CompletedFile]) -> None:
         """Move complete, verified files into the store, in one transaction. Raises DigestMismatch, Vanished."""
         self.publisher.admit(admissions)
 

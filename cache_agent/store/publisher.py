@@ -33,7 +33,7 @@ _HINT = "The image's record doesn't describe its files: build and push the image
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class CompletedFile:
     """A complete file to move into `files/`. `computed` is the sha256 of its bytes, computed on this node.
 
     `repository` is None for a file from elsewhere: then it proves no access to a repository. `replace` overwrites a
@@ -60,7 +60,7 @@ class Publisher:
     names: threading.RLock
     clock: Callable[[], float]
 
-    def admit(self, admissions: Sequence[Admission]) -> None:
+    def admit(self, admissions: Sequence[CompletedFile]) -> None:
         """Move complete files into `files/`, all in one transaction.
 
         Raises DigestMismatch, after discarding the partial, when a file's bytes aren't what its record promises, and
@@ -89,7 +89,7 @@ class Publisher:
             raise problems[0]
 
     @staticmethod
-    def _is_right(admission: Admission, problems: list[WeightyardError]) -> bool:
+    def _is_right(admission: CompletedFile, problems: list[WeightyardError]) -> bool:
         partial, computed = admission.partial, admission.computed
         file = partial.file
         if computed == file.digest and not partial.missing():
@@ -104,7 +104,7 @@ class Publisher:
         )
         return False
 
-    def _seal(self, admissions: Sequence[Admission]) -> None:
+    def _seal(self, admissions: Sequence[CompletedFile]) -> None:
         together = len(admissions) >= _TOGETHER
         for each in admissions:
             each.partial.seal(durable=not together)
@@ -119,7 +119,7 @@ class Publisher:
         for each in directories:
             self.disk.sync_directory(each)
 
-    def _rename(self, admission: Admission) -> None:
+    def _rename(self, admission: CompletedFile) -> None:
         partial, file = admission.partial, admission.partial.file
         target = self.paths.file(file.digest)
         # Another pull may have admitted the same file meanwhile.

@@ -37,7 +37,7 @@ from cache_agent.fetch.range_planner import FileQueue, unique_files
 from cache_agent.sources.source import SourcesOf
 from cache_agent.store.budget import Reservation
 from cache_agent.store.journal import ForeignPullState, staged_name
-from cache_agent.store.publisher import Admission
+from cache_agent.store.publisher import CompletedFile
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -343,7 +343,7 @@ class ForeignFetch:
                 staged_file = store.staged_files.reopen(file.layer, members[file.path], file)
                 opened.callback(staged_file.close)
                 admissions.append(
-                    Admission(staged_file, file.digest, self.pull.repository, damaged)
+                    CompletedFile(staged_file, file.digest, self.pull.repository, damaged)
                 )
             store.files.admit(admissions)
         for each in admissions:
