@@ -94,7 +94,7 @@ class ConfigMapKey(Strict):
     ] = Field(default="probes.yaml", description="The key whose value is the probes file.")
 
 
-class Probes(Strict):
+class ProbesSource(Strict):
     """Where the probes file is: exactly one of `configMap` and `attached`."""
 
     config_map: ConfigMapKey | None = None
@@ -121,7 +121,7 @@ class Analysis(Strict):
         description="Requests that each version must have answered before they are compared.",
     )
     max_regression: MaxRegression = MaxRegression()
-    probes: Probes | None = Field(
+    probes: ProbesSource | None = Field(
         default=None,
         description="Prompts with expected answers, which the new version has to pass before it gets requests.",
     )

@@ -17,7 +17,7 @@ from tests.workspace.samples import record
 from workspace.document import parse_workspace
 from workspace.hardware import requested_hardware
 from workspace.launch_plan import choose_variant
-from workspace.probes.document import Expectation, parse_probes
+from workspace.probes.probe_set import Expectation, parse_probes
 
 FOLDER = REPOSITORY / "examples"
 EXAMPLES = sorted(path for path in FOLDER.iterdir() if path.name != "README.md")

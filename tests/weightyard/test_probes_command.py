@@ -16,7 +16,7 @@ from tests.builder.building import weightyard_here
 from tests.modelimage.conformance import put_image
 from tests.servers.httpserver import Handler, LoopbackServer
 from workspace.controller.probe_sources import attached_probes
-from workspace.probes.document import ARTIFACT_TYPE
+from workspace.probes.probe_set import ARTIFACT_TYPE
 
 PROBES = {
     "probes": [

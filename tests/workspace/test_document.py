@@ -15,13 +15,14 @@ from cache_agent.api.kube_objects import parse_quantity
 from modelimage.errors import InvalidInput
 from tests.workspace.samples import document
 from workspace.document import MAX_DOCUMENT_BYTES, parse_workspace, parse_workspaces
+from workspace.provisioning_spec import Capacity, Provisioner, Provisioning, Spot
 from workspace.rollout_spec import (
     Analysis,
     AnalysisStep,
     ConfigMapKey,
     MaxRegression,
     Pause,
-    Probes,
+    ProbesSource,
     Rollout,
     RolloutStep,
     Strategy,
@@ -228,6 +229,12 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "tolerations": st.lists(
             st.builds(Toleration, key=names, value=st.none(), toleration_seconds=st.none()), max_size=2
         ).map(tuple),
+        "provisioning": st.none()
+        | st.just(Provisioning(by=Provisioner.KUEUE, queue="gpus"))
+        | st.builds(
+            Provisioning, by=st.sampled_from([Provisioner.NONE, Provisioner.KARPENTER]), queue=st.none(),
+            capacity=st.none() | st.builds(Capacity, spot=st.sampled_from(Spot)),
+        ),
     },
     Model: {
         "image": texts,
@@ -259,8 +266,8 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "analysis": st.builds(
             Analysis, interval_seconds=st.integers(2, 3600), min_requests=st.integers(1, 100),
             max_regression=st.builds(MaxRegression, error_rate=st.floats(0, 1), queue_time=st.floats(0, 100)),
-            probes=st.none() | st.just(Probes(attached=True))
-            | st.builds(Probes, config_map=st.builds(ConfigMapKey, name=st.just("answers"), key=st.just("a.yaml"))),
+            probes=st.none() | st.just(ProbesSource(attached=True))
+            | st.just(ProbesSource(config_map=ConfigMapKey(name="answers", key="a.yaml"))),
         ),
     },
 }  # fmt: skip

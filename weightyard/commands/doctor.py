@@ -22,7 +22,7 @@ from weightyard.doctor.cluster_checks import Expected, Permission, check_cluster
 from weightyard.doctor.clusters import ClusterQuery, ask, eviction_thresholds
 from weightyard.doctor.gather import ProbePaths, gather
 from weightyard.doctor.node_checks import MachineRole, NodePurpose, check_node
-from weightyard.doctor.pods import Probe, Probing
+from weightyard.doctor.pods import PodProbe, Probing
 from weightyard.doctor.registries import check_image
 from weightyard.doctor.result import Finding, Level, PreflightFailed, fail
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
@@ -65,7 +65,7 @@ class Preflight:
     selector: str
     namespace: str
     min_free: Amount
-    probe: Probe | None
+    probe: PodProbe | None
 
 
 def _role(name: str, help_text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -201,7 +201,7 @@ def doctor(
     # First, for every role: whether an image can be pulled is asked with this user's credentials, wherever it will run.
     asked = [check_image(parse_registry(each), access) for each in images]
     if role == "cluster":
-        probe = Probe(
+        probe = PodProbe(
             namespace, image, str(root or _NODE_ROOT), str(kubelet), disk_trial.bytes, timeout
         )
         preflight = Preflight(
@@ -253,7 +253,7 @@ def look_at(console: Console, cluster: Kubectl, preflight: Preflight) -> Iterato
 
 
 def _on_nodes(
-    cluster: Kubectl, probe: Probe, names: list[str], min_free: Amount
+    cluster: Kubectl, probe: PodProbe, names: list[str], min_free: Amount
 ) -> Iterator[Finding]:
     wanted = NodePurpose(MachineRole.NODE, min_free)
     found = Probing(cluster, probe, secrets.token_hex(3)).gather(names)

@@ -19,10 +19,10 @@ from modelimage.referrers import ArtifactFile, attach, make_artifact
 from weightyard.advanced import SuggestingGroup
 from weightyard.console import Console, pass_console
 from weightyard.options import PathName, access_options
-from workspace.probes.document import ARTIFACT_TYPE, MOST_BYTES, Probe, ProbeSet, parse_probes
-from workspace.probes.exchange import MOST_BYTES as MOST_ANSWERED
-from workspace.probes.exchange import REFUSALS, parse_answer, path_of, request_of
-from workspace.probes.judging import (
+from workspace.probes.probe_set import ARTIFACT_TYPE, MOST_BYTES, Probe, ProbeSet, parse_probes
+from workspace.probes.server_answers import MOST_BYTES as MOST_ANSWERED
+from workspace.probes.server_answers import REFUSALS, parse_answer, path_of, request_of
+from workspace.probes.verdicts import (
     ProbeOutcome,
     ProbeVerdict,
     Reply,

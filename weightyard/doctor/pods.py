@@ -25,7 +25,7 @@ _API: Final = "https://kubernetes.default.svc/livez"
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class PodProbe:
     """A probe pod's settings: `store` and `kubelet` are node directories, `trial` the bytes of the disk trial."""
 
     namespace: str
@@ -36,7 +36,7 @@ class Probe:
     seconds: int
 
 
-def manifest(probe: Probe, node: str, name: str) -> Json:
+def manifest(probe: PodProbe, node: str, name: str) -> Json:
     """The pod for one node. It can read the node's root, and write only below the cache's directory."""
     arguments = [
         "--json", "doctor", "--facts", f"--root={probe.store}", f"--kubelet={probe.kubelet}", "--host=/host",
@@ -96,7 +96,7 @@ class Probing:
     """One run over some nodes. `run` distinguishes runs; clock and sleep are injected."""
 
     cluster: Kubectl
-    probe: Probe
+    probe: PodProbe
     run: str
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep

@@ -16,7 +16,7 @@ from workspace.controller.mount_news import MountNews
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import has_ended, has_labels, is_owned
 from workspace.controller.pod_start import StartNews
-from workspace.probes.judging import ProbeResult
+from workspace.probes.verdicts import ProbeResult
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages

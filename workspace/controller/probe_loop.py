@@ -32,9 +32,9 @@ from workspace.controller.rollout_steps import is_probing
 from workspace.controller.runner import Runner
 from workspace.controller.server_pages import post_json, server_urls
 from workspace.document import workspace_of
-from workspace.probes.document import Probe, ProbeSet
-from workspace.probes.exchange import MOST_BYTES, REFUSALS, parse_answer, path_of, request_of
-from workspace.probes.judging import (
+from workspace.probes.probe_set import Probe, ProbeSet
+from workspace.probes.server_answers import MOST_BYTES, REFUSALS, parse_answer, path_of, request_of
+from workspace.probes.verdicts import (
     ProbeOutcome,
     ProbeResult,
     ProbeVerdict,

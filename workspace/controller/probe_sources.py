@@ -12,7 +12,7 @@ from modelimage.reference import parse_image
 from modelimage.referrers import list_referrers, read_artifact
 from modelimage.repository import ImageReader
 from workspace.controller.kube_api import KubernetesApi
-from workspace.probes.document import ARTIFACT_TYPE, HINT, MOST_BYTES, ProbeSet, parse_probes
+from workspace.probes.probe_set import ARTIFACT_TYPE, HINT, MOST_BYTES, ProbeSet, parse_probes
 from workspace.rollout_spec import ConfigMapKey
 from workspace.schema import Workspace
 from workspace.sources import require_registry
@@ -23,7 +23,7 @@ T = TypeVar("T")
 ProbeSource = Callable[[Workspace, str], Awaitable[ProbeSet]]
 
 
-class ImageAccess(Protocol):
+class ProbeImages(Protocol):
     """Opens images as a Workspace may: with its own credentials, in a thread that no namespace can keep for itself."""
 
     async def read(
@@ -36,7 +36,7 @@ class ImageAccess(Protocol):
 class ProbeSources:
     """A `ProbeSource`. Raises NotFound and InvalidInput, which say what to do, and the readers' errors."""
 
-    def __init__(self, api: KubernetesApi, images: ImageAccess) -> None:
+    def __init__(self, api: KubernetesApi, images: ProbeImages) -> None:
         self._api = api
         self._images = images
 

@@ -19,7 +19,7 @@ from workspace.controller.traffic import (
     holds_stable,
     is_settled,
 )
-from workspace.probes.judging import ProbeResult
+from workspace.probes.verdicts import ProbeResult
 from workspace.rollout_spec import Rollout, Strategy
 from workspace.rollout_status import RolloutPhase, RolloutStatus
 

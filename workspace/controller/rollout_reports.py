@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workspace.analysis import Judgement
-from workspace.probes.judging import ProbeOutcome, ProbeResult
+from workspace.probes.verdicts import ProbeOutcome, ProbeResult
 from workspace.rollout_status import MeasureReport, ProbesReport
 
 

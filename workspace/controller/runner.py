@@ -43,7 +43,7 @@ from workspace.controller.watches import OPTIONAL, Name
 from workspace.controller.workers import Workers
 from workspace.controller.workspace_news import workspace_news
 from workspace.document import workspace_of
-from workspace.probes.judging import ProbeResult
+from workspace.probes.verdicts import ProbeResult
 from workspace.render.kubernetes import SystemSettings
 from workspace.rollout_status import RolloutStatus
 from workspace.scaler import Load

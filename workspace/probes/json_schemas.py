@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from modelimage.errors import InvalidInput
 from workspace.probes.patterns import Pattern
-from workspace.probes.steps import Steps
+from workspace.probes.steps import StepBudget
 
 DEEPEST: Final = 16
 _NOTES: Final = frozenset(
@@ -86,7 +86,7 @@ class JsonSchema:
         self._schema = schema
         self._check(schema, DEEPEST)
 
-    def accepts(self, value: object, steps: Steps) -> bool:
+    def accepts(self, value: object, steps: StepBudget) -> bool:
         """Whether a JSON value is valid. Raises TooManySteps."""
         return self._accepts(self._schema, value, steps)
 
@@ -122,7 +122,7 @@ class JsonSchema:
                 self._check(each, deeper - 1)
         return _SOUND[keyword](value)
 
-    def _accepts(self, schema: Schema, value: Any, steps: Steps) -> bool:
+    def _accepts(self, schema: Schema, value: Any, steps: StepBudget) -> bool:
         steps.spend()
         if isinstance(schema, bool):
             return schema
@@ -133,7 +133,7 @@ class JsonSchema:
         )
 
     def _holds(
-        self, keyword: str, argument: Any, schema: Mapping[str, Any], value: Any, steps: Steps
+        self, keyword: str, argument: Any, schema: Mapping[str, Any], value: Any, steps: StepBudget
     ) -> bool:
         steps.spend()
         if keyword == "type":
@@ -155,7 +155,7 @@ class JsonSchema:
         return self._of_its_type(keyword, argument, schema, value, steps)
 
     def _of_its_type(
-        self, keyword: str, argument: Any, schema: Mapping[str, Any], value: Any, steps: Steps
+        self, keyword: str, argument: Any, schema: Mapping[str, Any], value: Any, steps: StepBudget
     ) -> bool:
         """Keywords that say something of values of one type only."""
         if isinstance(value, dict):
@@ -167,7 +167,7 @@ class JsonSchema:
         return not _TYPES["number"](value) or _number(keyword, argument, value)
 
     def _object(
-        self, keyword: str, argument: Any, schema: Mapping[str, Any], value: dict[str, Any], steps: Steps
+        self, keyword: str, argument: Any, schema: Mapping[str, Any], value: dict[str, Any], steps: StepBudget
     ) -> bool:  # fmt: skip
         if keyword == "required":
             steps.spend(len(argument))
@@ -189,12 +189,12 @@ class JsonSchema:
             )
         return _size(keyword, argument, len(value), "Properties")
 
-    def _array(self, keyword: str, argument: Any, value: list[Any], steps: Steps) -> bool:
+    def _array(self, keyword: str, argument: Any, value: list[Any], steps: StepBudget) -> bool:
         if keyword == "items":
             return all(self._accepts(argument, each, steps) for each in value)
         return _size(keyword, argument, len(value), "Items")
 
-    def _string(self, keyword: str, argument: Any, value: str, steps: Steps) -> bool:
+    def _string(self, keyword: str, argument: Any, value: str, steps: StepBudget) -> bool:
         if keyword == "pattern":
             return self._patterns[argument].search(value, steps)
         return _size(keyword, argument, len(value), "Length")
@@ -216,7 +216,7 @@ def _number(keyword: str, argument: Any, value: float) -> bool:
     return bool(value < argument) if keyword == "exclusiveMaximum" else True
 
 
-def _same(one: Any, other: Any, steps: Steps) -> bool:
+def _same(one: Any, other: Any, steps: StepBudget) -> bool:
     """Equality of JSON values: to Python, True is 1."""
     steps.spend()
     if isinstance(one, bool) or isinstance(other, bool):

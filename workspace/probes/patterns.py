@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from modelimage.errors import InvalidInput
-from workspace.probes.steps import Steps
+from workspace.probes.steps import StepBudget
 
 # Characters of a pattern, states that it becomes, and how often a part may be asked to repeat.
 LONGEST: Final = 512
@@ -90,7 +90,7 @@ class Pattern:
         whole = parsed.whole()
         self._states, self._first, self._last = parsed.states, whole.first, whole.last
 
-    def search(self, text: str, steps: Steps) -> bool:
+    def search(self, text: str, steps: StepBudget) -> bool:
         """Whether the pattern occurs in a text. Raises TooManySteps."""
         current: set[int] = set()
         for index in range(len(text) + 1):
@@ -109,7 +109,7 @@ class Pattern:
             }
         return False
 
-    def _reach(self, waiting: list[int], text: str, index: int, steps: Steps) -> set[int]:
+    def _reach(self, waiting: list[int], text: str, index: int, steps: StepBudget) -> set[int]:
         """The states that can be entered at a position without reading."""
         reached: set[int] = set()
         while waiting:

@@ -14,7 +14,7 @@ class TooManySteps(InvalidInput):
     """Checking an answer takes longer than it may."""
 
 
-class Steps:
+class StepBudget:
     """Counts down. `spend` raises TooManySteps when nothing is left."""
 
     def __init__(self, most: int = MOST_STEPS) -> None:

@@ -12,11 +12,11 @@ from tests.workspace.controller.living import point_kubectl_at
 from weightyard.cli import main
 from weightyard.commands import doctor as command
 from weightyard.doctor.facts import HostFacts
-from weightyard.doctor.pods import Probe, Probing, manifest
+from weightyard.doctor.pods import PodProbe, Probing, manifest
 from weightyard.kubectl import Kubectl, refused
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-PROBE = Probe(
+PROBE = PodProbe(
     "weightyard", "registry.example/agent:1", "/var/lib/weightyard", "/var/lib/kubelet", 1 << 20, 5
 )
 

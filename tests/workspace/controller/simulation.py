@@ -23,7 +23,7 @@ from workspace.controller.objects import is_ready
 from workspace.controller.observed import Action, Apply, Decision, Observed
 from workspace.controller.reconcile import reconcile
 from workspace.document import workspace_of
-from workspace.probes.judging import ProbeResult
+from workspace.probes.verdicts import ProbeResult
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages

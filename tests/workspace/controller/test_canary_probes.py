@@ -9,7 +9,7 @@ import pytest
 from tests.workspace import samples
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_canary import V2, cluster_of, count, ready, selected, status
-from workspace.probes.judging import ProbeOutcome, ProbeResult, ProbeVerdict
+from workspace.probes.verdicts import ProbeOutcome, ProbeResult, ProbeVerdict
 from workspace.render import names
 from workspace.rollout_status import RolloutPhase
 

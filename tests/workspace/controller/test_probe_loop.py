@@ -22,7 +22,7 @@ from workspace.controller.analysis_loop import TICK
 from workspace.controller.object_cache import Key
 from workspace.controller.probe_loop import ProbeLoop
 from workspace.controller.runner import Runner
-from workspace.probes.document import ProbeSet, parse_probes
+from workspace.probes.probe_set import ProbeSet, parse_probes
 from workspace.render import names
 from workspace.schema import Workspace
 

@@ -20,8 +20,8 @@ from tests.workspace.controller.test_scaling_loop import a_runner
 from workspace.analysis import Outcome
 from workspace.controller import probe_loop
 from workspace.controller.probe_loop import ProbeLoop
-from workspace.probes.document import ProbeSet, parse_probes
-from workspace.probes.judging import ProbeOutcome, ProbeResult
+from workspace.probes.probe_set import ProbeSet, parse_probes
+from workspace.probes.verdicts import ProbeOutcome, ProbeResult
 from workspace.schema import Workspace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]

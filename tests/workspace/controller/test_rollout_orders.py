@@ -29,7 +29,7 @@ from workspace.controller.rollout_plan import (
     window_of,
 )
 from workspace.controller.rollout_view import rollout_before
-from workspace.probes.judging import ProbeOutcome, ProbeResult, ProbeVerdict
+from workspace.probes.verdicts import ProbeOutcome, ProbeResult, ProbeVerdict
 from workspace.render import names
 from workspace.rollout_spec import Rollout
 from workspace.rollout_status import RolloutPhase, RolloutStatus

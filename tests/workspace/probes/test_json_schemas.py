@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from modelimage.errors import InvalidInput
 from tests.examples import examples
 from workspace.probes.json_schemas import JsonSchema
-from workspace.probes.steps import Steps, TooManySteps
+from workspace.probes.steps import StepBudget, TooManySteps
 
 _scalars = st.one_of(
     st.none(),
@@ -56,7 +56,7 @@ def _schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 )
 def test_it_accepts_what_the_reference_accepts(schema: Any, value: Any) -> None:
     expected = Draft202012Validator(schema).is_valid(value)
-    assert JsonSchema(schema).accepts(value, Steps()) == expected
+    assert JsonSchema(schema).accepts(value, StepBudget()) == expected
 
 
 def _nested(depth: int) -> Any:
@@ -91,4 +91,4 @@ def test_what_isnt_supported_is_refused_when_it_is_read(schema: Any) -> None:
 def test_a_schema_made_to_take_long_ends(schema: Any, value: Any) -> None:
     assert len(json.dumps(schema)) < 1 << 20
     with pytest.raises(TooManySteps):
-        JsonSchema(schema).accepts(value, Steps())
+        JsonSchema(schema).accepts(value, StepBudget())

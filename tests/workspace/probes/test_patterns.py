@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modelimage.errors import InvalidInput
 from workspace.probes.patterns import Pattern
-from workspace.probes.steps import Steps, TooManySteps
+from workspace.probes.steps import StepBudget, TooManySteps
 
 _ATOMS = [
     "a", "b", ".", "[ab]", "[^a]", "[a-c]", r"\d", r"\w", r"\S", r"\n", "^", "$", r"\b", "(a|b)", "(?:ab)",
@@ -31,7 +31,7 @@ def test_it_finds_what_python_finds(pattern: str, text: str) -> None:
         expected = re.search(pattern, text) is not None
     except re.error:
         return
-    assert Pattern(pattern).search(text, Steps()) == expected
+    assert Pattern(pattern).search(text, StepBudget()) == expected
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_it_finds_what_python_finds(pattern: str, text: str) -> None:
 def test_a_pattern_made_to_take_long_ends(pattern: str) -> None:
     """Python's `re` takes longer than the universe has existed for some of these."""
     with pytest.raises(TooManySteps):
-        Pattern(pattern).search("ax" * 20_000, Steps())
+        Pattern(pattern).search("ax" * 20_000, StepBudget())
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from typing import Final
 
 from modelimage.canonical import check_halves
 from workspace.analysis import Outcome
-from workspace.probes.document import Agreement, Expectation, Probe
-from workspace.probes.exchange import Answer
-from workspace.probes.steps import Steps, TooManySteps
+from workspace.probes.probe_set import Agreement, Expectation, Probe
+from workspace.probes.server_answers import Answer
+from workspace.probes.steps import StepBudget, TooManySteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +168,13 @@ def _answered(serving: Reply | None) -> Answer:
 def _wrong(probe: Probe, answer: Answer) -> str:
     """What is wrong with an answer by itself."""
     try:
-        right = _is_right(probe, answer.text.strip(), Steps())
+        right = _is_right(probe, answer.text.strip(), StepBudget())
     except (TooManySteps, RecursionError) as error:
         raise _Untold("checking the answer takes too many steps") from error
     return "" if right else _WRONG[probe.expectation]
 
 
-def _is_right(probe: Probe, text: str, steps: Steps) -> bool:
+def _is_right(probe: Probe, text: str, steps: StepBudget) -> bool:
     if probe.exact is not None:
         return text == probe.exact.strip()
     if probe.contains is not None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from modelimage.errors import InvalidInput
-from workspace.probes.document import MOST_BYTES, parse_probes
+from workspace.probes.probe_set import MOST_BYTES, parse_probes
 
 USER = {"role": "user", "content": "x"}
 PROBE = {"name": "p", "prompt": "2 + 2 =", "contains": "4"}

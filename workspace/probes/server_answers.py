@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from modelimage.canonical import check_halves
 from modelimage.errors import RemoteRefused
-from workspace.probes.document import Probe
+from workspace.probes.probe_set import Probe
 
 COMPLETIONS: Final = "/v1/completions"
 CHAT: Final = "/v1/chat/completions"
@@ -25,7 +25,7 @@ _ALTERNATIVES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class AnswerToken:
     """A token of an answer, its logarithm of probability, and those of tokens that might have stood there instead."""
 
     text: str
@@ -44,7 +44,7 @@ class Answer:
     """A server's answer; `tokens` only when they were asked for."""
 
     text: str
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[AnswerToken, ...] = ()
 
 
 def path_of(probe: Probe) -> str:
@@ -105,7 +105,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
     return document
 
 
-def _completion_tokens(found: Any) -> tuple[Token, ...]:
+def _completion_tokens(found: Any) -> tuple[AnswerToken, ...]:
     columns = (found["tokens"], found["token_logprobs"], found["top_logprobs"])
     if not all(isinstance(each, list) for each in columns):
         raise TypeError("not lists")
@@ -115,7 +115,7 @@ def _completion_tokens(found: Any) -> tuple[Token, ...]:
     )
 
 
-def _chat_tokens(found: Any) -> tuple[Token, ...]:
+def _chat_tokens(found: Any) -> tuple[AnswerToken, ...]:
     return tuple(
         _token(
             each["token"],
@@ -132,8 +132,8 @@ def _text(value: Any) -> str:
     return value
 
 
-def _token(text: Any, logprob: Any, others: Mapping[Any, Any]) -> Token:
-    return Token(
+def _token(text: Any, logprob: Any, others: Mapping[Any, Any]) -> AnswerToken:
+    return AnswerToken(
         _text(text),
         _logprob(logprob),
         {_text(name): _logprob(each) for name, each in others.items()},

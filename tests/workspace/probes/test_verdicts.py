@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from modelimage.errors import RemoteRefused
 from workspace.analysis import Outcome
-from workspace.probes.document import Probe
-from workspace.probes.exchange import Answer, parse_answer, request_of
-from workspace.probes.judging import (
+from workspace.probes.probe_set import Probe
+from workspace.probes.server_answers import Answer, parse_answer, request_of
+from workspace.probes.verdicts import (
     ProbeOutcome,
     ProbeResult,
     ProbeVerdict,
