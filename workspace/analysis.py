@@ -7,8 +7,8 @@ told is inconclusive, never passed: no traffic, a page without these metrics, a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -79,16 +79,36 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One measure of both versions; `limit` is the highest value of the new one that passes."""
+    """One measure of both versions; `limit` is the highest value of the new one that passes, or the `least` one.
+
+    `stable` is None where the new one isn't compared with the old one.
+    """
 
     name: str
-    stable: float
+    stable: float | None
     candidate: float
     limit: float
+    least: bool = False
 
     @property
     def passed(self) -> bool:
-        return self.candidate <= self.limit
+        return self.candidate >= self.limit if self.least else self.candidate <= self.limit
+
+    def __str__(self) -> str:
+        beside = "" if self.stable is None else f" beside {_shown(self.stable)}"
+        side = "below" if self.least else "above"
+        return f"{self.name} is {_shown(self.candidate)}{beside}, {side} the limit of {_shown(self.limit)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """A query without one number as its answer: `why`, as the end of a sentence that begins with the query's name."""
+
+    name: str
+    why: str
+
+
+QueryAnswer = Compared | Untold
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +186,30 @@ def judge(stable: ServerCounts, candidate: ServerCounts, settings: Analysis) -> 
     measures = tuple(_compared(stable, candidate, settings))
     worse = [each for each in measures if not each.passed]
     if worse:
-        said = "; ".join(
-            f"{each.name} is {_shown(each.candidate)} beside {_shown(each.stable)}, above the limit of "
-            f"{_shown(each.limit)}"
-            for each in worse
-        )
+        said = "; ".join(map(str, worse))
         return Judgement(Outcome.FAILED, f"The new version is worse: {said}.", measures)
     return Judgement(
         Outcome.PASSED, f"The new version is no worse in {len(measures)} measures.", measures
     )
+
+
+def with_queries(verdict: Judgement, answers: Sequence[QueryAnswer]) -> Judgement:
+    """The verdict on the servers' counts and on the answers to PromQL queries together.
+
+    A broken bound fails the version, whatever the counts say. An answer that says nothing lets nothing pass.
+    """
+    told = tuple(each for each in answers if isinstance(each, Compared))
+    untold = [each for each in answers if isinstance(each, Untold)]
+    measures = (*verdict.measures, *told)
+    broken = [each for each in told if not each.passed]
+    if broken:
+        words = f"{verdict.text} " if verdict.outcome is Outcome.FAILED else ""
+        said = "; ".join(map(str, broken))
+        return Judgement(Outcome.FAILED, f"{words}A query's bound is broken: {said}.", measures)
+    if untold and verdict.outcome is Outcome.PASSED:
+        said = "; ".join(f"{each.name} {each.why}" for each in untold)
+        return Judgement(Outcome.INCONCLUSIVE, f"Queries say nothing: {said}.", measures)
+    return replace(verdict, measures=measures)
 
 
 def quantile(buckets: Buckets, share: float) -> float | None:

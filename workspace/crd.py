@@ -96,6 +96,9 @@ RULES: Final[Rules] = {
         ),
     ),
     **dict.fromkeys(_LABELS, (LABEL_KEYS,)),
+    ("rollout", "analysis", "queries", "[]"): (
+        ("has(self.atMost) != has(self.atLeast)", "give exactly one of atMost and atLeast"),
+    ),
     ("rollout", "steps", "[]"): (
         (
             "[has(self.weight), has(self.pause), has(self.analysis)].filter(given, given).size() == 1",
@@ -153,7 +156,7 @@ RULES: Final[Rules] = {
 }  # fmt: skip
 
 # Lists keyed by name: the API server refuses duplicates and merges items by key.
-_KEYED: Final = (("runtime", "env"), ("runtime", "adapters"))
+_KEYED: Final = (("runtime", "env"), ("runtime", "adapters"), ("rollout", "analysis", "queries"))
 
 _COLUMNS: Final = (
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),

@@ -8,13 +8,15 @@ from typing import Annotated, Final, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from cache_agent.api.kube_objects import NonEmpty, ObjectName, Strict
-from workspace.field_types import as_enum
+from workspace.field_types import as_enum, refuse_repeats
 
 _DAY: Final = 86_400
 _WEEK: Final = 7 * _DAY
+MOST_QUERIES: Final = 8
 
 # A share by which a measure may be worse: 0.25 is a quarter.
 Share = Annotated[float, Field(ge=0, le=100)]
+Bound = Annotated[float, Field(ge=-1e15, le=1e15)]
 
 
 class Strategy(Enum):
@@ -110,6 +112,31 @@ class ProbesSource(Strict):
         return self
 
 
+class QueryCondition(Strict):
+    """A PromQL query that the operator's Prometheus answers with one number, and the bound that this must keep."""
+
+    name: Annotated[
+        str, StringConstraints(pattern=r"^[a-z]([a-z0-9 -]{0,61}[a-z0-9])?$", max_length=63)
+    ] = Field(description="What it measures, for people: refused requests.")
+    query: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
+        description="The query. {{namespace}}, {{workspace}}, {{version}} and {{stable}} stand for names; the last two "
+        "are values of the pods' label weightyard.dev/revision."
+    )
+    at_most: Bound | None = Field(default=None, description="The highest value that passes.")
+    at_least: Bound | None = Field(default=None, description="The lowest value that passes.")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("give exactly one of atMost and atLeast")
+        return self
+
+    @property
+    def bound(self) -> float:
+        """The bound; `at_least` tells which side of it passes."""
+        return next(each for each in (self.at_most, self.at_least) if each is not None)
+
+
 class Analysis(Strict):
     """What the new version is compared by. Too few requests or unreadable metrics decide nothing: the rollout waits."""
 
@@ -125,6 +152,15 @@ class Analysis(Strict):
         default=None,
         description="Prompts with expected answers, which the new version has to pass before it gets requests.",
     )
+    queries: tuple[QueryCondition, ...] = Field(
+        default=(), strict=False, max_length=MOST_QUERIES,
+        description="Conditions by PromQL, where the operator has named a Prometheus.",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        refuse_repeats("queries", [each.name for each in self.queries])
+        return self
 
 
 class Rollout(Strict):

@@ -84,6 +84,9 @@ MATRIX: dict[str, Json] = {
             "prometheusRule": {"enabled": True},
             "dashboard": {"enabled": True},
         },
+        "controller": {
+            "prometheus": {"url": "http://prometheus.monitoring:9090", "tokenSecret": "prometheus"}
+        },
         "networkPolicy": {
             "metricsFrom": {"kubernetes.io/metadata.name": "monitoring"},
             "gatewaysFrom": {"kubernetes.io/metadata.name": "gateways"},

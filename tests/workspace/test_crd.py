@@ -236,6 +236,12 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "analysis": optional(
             intervalSeconds=SECONDS, minRequests=COUNTS,
             maxRegression=optional(errorRate=SHARES, timeToFirstToken=SHARES, preemptions=SHARES, queueTime=SHARES),
+            queries=st.lists(
+                st.fixed_dictionaries(
+                    {"name": st.sampled_from(["a", "b", "A"]), "query": TEXT},
+                    optional={"atMost": SHARES, "atLeast": SHARES},
+                ), max_size=2,
+            ),
         ),
     },
     Route: {
@@ -302,6 +308,7 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"scale": {"max": 2, "by": "keda"}},
         {"route": {"parentRefs": [{"name": "a"}, {"name": "a", "sectionName": "b"}]}},
         {"rollout": {"strategy": "canary", "steps": [{"weight": 10}, {}]}},
+        {"rollout": {"analysis": {"queries": [{"name": "a", "query": "up"}]}}},
         {"rollout": {"steps": [{"pause": {}}]}},
         {"rollout": {"strategy": "blueGreen", "steps": [{"weight": 10}]}},
         {"rollout": {"strategy": "canary", "steps": [{"pause": {}}, {"weight": 10}]}},

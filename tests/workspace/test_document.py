@@ -23,6 +23,7 @@ from workspace.rollout_spec import (
     MaxRegression,
     Pause,
     ProbesSource,
+    QueryCondition,
     Rollout,
     RolloutStep,
     Strategy,
@@ -268,6 +269,10 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
             max_regression=st.builds(MaxRegression, error_rate=st.floats(0, 1), queue_time=st.floats(0, 100)),
             probes=st.none() | st.just(ProbesSource(attached=True))
             | st.just(ProbesSource(config_map=ConfigMapKey(name="answers", key="a.yaml"))),
+            queries=st.sampled_from([
+                (), (QueryCondition(name="a", query="up", at_most=0.5),),
+                (QueryCondition(name="a", query="up", at_most=1), QueryCondition(name="b", query="up", at_least=0)),
+            ]),
         ),
     },
 }  # fmt: skip

@@ -10,6 +10,8 @@ import socket
 import time
 from contextlib import AsyncExitStack
 from ipaddress import ip_network
+from pathlib import Path
+from ssl import SSLContext, create_default_context
 
 import click
 from pydantic import ValidationError
@@ -20,11 +22,12 @@ from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput
 from modelimage.spans import exporting
 from weightyard.advanced import AdvancedOption
-from weightyard.options import access_options
+from weightyard.options import PathName, access_options
 from weightyard.program_log import configure_log, log_options
 from workspace.controller.health_server import Liveness, answering
 from workspace.controller.log_events import about
 from workspace.controller.main import ControllerOptions, run_controller
+from workspace.controller.prometheus import PrometheusAddress
 from workspace.render.build_settings import BuildSettings
 from workspace.render.kubernetes import (
     BUILDER_IMAGE,
@@ -95,6 +98,15 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
     help="A label of the namespaces of Gateways' proxies, which reach routed servers. Repeatable.  [default: none]",
 )  # fmt: skip
 @click.option(
+    "--prometheus", cls=AdvancedOption, metavar="URL",
+    help="The Prometheus that answers the queries of rollouts. {{namespace}} in it stands for the Workspace's.  "
+    "[default: none]",
+)  # fmt: skip
+@click.option(
+    "--prometheus-token", "token_file", cls=AdvancedOption, metavar="FILE",
+    type=PathName(exists=True, dir_okay=False), help="A file with the bearer token for it.  [default: none]",
+)  # fmt: skip
+@click.option(
     "--health",
     metavar="HOST:PORT",
     help="Serve /livez, /readyz and /metrics at this address.  [default: nowhere]",
@@ -115,7 +127,8 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
 def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
     build_limits: tuple[str, ...], blocked: tuple[str, ...], quotas: bool, metrics_from: tuple[str, ...],
-    trace_servers: str | None, traces_in: tuple[str, ...], gateways_from: tuple[str, ...],
+    trace_servers: str | None, traces_in: tuple[str, ...], gateways_from: tuple[str, ...], prometheus: str | None,
+    token_file: Path | None,
     health: str | None, page: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
@@ -154,6 +167,9 @@ def controller(
         liveness=liveness,
         allowed=AllowedRegistries.from_config(registries),
         page=_address(page),
+        prometheus=PrometheusAddress.parse(prometheus, token_file, _trusted(access))
+        if prometheus
+        else None,
     )
     with exporting(os.environ, service="weightyard-controller"):
         asyncio.run(_run(options, liveness, health=where))
@@ -167,6 +183,14 @@ def _address(given: str | None) -> tuple[str, int] | None:
     if not host or not port.isdecimal():
         raise InvalidInput(f"not an address: {given!r}", hint="Write HOST:PORT.")
     return host.strip("[]"), int(port)
+
+
+def _trusted(access: Access) -> SSLContext:
+    """The system's authorities and the user's."""
+    context = create_default_context()
+    if access.ca_file is not None:
+        context.load_verify_locations(access.ca_file)
+    return context
 
 
 def _collector(given: str | None) -> str | None:

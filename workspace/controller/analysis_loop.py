@@ -10,18 +10,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
 
 from modelimage.errors import InvalidInput, WeightyardError
 from workspace.analysis import (
+    QueryAnswer,
     ServerCounts,
+    Untold,
     parse_counts,
+    with_queries,
 )
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import has_labels, is_ready
+from workspace.controller.prometheus import Prometheus
 from workspace.controller.revisions import version_id
 from workspace.controller.rollout_plan import window_of
 from workspace.controller.rollout_steps import is_probing, is_reaching_weight
@@ -30,6 +35,7 @@ from workspace.controller.server_pages import read_page, server_urls
 from workspace.controller.version_comparison import Readings, VersionComparison
 from workspace.document import workspace_of
 from workspace.render import names
+from workspace.rollout_spec import Rollout
 from workspace.rollout_status import RolloutStatus
 
 Json = dict[str, Any]
@@ -47,8 +53,10 @@ class AnalysisLoop:
         self, runner: Runner, session: aiohttp.ClientSession,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        prometheus: Prometheus | None = None,
     ) -> None:  # fmt: skip
         self._runner = runner
+        self._prometheus = prometheus
         self._session = session
         self._clock = clock
         self._sleep = sleep
@@ -98,16 +106,33 @@ class AnalysisLoop:
             return
         pods = [each for each in self._runner.cache.objects(key) if each["kind"] == "Pod"]
         places = asyncio.Semaphore(_AT_ONCE)
-        stable, candidate = await asyncio.gather(
+        stable, candidate, answers = await asyncio.gather(
             self._readings(servers_of(pods, status.stable), places),
             self._readings(servers_of(pods, status.version), places),
+            self._answers(key, spec, status),
         )
         # While servers were read, the rollout may have ended, or the Workspace.
         if key not in self._runner.rollouts or self._comparisons.get(key) is not comparison:
             return
         comparison.add(stable, candidate, self._clock())
-        self._runner.analyses[key] = comparison.result(spec.analysis, self._clock())
+        result = comparison.result(spec.analysis, self._clock())
+        verdict = with_queries(result.verdict, answers)
+        self._runner.analyses[key] = replace(result, verdict=verdict)
         self._runner.queue.add(key)
+
+    async def _answers(self, key: Key, spec: Rollout, status: RolloutStatus) -> list[QueryAnswer]:
+        """What Prometheus says; nothing while servers for the weight start, since a query looks back in time."""
+        queries = spec.analysis.queries
+        if not queries or is_reaching_weight(spec, status):
+            return []
+        if self._prometheus is None:
+            unasked = "can't be asked: the operator has named no Prometheus"
+            return [Untold(each.name, unasked) for each in queries]
+        named = {
+            "namespace": key[0], "workspace": key[1], "version": version_id(status.version),
+            "stable": version_id(status.stable),
+        }  # fmt: skip
+        return await self._prometheus.answers(queries, named)
 
     def _comparison(self, key: Key, status: RolloutStatus) -> VersionComparison:
         """The comparison that goes on, or a new one under a new weight."""

@@ -30,6 +30,7 @@ from workspace.controller.object_cache import WatchCache
 from workspace.controller.page import ClusterLook, serving_page
 from workspace.controller.probe_loop import ProbeLoop
 from workspace.controller.probe_sources import ProbeSources
+from workspace.controller.prometheus import Prometheus, PrometheusAddress
 from workspace.controller.runner import Runner
 from workspace.controller.scaling_loop import ScalingLoop
 from workspace.controller.secrets import NamespacedResolver
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 class ControllerOptions:
     """`me` identifies this controller among those that may lead; `allowed` are the registries of Workspaces' images.
 
-    `page` is the host and port of the page; None doesn't serve it.
+    `page` is the host and port of the page; None doesn't serve it. `prometheus` answers the queries of rollouts.
     """
 
     me: str
@@ -55,6 +56,7 @@ class ControllerOptions:
     allowed: AllowedRegistries = field(default_factory=AllowedRegistries)
     page: tuple[str, int] | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    prometheus: PrometheusAddress | None = None
 
 
 async def run_controller(
@@ -122,6 +124,7 @@ async def _work(
         liveness=options.liveness,
     )
     look = ClusterLook(runner, cached_models, lambda: options.liveness.leads)
+    prometheus = Prometheus(options.prometheus, servers) if options.prometheus else None
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         group.create_task(watches.run())
         if options.page is not None:
@@ -136,7 +139,7 @@ async def _work(
                 heartbeats = HeartbeatLoop(api, cached_models, namespace)
                 scaling = ScalingLoop(runner, servers)
                 starts = StartWatch(runner, api, servers)
-                analysis = AnalysisLoop(runner, servers)
+                analysis = AnalysisLoop(runner, servers, prometheus=prometheus)
                 drains = DrainLoop(runner, servers)
                 probes = ProbeLoop(runner, servers, ProbeSources(api, images))
                 await _lead(

@@ -11,11 +11,14 @@ def measures_report(verdict: Judgement) -> tuple[MeasureReport, ...]:
     """Both values of each measure, as text."""
     return tuple(
         MeasureReport(
-            name=each.name, stable=f"{each.stable:.3g}", candidate=f"{each.candidate:.3g}",
-            limit=f"{each.limit:.3g}", passed=each.passed,
+            name=each.name,
+            stable="-" if each.stable is None else f"{each.stable:.3g}",
+            candidate=f"{each.candidate:.3g}",
+            limit=f"{each.limit:.3g}",
+            passed=each.passed,
         )
         for each in verdict.measures
-    )  # fmt: skip
+    )
 
 
 def probes_report(probes: ProbeResult) -> ProbesReport:

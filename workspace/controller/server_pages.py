@@ -1,11 +1,17 @@
-"""Reads pages of servers in pods. They belong to tenants: nothing they answer leads elsewhere or takes much memory."""
+"""Reads pages of servers in pods, and other answers that nobody here vouches for.
+
+Nothing that they say leads elsewhere or takes much memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from ssl import SSLContext
 from typing import Any, Final
 
 import aiohttp
+from yarl import URL
 
 from modelimage.errors import RemoteRefused, Unreachable
 from modelimage.trace_headers import TRACEPARENT, is_parent
@@ -65,6 +71,21 @@ async def post_json(
     timeout = aiohttp.ClientTimeout(total=seconds)
     request = session.post(url, json=document, timeout=timeout, **_PLAIN)
     status, data, _ = await _exchange(request, url, most)
+    return status, data
+
+
+async def get_answer(
+    session: aiohttp.ClientSession, url: str, *, headers: Mapping[str, str], most: int, seconds: float,
+    tls: SSLContext | None = None,
+) -> tuple[int, bytes]:  # fmt: skip
+    """What a server answers to a request with these headers: its status, and at most `most` bytes.
+
+    `tls` None trusts the system's authorities. Raises RemoteRefused, Unreachable.
+    """
+    sent = {**_PLAIN, "headers": {**_PLAIN["headers"], **headers}}
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    request = session.get(URL(url, encoded=True), timeout=timeout, ssl=tls or True, **sent)
+    status, data, _ = await _exchange(request, url.partition("?")[0], most)
     return status, data
 
 
