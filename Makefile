@@ -44,8 +44,7 @@ check: ## Check format, lint, types, imports and docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases $$(find tests -name '*.py' ! -name 'test_*' ! -path '*/families/*')
-	$(BIN)/mypy scripts/check_docs.py
+	$(BIN)/mypy --explicit-package-bases benchmarks scripts $$(find tests -name '*.py' ! -name 'test_*' ! -path '*/families/*')
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_docs.py
 

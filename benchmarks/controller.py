@@ -17,6 +17,7 @@ import gc
 import os
 import ssl
 import time
+from functools import partial
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -92,15 +93,19 @@ def _cluster(workspaces: int, nodes: int, models: int) -> FakeApi:
 async def _answer(pipe: Connection, api: FakeApi) -> None:
     """Serves HTTP, and executes the measuring process's requests from the pipe."""
     async with HttpApi(api) as http:
-        pipe.send((http.url, http.token, http.authority))
+        pipe.send((http.url, http.callers.token, http.authority))
         while True:
             asked = await asyncio.to_thread(pipe.recv)
             if asked == "writes":
                 pipe.send(http.writes())
             else:
                 change = {"tenancy": {"quota": {"pods": str(asked)}}}
-                api.update("Workspace", "ns0", "w0", lambda d, new=change: d["spec"].update(new))
+                api.update("Workspace", "ns0", "w0", partial(_change, new=change))
                 pipe.send(time.time())
+
+
+def _change(document: Json, *, new: Json) -> None:
+    document["spec"].update(new)
 
 
 async def _measure(pipe: Connection, workspaces: int, nodes: int, models: int) -> None:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.push import weightyard
@@ -64,16 +65,16 @@ def bytes_sent(layout: Path, size: int, situation: Situation, work: Path, seed: 
             # At least 1 % further than before, so that each kill interrupts some progress.
             target = max(int(point * size), proxy.uploaded + size // 100)
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-            wait_until(
-                lambda process=process, target=target: (
-                    proxy.uploaded >= target or process.poll() is not None
-                ),
-                what="progress",
-            )
+            wait_until(partial(_has_come, proxy, target, process), what="progress")
             process.send_signal(situation.sent)
             process.wait()
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         return proxy.uploaded
+
+
+def _has_come(proxy: FaultyRegistry, target: int, process: subprocess.Popen[bytes]) -> bool:
+    """Whether so many bytes were sent, or the push has ended."""
+    return proxy.uploaded >= target or process.poll() is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

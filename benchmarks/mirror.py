@@ -81,7 +81,7 @@ def compare(contenders: Mapping[str, Contender], rounds: int, size: int) -> dict
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
-        for name in list(contenders) if number % 2 else list(reversed(contenders)):
+        for name in sorted(contenders, reverse=number % 2 == 0):
             each = contenders[name]
             before, began = sum(map(cpu_of, each.servers)), time.perf_counter()
             each.run()
@@ -128,7 +128,11 @@ def blobs(
 
     def curl(url: str) -> Callable[[], None]:
         command = [program("curl"), "-sf", "-o", "/dev/null", url]
-        return lambda: subprocess.run(command, check=True) and None  # type: ignore[func-returns-value]
+
+        def run() -> None:
+            subprocess.run(command, check=True)
+
+        return run
 
     host, worker = fixed
     path = registry.blob_path(digest)

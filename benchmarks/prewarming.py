@@ -105,6 +105,7 @@ class Subject:
 
     async def until(self, condition: Any, step: float) -> float:
         """Seconds until a condition on the reports holds. Raises SystemExit when it doesn't."""
+        last: Exception | None = None
         started = time.perf_counter()
         while time.perf_counter() - started < _LONG:
             try:

@@ -50,8 +50,10 @@ class Pods:
 
     async def round(self, channel: grpc.aio.Channel) -> list[float]:
         """Publishes to each pod, then unpublishes; returns the seconds of each publish."""
-        publish = channel.unary_unary(f"{_NODE}/NodePublishVolume", request_serializer=bytes)
-        unpublish = channel.unary_unary(f"{_NODE}/NodeUnpublishVolume", request_serializer=bytes)
+        publish: Any = channel.unary_unary(f"{_NODE}/NodePublishVolume", request_serializer=bytes)
+        unpublish: Any = channel.unary_unary(
+            f"{_NODE}/NodeUnpublishVolume", request_serializer=bytes
+        )
         requests = [self._publish(f"pod-{number}") for number in range(self._count)]
         seconds = await asyncio.gather(*(_timed(publish, each) for each in requests))
         await asyncio.gather(*(unpublish(self._unpublish(f"pod-{n}")) for n in range(self._count)))

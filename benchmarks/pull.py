@@ -247,7 +247,8 @@ def report(
         )
     ratios = {name: wall / walls["weightyard"] for name, wall in walls.items()}
     print("times as long as weightyard: " + ", ".join(f"{n} {r:.2f}" for n, r in ratios.items()))
-    own = statistics.median(run.work for run in runs if run.program == "weightyard") / gigabytes
+    works = [run.work for run in runs if run.program == "weightyard"]
+    work = statistics.median(works) / gigabytes
     print(f"\nparts, CPU s/GB {'at once':>8} {'alone':>8}")
     for field in fields(Parts):
         at_once, alone = (
@@ -262,10 +263,10 @@ def report(
         for each in zip(*parts, strict=True)
     )
     # The pull's own seconds: the bound doesn't include an interpreter's start.
-    reached = bound / own
+    reached = bound / work
     print(
-        f"bound {bound:.2f} s/GB on {available_cores()} cores; weightyard {own:.2f}: {reached:.2f} of it"
-        f" ({idle_bound / own:.2f} of what the parts alone would give)"
+        f"bound {bound:.2f} s/GB on {available_cores()} cores; weightyard {work:.2f}: {reached:.2f} of it"
+        f" ({idle_bound / work:.2f} of what the parts alone would give)"
     )
     missed = []
     if reached < LEAST_OF_BOUND:

@@ -63,7 +63,7 @@ def _defaults(kind: type[Any]) -> Mapping[str, Any]:
             found |= {each.name: each.default for each in dataclasses.fields(base)}
         # Classes of vLLM write their `__init__` by hand.
         if "__init__" in own:
-            parameters = inspect.signature(base.__init__).parameters.values()
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             found |= {each.name: each.default for each in parameters}
     return found
 
