@@ -57,8 +57,13 @@ def convert_shards(
         run = _Run(checkpoint.root, plan, staging, progress, disk=disk, unfinished=unfinished)
         try:
             with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
-                for future in [pool.submit(run.work) for _ in range(threads)]:
-                    future.result()
+                try:
+                    for future in [pool.submit(run.work) for _ in range(threads)]:
+                        future.result()
+                except BaseException:
+                    # Ctrl-C comes to this thread alone; without this the pool would convert all that is left.
+                    run.stop()
+                    raise
             return run.result()
         finally:
             # Disk first: its thread may still use descriptors that `close` closes.
@@ -125,6 +130,10 @@ class _Run:
         self._failed = False
         self._energies: dict[str, Energies] = {}
 
+    def stop(self) -> None:
+        """Let every worker end at its next block."""
+        self._failed = True
+
     def work(self) -> None:
         """Convert blocks until none is left or another worker failed."""
         try:
@@ -137,8 +146,7 @@ class _Run:
                 if self._record(shard, result):
                     self._submit(self._finish, shard)
         except BaseException:
-            # Stops the other workers at their next block.
-            self._failed = True
+            self.stop()
             raise
 
     def result(self) -> dict[str, Energies]:

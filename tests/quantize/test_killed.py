@@ -1,14 +1,18 @@
-"""A run that is killed outright is continued shard by shard, and nothing of it is seen before."""
+"""A run that is killed or interrupted is continued shard by shard, and nothing of it is seen before."""
 
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from quantize import rtn
 from quantize.quantizer import QuantizeOptions, quantize_checkpoint
 from quantize.schemes import Format, QuantizationEngine, Scheme
 from tests.quantize import checkpoints
@@ -80,6 +84,34 @@ def test_a_killed_run_is_continued(
     assert done == sorted(done)
     assert done[-1] == result.plan.work_bytes
     assert not staged.exists()
+
+
+def test_an_interrupted_run_ends_at_the_next_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes to the main thread, which waits for the workers: they convert nothing more of what is left."""
+    source, out = tmp_path / "src", tmp_path / "out"
+    checkpoints.write(source, checkpoints.llama(), shards=SHARDS)
+    options = QuantizeOptions(Scheme.INT8, engine=QuantizationEngine.RTN, threads=1)
+    main = threading.main_thread().ident
+    assert main is not None
+    waiting, stopped = threading.Event(), threading.Event()
+    result, stop = Future.result, rtn._Run.stop
+    monkeypatch.setattr(Future, "result", lambda *given: (waiting.set(), result(*given))[1])
+    monkeypatch.setattr(rtn._Run, "stop", lambda run: (stop(run), stopped.set())[0])
+    seen: list[int] = []
+
+    def interrupt(done: int, total: int) -> None:
+        seen.append(done)
+        assert done < total
+        waiting.wait()
+        signal.pthread_kill(main, signal.SIGINT)
+        assert stopped.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(source, out, options, interrupt)
+    assert len(seen) == 1
+    assert not out.exists()
 
 
 def _kill_after_two_shards(*arguments: object) -> None:
