@@ -6,7 +6,7 @@ come from, which are pods, Events, logs and metrics, is no matter of this module
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final
@@ -162,10 +162,10 @@ def timeline(ends: Ends, parts: Iterable[TierPart] = ()) -> tuple[StartStage, ..
     return tuple(found)
 
 
-def current_stage(ends: Ends) -> StageName | None:
-    """The stage that runs; None once the server is healthy."""
+def current_stage(ends: Ends, *, without: Collection[StageName] = ()) -> StageName | None:
+    """The stage that runs; None once the server is healthy. `without`: stages that such a start doesn't have."""
     if StageName.HEALTH in ends or StageName.FIRST_TOKEN in ends:
         return None
-    order = list(StageName)
+    order = [stage for stage in StageName if stage not in without]
     last = max((order.index(stage) for stage in ends), default=-1)
     return order[last + 1]

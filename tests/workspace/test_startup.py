@@ -58,3 +58,10 @@ def test_the_stage_that_runs_is_after_all_that_ended(ends: dict[StageName, float
 
 def test_every_stage_has_a_meaning() -> None:
     assert list(MEANINGS) == list(StageName)
+
+
+def test_a_start_without_a_scheduler_runs_no_stage_of_one() -> None:
+    """A local server has neither a node to wait for nor an image to pull."""
+    local = {StageName.NODE, StageName.IMAGE}
+    assert current_stage({}, without=local) is StageName.VOLUME
+    assert current_stage({StageName.VOLUME: 1.0}, without=local) is StageName.PROCESS

@@ -13,6 +13,8 @@ from workspace.startup import StageName, Startup, TierPart, current_stage, timel
 _FIRST_LOOK: Final = 2.0
 _SHARE: Final = 0.1
 _PATIENCE: Final = 3600.0
+# Here no scheduler finds a node, and no runtime pulls the server's image.
+_OF_CLUSTERS: Final = frozenset({StageName.NODE, StageName.IMAGE})
 
 
 @dataclass
@@ -48,7 +50,9 @@ class StartTimes:
         """The start so far, as `Startup` in a Workspace's status."""
         ends = self._ends
         entry = Startup(
-            started_at=timestamp(self.began), stages=timeline(ends, self.parts), current=current_stage(ends)
-        )  # fmt: skip
+            started_at=timestamp(self.began),
+            stages=timeline(ends, self.parts),
+            current=current_stage(ends, without=_OF_CLUSTERS),
+        )
         healthy = entry.ends.get(StageName.HEALTH)
         return entry.model_copy(update={"total": healthy}).to_document()
