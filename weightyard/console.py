@@ -13,8 +13,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Any, Final
 
 import click
@@ -117,6 +117,15 @@ class Console:
         if self.json and not self.quiet:
             line = json.dumps({"event": name, **fields}, ensure_ascii=False)
             self._write(self.err, printable(line))
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Around work that a second run of the command continues: tells so when Ctrl-C ends it."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.say("The same command goes on from here: what was done is kept.")
+            raise
 
     def progress(
         self, title: str, total_bytes: int | None = None

@@ -323,3 +323,14 @@ def test_a_count_agrees_with_its_noun() -> None:
     written = re.compile(r"[\w)]\} (models|files|blobs|layers|parts|findings)\b")
     sources = (Path(__file__).parents[2] / "weightyard").rglob("*.py")
     assert [path.name for path in sources if written.search(path.read_text())] == []
+
+
+def test_work_that_goes_on_says_so_when_it_is_interrupted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(KeyboardInterrupt), Console().resumable():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "The same command goes on from here: what was done is kept.\n"
+    with pytest.raises(ValueError, match="other"), Console().resumable():
+        raise ValueError("other")
+    assert capsys.readouterr().err == ""

@@ -226,7 +226,7 @@ def build(
     mount_from = [*given["mount_from"], *(mount_source(below, target) if below else ())]
     cache = user_cache(os.environ)
     before = _published(target, reach)
-    try:
+    with console.resumable():
         result = build_image(
             opened,
             _destination(console, target, reach, mount_from),
@@ -237,9 +237,6 @@ def build(
                 console,
             ),
         )
-    except KeyboardInterrupt:
-        console.say("The same command goes on from here: what was done is kept.")
-        raise
     console.result(*shown_result(result, target, before=before))
 
 

@@ -120,7 +120,10 @@ def copy(
         plan = replace(plan, beside=plan.beside.without(_too_large(end.registry, plan.beside)))
     beside = plan.beside
     if not dry_run:
-        with console.progress(f"copying to {end}", plan.all_blobs.size) as progress:
+        with (
+            console.resumable(),
+            console.progress(f"copying to {end}", plan.all_blobs.size) as progress,
+        ):
             reporting = Reporting(
                 lambda blob: progress.part(blob.digest.short, blob.size), _shower(console)
             )

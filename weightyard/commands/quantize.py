@@ -93,7 +93,7 @@ def quantize(console: Console, /, *, source: Path, out: Path, dry_run: bool, **g
     if dry_run:
         console.result(_plan_document(plan, engine), _plan_text(plan, engine))
         return
-    with console.progress(f"quantizing {source.name}", plan.work_bytes) as bar:
+    with console.resumable(), console.progress(f"quantizing {source.name}", plan.work_bytes) as bar:
         result = quantize_checkpoint(
             source, out, options, Steps(bar), console.say,
             lambda stage: bar.stage(stage.name, stage.done, stage.total),
