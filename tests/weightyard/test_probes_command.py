@@ -98,9 +98,19 @@ def test_a_server_that_answers_no_probe(file: Path, run: Run) -> None:
     with Engine(status=503) as busy:
         code, found = run("run", file, "--url", busy.url)
     assert (code, results(found)) == (18, {"capital": "no answer", "same": "no answer"})
-    code, error = run("run", file, "--url", "http://")
-    assert code not in (0, 18)
-    assert "not a URL" in error
+    for text in ("http://", "127.0.0.1:8000", "localhost", "ftp://127.0.0.1", "http://[::1"):
+        code, error = run("run", file, "--url", text)
+        assert code == 2
+        assert "not a URL" in error
+
+
+def test_a_server_that_nobody_started_is_no_failed_probe(file: Path, run: Run) -> None:
+    with Engine() as gone:
+        url = gone.url
+    with Engine() as new:
+        for arguments in (("--url", url), ("--url", new.url, "--serving", url)):
+            code, error = run("run", file, *arguments)
+            assert (code, json.loads(error)["message"]) == (11, f"can't connect to {url}")
 
 
 def test_a_file_that_is_wrong_says_where(tmp_path: Path, run: Run) -> None:

@@ -13,7 +13,7 @@ import urllib3
 
 from modelimage import durable, mediatypes
 from modelimage.access import Access, open_image_repository
-from modelimage.errors import GateFailed, InvalidInput, RemoteRefused
+from modelimage.errors import GateFailed, InvalidInput, RemoteRefused, Unreachable
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.referrers import ArtifactFile, attach, make_artifact
 from weightyard.advanced import SuggestingGroup
@@ -33,6 +33,7 @@ from workspace.probes.verdicts import (
 )
 
 _SECONDS: Final = 60.0
+_HINT: Final = "The table says of each probe why; `--serving URL` shows what the version that serves fails as well."
 _MEDIA_TYPE: Final = "application/yaml"
 _WORDS: Final = {
     ProbeOutcome.PASSED: "passed", ProbeOutcome.FAILED: "failed", ProbeOutcome.BOTH_FAILED: "failed by both",
@@ -66,16 +67,28 @@ Examples:
 def run(console: Console, *, file: Path, url: str, serving: str | None, model: str | None) -> None:
     """Ask a server the probes of a file.
 
-    It shows which of them the server passes. The exit code is 18 unless all pass. Probes by `agreement` need --serving.
+    It shows which of them the server passes. The exit code is 18 unless all pass. Probes by `agreement` need --serving:
+    without it they have no answer.
     """
     asked = _read(file)
+    for each in (url, serving):
+        if each is not None and not _is_url(each):
+            raise InvalidInput(f"not a URL: {each}", hint="Write http://HOST:PORT.")
     with urllib3.PoolManager(retries=False, timeout=_SECONDS) as http:
         found = [_verdict(http, each, url, serving, model) for each in asked.probes]
     rows = [[each.name, _WORDS[each.outcome], each.cause] for each in found]
     console.table(["probe", "result", "why"], rows, empty="no probes")
     failed = sum(each.outcome is not ProbeOutcome.PASSED for each in found)
     if failed:
-        raise GateFailed(f"{failed} of {len(found)} probes didn't pass")
+        raise GateFailed(f"{failed} of {len(found)} probes didn't pass", hint=_HINT)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib3.util.parse_url(text)
+    except urllib3.exceptions.LocationValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.host)
 
 
 @probes.command(
@@ -161,8 +174,12 @@ def _ask(http: urllib3.PoolManager, probe: Probe, url: str, model: str | None) -
         if len(data) > MOST_ANSWERED:
             return Unanswered(f"answers with more than {MOST_ANSWERED >> 10} KiB")
         return parse_answer(probe, data)
-    except urllib3.exceptions.LocationValueError as error:
-        raise InvalidInput(f"not a URL: {url}", hint="Write http://HOST:PORT.") from error
+    except urllib3.exceptions.NewConnectionError as error:
+        # Nobody listens: that says nothing of the probes.
+        raise Unreachable(
+            f"can't connect to {url}",
+            hint="Is the server up? `weightyard ps` has the ports of local ones.",
+        ) from error
     except urllib3.exceptions.HTTPError:
         return Unanswered("doesn't answer")
     except RemoteRefused as error:

@@ -24,7 +24,9 @@ MOST_BYTES: Final = 64 << 10
 MOST_PROBES: Final = 100
 # The type of an artifact whose one file is a probes file.
 ARTIFACT_TYPE: Final = "application/vnd.weightyard.probes.v1"
-HINT: Final = "docs/rollouts.md has an example of a probes file."
+HINT: Final = (
+    "Write as in `probes: [{name: capital, prompt: The capital of France is, contains: Paris}]`."
+)
 
 _Prompt = Annotated[str, StringConstraints(min_length=1, max_length=16_384)]
 _Expected = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
