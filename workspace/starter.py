@@ -32,12 +32,14 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
     "model.s3": "bucket/prefix",
     "model.build": {"to": "registry.example/team/model", "variants": ["int8"]},
     "model.pullSecret": "registry",
+    "model.file": "model-Q4_K_M.gguf",
     "runtime.image": "registry.example/team/vllm:v1",
     "runtime.args": ["--max-num-seqs", "64"],
     "runtime.env": [{"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"}],
     "runtime.adapters": [{"name": "support", "image": "registry.example/team/adapter:v1"}],
     "runtime.servedModelName": "my-model",
     "runtime.contextLength": 8192,
+    "runtime.tracing": {"endpoint": "http://collector.monitoring:4317"},
     "runtime.startupSeconds": 600,
     "resources.gpus": 1,
     "resources.gpu": "L4",
@@ -48,8 +50,13 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
     "resources.memory": "16Gi",
     "resources.nodeSelector": {"pool": "inference"},
     "resources.tolerations": [{"key": "inference", "operator": "Exists"}],
+    "resources.provisioning": {"by": "karpenter", "capacity": {"spot": "preferred"}},
     "replicas": 1,
     "scale": {"min": 1, "max": 4, "queueDepth": 4},
+    "route": {
+        "parentRefs": [{"name": "public", "namespace": "gateways"}],
+        "hostnames": ["chat.example.com"],
+    },
 }
 _SECTIONS: Final[Mapping[str, type[BaseModel]]] = {
     "model": Model,

@@ -62,6 +62,10 @@ def test_every_optional_line_is_valid() -> None:
     assert tried > 25
 
 
+def test_every_field_has_a_default_or_an_example() -> None:
+    assert "null" not in starter(document(), file="x.yaml")
+
+
 def test_no_field_is_left_out() -> None:
     text = starter(document(), file="x.yaml")
     for section in (Model, Runtime, Resources):
