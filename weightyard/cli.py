@@ -118,7 +118,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         "Cluster",
         (
             Entry("controller", "weightyard.commands.controller:controller", "Run the controller of workspaces."),
-            Entry("rollout", "weightyard.commands.rollout:rollout", "Show a workspace's versions, and go back to one."),
+            Entry("rollout", "weightyard.commands.rollout:rollout", "Follow and steer a workspace's new version."),
             Entry("probes", "weightyard.commands.probes:probes", "Try probes, and attach them to an image."),
             Entry("crds", "weightyard.commands.crds:crds", "Print or apply the CustomResourceDefinitions."),
             Entry("cleanup", "weightyard.commands.cleanup:cleanup", "Remove node labels before uninstalling."),

@@ -97,7 +97,10 @@ MEANINGS: Final[Mapping[int, Meaning]] = {
         "something that is in use and can't be removed",
         "stop what uses it; `weightyard ls` shows it",
     ),
-    18: Meaning("a quality gate that failed", "another engine or scheme"),
+    18: Meaning(
+        "a quality gate or a probe that failed",
+        "another engine or scheme; see which probe failed, and why",
+    ),
     19: Meaning(
         "a Python package that this command needs isn't installed", "the hint names the extra"
     ),

@@ -155,7 +155,7 @@ class LocalTarget:
         if found.reason == "NoAgent":
             raise Busy(
                 f"no agent is running on {self.root}",
-                hint="Start one (weightyard agent), or fetch it now: weightyard pull.",
+                hint="It is desired, and fetched once `weightyard agent` runs; `weightyard pull` fetches it now.",
             )
         failure = (found.reason, found.message) if found.state == "Failed" else None
         text = f"{found.state.lower()} {found.message}".strip()

@@ -133,6 +133,14 @@ def test_help_has_topics_and_commands() -> None:
         # A page is prose: an object that was formatted by mistake shows its constructor.
         assert not re.search(r"\w\(\w+=|<\w[\w.]* (object|at) |<function", done.output)
     assert main(["help", "exit-kodes"]) == 2
+    assert main(["help", "rollout", "und"]) == 2
+    # Subcommands as they are typed; and no range of a number that has no bounds.
+    for words in (["rollout", "undo"], ["quantize"]):
+        done = CliRunner().invoke(program, ["help", *words], obj=Console())
+        assert done.output.startswith(f"Usage: weightyard {' '.join(words)} [OPTIONS]")
+    done = CliRunner().invoke(program, ["quantize", "--help-all"], obj=Console())
+    assert "--min-sqnr" in done.output
+    assert "None" not in done.output
     assert json.loads(CliRunner().invoke(program, ["help", "--json"], obj=Console()).output)[
         "topics"
     ]

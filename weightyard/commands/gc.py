@@ -43,6 +43,6 @@ def gc(console: Console, *, free: str, dry_run: bool, root: Path) -> None:
         holders = list(dict.fromkeys(names.named(each) for each in view.held_by))
         held = f"; the rest is in use by {', '.join(holders[:5])}" if holders else ""
         raise NoSpace(
-            f"that is {format_bytes(need - view.freed)} less than was asked for{held}",
+            f"{format_bytes(need - view.freed)} less than was asked for{held}",
             hint="`weightyard ls` shows what is leased and pinned; `weightyard df` what the rest of the disk holds.",
         )
