@@ -189,7 +189,9 @@ async def _open_hub(
         Fills(node.store, SharedPulls(node.pull)),
         gate,
         HubUpstream(options.hub_upstream.rstrip("/"), sender),
-        TrustedImages(node.store, questions, gate, options.hub_images, events=node.events),
+        TrustedImages(
+            node.store, questions, gate, options.hub_images, node.trust, events=node.events
+        ),
     )
     api = HubApi(files, _executor(stack))
     return await serve(stack, api.application(), address, option="another --hub")

@@ -13,6 +13,7 @@ from typing import Final
 
 from cache_agent.access.authorizer import Authorizer
 from cache_agent.access.callers import NOBODY
+from cache_agent.access.signatures import Trust
 from cache_agent.access.upstream import UpstreamRegistries
 from cache_agent.observability.events import Events, HubImageIgnored
 from cache_agent.servers.hub.description import CARD, CONFIG, MAX_DOCUMENT, description
@@ -37,12 +38,13 @@ _MOST_OIDS: Final = 20_000
 
 @dataclass
 class TrustedImages:
-    """The images of one node. `patterns`: of image repositories that are trusted."""
+    """The images of one node. `patterns`: of image repositories that are trusted; `trust`: which must be signed."""
 
     store: Roots
     registries: UpstreamRegistries
     gate: Authorizer
     patterns: tuple[str, ...] = ()
+    trust: Trust = field(default_factory=Trust)
     events: Events = field(default_factory=Events)
     # What was told: a client asks for every file, and again and again.
     _told: set[tuple[str, str]] = field(default_factory=set)
@@ -120,6 +122,11 @@ class TrustedImages:
         if not any(fnmatchcase(origin.repository, pattern) for pattern in self.patterns):
             return f"no pattern in the setting servers.hub_images matches {origin.repository}"
         image = parse_image(origin.image)
+        # A signature rule may have been added since the pull; the next pull verifies the signature.
+        if not self.trust.knows(image, origin.root):
+            return (
+                "this node accepts it only when it is signed, and no signature of it was verified"
+            )
         if not isinstance(image, RegistryReference):
             return None
         try:

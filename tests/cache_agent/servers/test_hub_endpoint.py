@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -18,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from cache_agent.config import AgentConfig
+from cache_agent.config import AgentConfig, SignatureSection
 from cache_agent.daemon.servers import ServerOptions
 from cache_agent.observability.events import Event, Events, HubImageIgnored
 from cache_agent.servers.hub.view import make_view
@@ -143,6 +145,25 @@ def test_an_image_vouched_for_stands_in_for_a_hub_never_reached(
     servers.pull(model.image)
     found = snapshot(servers, "org/model", tmp_path / "one")
     assert (Path(found).name, contents(found)) == (commit, dict(model.files))
+
+
+def test_an_image_vouched_for_needs_the_signature_that_is_asked_for(
+    open_servers: Callable[..., ServersInProcess],
+    deserted: str,
+    registry: DockerRegistry,
+    tmp_path: Path,
+) -> None:
+    model = published_from("org/signed", "c" * 40, f"{registry.host}/hub/signed:v1", 28)
+    servers = open_servers(f"http://{deserted}", f"{registry.host}/hub/*")
+    servers.pull(model.image)
+    assert contents(snapshot(servers, "org/signed", tmp_path / "before")) == model_files(28)
+    key = tmp_path / "team.pub"
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    key.write_bytes(public.public_bytes(serialization.Encoding.PEM, form))
+    servers.node.trust.reconfigure((SignatureSection(images="*", keys=(key,)),))
+    with pytest.raises(HfHubHTTPError, match="502"):
+        HfApi(endpoint=endpoint(servers)).model_info("org/signed")
 
 
 def test_a_record_s_word_on_its_source_is_not_believed_unless_vouched_for(
