@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from modelimage import canonical
 from modelimage.record import Record, RecordFile
+from modelimage.source_uris import as_uri
 
 MEDIA_TYPE: Final = "application/vnd.cyclonedx+json"
 FILE_NAME: Final = "sbom.cdx.json"
@@ -51,7 +52,8 @@ def _model(record: Record) -> dict[str, Any]:
     group, name = model_name(record)
     facts = record.facts
     card = {"modelArchitecture": facts.architecture, "architectureFamily": facts.model_type}
-    source = [{"type": "distribution", "url": record.source}] if record.source else None
+    url = as_uri(record.source)
+    source = [{"type": "distribution", "url": url}] if url else None
     return _known(
         {
             "type": "machine-learning-model",

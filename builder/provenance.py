@@ -13,7 +13,7 @@ from modelimage import intoto
 from modelimage.digest import Digest
 from modelimage.publication import Publication
 from modelimage.record import Record
-from modelimage.source_uris import is_commit
+from modelimage.source_uris import as_uri, is_commit
 
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 MEDIA_TYPE: Final = intoto.MEDIA_TYPE
@@ -58,7 +58,9 @@ def _source(record: Record) -> list[dict[str, Any]]:
         return []
     # The Hub's revisions are commits; other sources have none, or tags that may move.
     digest = {"digest": {"gitCommit": record.revision}} if is_commit(record.revision) else {}
-    return [{"uri": record.source, **digest}]
+    uri = as_uri(record.source)
+    named = {"uri": uri} if uri else {"name": record.source}
+    return [{**named, **digest}]
 
 
 def _base(digest: Digest) -> dict[str, Any]:

@@ -104,22 +104,39 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
 
 
 @pytest.mark.parametrize(
-    ("source", "revision", "licence", "group", "name"),
+    ("source", "uri", "revision", "licence", "group", "name"),
     [
-        ("hf://org/name", "a" * 40, "Apache-2.0", "org", "name"),
-        ("s3://bucket/some/model", "", "MIT AND LicenseRef-llama3", "bucket/some", "model"),
-        ("gs://bucket", "3", "", None, "bucket"),
-        ("", "", "", None, "LlamaForCausalLM"),
+        ("hf://org/name", None, "a" * 40, "Apache-2.0", "org", "name"),
+        ("s3://bucket/some/model", None, "", "MIT AND LicenseRef-llama3", "bucket/some", "model"),
+        ("gs://bucket", None, "3", "", None, "bucket"),
+        ("s3://bucket/a b/m#1#2", "s3://bucket/a%20b/m#1%232", "", "", "bucket/a b", "m#1#2"),
+        (
+            "http://[::1]:80/a<b>/ü%zz%20",
+            "http://[::1]:80/a%3Cb%3E/%C3%BC%25zz%20",
+            "",
+            "",
+            "[::1]:80/a<b>",
+            "ü%zz%20",
+        ),
+        ("mlflow:models:/m/3", None, "", "", "mlflow:models:/m", "3"),
+        ("local", "", "", "", None, "local"),
+        ("trained here, on Monday <1>", "", "b" * 40, "", None, "trained here, on Monday <1>"),
+        ("", "", "", "", None, "LlamaForCausalLM"),
     ],
 )
 def test_a_bom_of_any_source_is_valid(
-    built: BuildResult, source: str, revision: str, licence: str, group: str | None, name: str
-) -> None:
+    built: BuildResult, source: str, uri: str | None, revision: str, licence: str,
+    group: str | None, name: str,
+) -> None:  # fmt: skip
+    """`uri`: how documents write the source; empty if it has no URI, None if it is one as it stands."""
+    expected = source if uri is None else uri
     record = replace(built.records[0], source=source, revision=revision, license=licence)
     data = mlbom.ml_bom(record, builder_version="1.0", created=None)
     check_schema(data)
     component = json.loads(data)["metadata"]["component"]
     assert (component.get("group"), component["name"]) == (group, name)
+    urls = [each["url"] for each in component.get("externalReferences", ())]
+    assert urls == ([expected] if expected else [])
     statement = json.loads(
         provenance.provenance(
             built.publication,
@@ -132,7 +149,8 @@ def test_a_bom_of_any_source_is_valid(
     *found, base = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     assert base == {"name": "base image", "digest": {"sha256": Digest.of(b"base").hex}}
     commit = {"digest": {"gitCommit": revision}} if len(revision) == 40 else {}
-    assert found == ([{"uri": source, **commit}] if source else [])
+    named = {"uri": expected} if expected else {"name": source}
+    assert found == ([{**named, **commit}] if source else [])
 
 
 def test_a_bom_of_a_model_without_facts_is_valid(built: BuildResult) -> None:
