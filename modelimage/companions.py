@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from modelimage.cosign_tags import put_joined
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, NotFound, WeightyardError
@@ -137,10 +138,13 @@ def send_companions(
     plan: PushPlan,
     *,
     content_of: Callable[[Descriptor], BlobContent],
+    destination: ImageReader,
     writer: ImageWriter,
     reporting: Reporting,
 ) -> Companions:
     """Send the companions' blobs that `plan` names, then their manifests and tags; return those that arrived.
+
+    `destination` reads what `writer` writes: signatures that one of cosign's tags has there already are kept.
 
     Raises what concerns the destination as a whole, such as Unreachable and AccessDenied.
     """
@@ -161,10 +165,12 @@ def send_companions(
         if (blob := next((b.digest for b in tree.blobs if b.digest in failed), None))
     ]
     sound = companions.without(left_out)
-    return sound.without(_put_manifests(sound, writer))
+    return sound.without(_put_manifests(sound, destination, writer))
 
 
-def _put_manifests(companions: Companions, writer: ImageWriter) -> list[LeftOut]:
+def _put_manifests(
+    companions: Companions, destination: ImageReader, writer: ImageWriter
+) -> list[LeftOut]:
     tags: dict[Digest, list[str]] = {}
     for tag, root in companions.tags.items():
         tags.setdefault(root.digest, []).append(tag)
@@ -173,8 +179,10 @@ def _put_manifests(companions: Companions, writer: ImageWriter) -> list[LeftOut]
         try:
             for document in tree.manifests:
                 writer.put_manifest(document.descriptor, document.data)
+            data = tree.manifests[-1].data
             for tag in tags.get(tree.root.digest, ()):
-                writer.put_manifest(tree.root, tree.manifests[-1].data, tag)
+                if not put_joined(data, tag, destination, writer):
+                    writer.put_manifest(tree.root, data, tag)
         except UNSOUND as error:
             left_out.append(LeftOut(str(tree.root.digest), error))
     return left_out

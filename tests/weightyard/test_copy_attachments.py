@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from modelimage import canonical, mediatypes
+from modelimage import canonical, cosign, mediatypes, signature_bundle
 from modelimage.access import Access, open_repository
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest
@@ -196,3 +197,28 @@ def test_what_the_destination_refuses_is_left_out(
     assert [each["what"] for each in outcome.json["leftOut"]] == [str(refused.digest)]
     assert "unknown type" in outcome.json["leftOut"][0]["reason"]
     assert (found.digest, carried) == (subject.digest, [sound.digest])
+
+
+def test_a_copy_takes_nobodys_signature_away(
+    source: tuple[Layout, Descriptor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout, subject = source
+    ours, theirs = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    command = ("copy", f"oci:{layout.path}:v1", f"oci:{tmp_path / 'copy'}:v1")
+    assert weightyard_here(capsys, *command).code == 0
+    copy = Layout(tmp_path / "copy")
+    cosign.sign(copy, copy, subject, theirs, name="mirror.example/model:v1")
+    # As cosign leaves it: under its tag alone.
+    for each in list_referrers(copy, subject, signature_bundle.MEDIA_TYPE):
+        copy.unlist(each.digest)
+    cosign.sign(layout, layout, subject, ours, name="registry.example/model:v1")
+    found = []
+    for _ in range(2):
+        assert weightyard_here(capsys, *command).code == 0
+        cosign.verify(copy, subject, [ours.public_key()])
+        cosign.verify(copy, subject, [theirs.public_key()])
+        found.append(copy.resolve(cosign.signature_tag(subject.digest)).digest)
+    assert found[0] == found[1]
+    document = json.loads(copy.manifest(copy.resolve(str(found[0]))))
+    assert len(document["layers"]) == 2
+    assert copy.has_blob(Descriptor.from_json(document["config"]))

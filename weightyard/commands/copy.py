@@ -166,7 +166,7 @@ def _send(
     plan: _Plan,
     tags: dict[str, Descriptor],
     content_of: Callable[[Descriptor], BlobContent],
-    writer: ImageWriter,
+    writer: ImageRepository,
     reporting: Reporting,
 ) -> Companions:
     """Send the images and their companions; return those that arrived."""
@@ -179,7 +179,12 @@ def _send(
         reporting=reporting,
     )
     beside = send_companions(
-        plan.beside, plan.attached, content_of=content_of, writer=writer, reporting=reporting
+        plan.beside,
+        plan.attached,
+        content_of=content_of,
+        destination=writer,
+        writer=writer,
+        reporting=reporting,
     )
     # Last: a client that watches the version's tag finds its signatures in place.
     put_tags(writer, plan.manifests, {tag: root.digest for tag, root in tags.items()})
