@@ -27,6 +27,8 @@ _TOKENS: Final = re.compile(
 )
 # Lines of the wanted metrics, of which each takes 25 us: one engine of vLLM has 100.
 _MOST_LINES: Final = 5000
+# Of their text. It takes as long as it is, most of all what is escaped in labels: 1 us for each character.
+_MOST_CHARACTERS: Final = 512 << 10
 # Of anything that a server counts.
 _MOST: Final = 1e15
 HELD: Final = "weightyard_activator_requests_waiting"
@@ -67,6 +69,8 @@ def read_samples(text: str, wanted: Collection[str]) -> Iterator[Sample]:
         raise RemoteRefused(
             f"the metrics page can't be read: it has {len(lines)} lines, and {_MOST_LINES} are read"
         )
+    if sum(map(len, lines)) > _MOST_CHARACTERS:
+        raise RemoteRefused("the metrics page can't be read: its lines are too long")
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
             for sample in family.samples:

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 TICK: Final = 1.0  # seconds between two looks at which comparisons are due
 _AT_ONCE: Final = 32  # servers of one Workspace that are read at the same time
+# A Workspace's pages take one twentieth of the event loop's time: all others share it, and they are a tenant's.
+_SHARE: Final = 20
 
 
 class AnalysisLoop:
@@ -62,6 +64,8 @@ class AnalysisLoop:
         self._sleep = sleep
         self._comparisons: dict[Key, VersionComparison] = {}
         self._due: dict[Key, float] = {}
+        # What reading pages has taken of the event loop, in seconds.
+        self._spent: dict[Key, float] = {}
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -74,11 +78,16 @@ class AnalysisLoop:
                         comparing.start(key, self.compare(key), failing=failing)
                 await self._sleep(TICK)
 
+    def due_at(self, key: Key) -> float:
+        """When a Workspace's servers are read again, by the loop's clock."""
+        return self._due.get(key, 0.0)
+
     def _due_now(self) -> list[Key]:
         rollouts = self._runner.rollouts
         for gone in set(self._comparisons) - set(rollouts):
             self._comparisons.pop(gone)
             self._due.pop(gone, None)
+            self._spent.pop(gone, None)
             self._runner.analyses.pop(gone, None)
         now = self._clock()
         return [key for key in rollouts if self._due.get(key, now) <= now]
@@ -107,13 +116,15 @@ class AnalysisLoop:
         pods = [each for each in self._runner.cache.objects(key) if each["kind"] == "Pod"]
         places = asyncio.Semaphore(_AT_ONCE)
         stable, candidate, answers = await asyncio.gather(
-            self._readings(servers_of(pods, status.stable), places),
-            self._readings(servers_of(pods, status.version), places),
+            self._readings(key, servers_of(pods, status.stable), places),
+            self._readings(key, servers_of(pods, status.version), places),
             self._answers(key, spec, status),
         )
         # While servers were read, the rollout may have ended, or the Workspace.
         if key not in self._runner.rollouts or self._comparisons.get(key) is not comparison:
             return
+        pause = _SHARE * self._spent.pop(key, 0.0)
+        self._due[key] = max(self._due[key], self._clock() + pause)
         comparison.add(stable, candidate, self._clock())
         result = comparison.result(spec.analysis, self._clock())
         verdict = with_queries(result.verdict, answers)
@@ -150,18 +161,26 @@ class AnalysisLoop:
         self._comparisons[key] = made
         return made
 
-    async def _readings(self, servers: list[Json], places: asyncio.Semaphore) -> Readings:
-        found = await asyncio.gather(*(self._read(each, places) for each in servers))
+    async def _readings(self, key: Key, servers: list[Json], places: asyncio.Semaphore) -> Readings:
+        found = await asyncio.gather(*(self._read(key, each, places) for each in servers))
         return {str(pod["metadata"]["uid"]): read for pod, read in zip(servers, found, strict=True)}
 
-    async def _read(self, pod: Json, places: asyncio.Semaphore) -> ServerCounts | None:
+    async def _read(self, key: Key, pod: Json, places: asyncio.Semaphore) -> ServerCounts | None:
         for url in server_urls(pod):
             try:
                 async with places:
-                    return parse_counts(await read_page(self._session, f"{url}/metrics"))
+                    return self._parse(key, await read_page(self._session, f"{url}/metrics"))
             except WeightyardError as error:
                 logger.debug("%s: %s", url, error.message)
         return None
+
+    def _parse(self, key: Key, page: str) -> ServerCounts:
+        """A page's counts; the time that it takes is the Workspace's own."""
+        began = self._clock()
+        try:
+            return parse_counts(page)
+        finally:
+            self._spent[key] = self._spent.get(key, 0.0) + self._clock() - began
 
 
 def servers_of(pods: list[Json], version: str) -> list[Json]:

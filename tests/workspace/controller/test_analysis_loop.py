@@ -226,3 +226,28 @@ def test_each_workspace_is_compared_when_it_is_due_and_forgotten_afterwards() ->
 
     asyncio.run(scenario())
     assert compared.count(KEY) == compared.count(("team-b", "odd")) == 3
+
+
+class SlowServers(Servers):
+    """Each look at the clock finds one second gone: reading a page takes as long."""
+
+    @property
+    def now(self) -> float:
+        self.looks += 1.0
+        return self.looks
+
+    @now.setter
+    def now(self, value: float) -> None:
+        self.looks = value
+
+
+def test_a_workspace_whose_pages_take_long_is_read_less_often() -> None:
+    """Whatever a tenant's servers show, the event loop is there for all others."""
+    servers = SlowServers()
+
+    async def scenario(loop: AnalysisLoop, runner: Runner) -> None:
+        servers.shows(old=page(requests=50), new=page(requests=50))
+        await loop.compare(KEY)
+        assert loop.due_at(KEY) > servers.looks + 30
+
+    asyncio.run(servers.run(scenario))

@@ -256,3 +256,13 @@ def test_a_page_of_very_many_lines_is_refused() -> None:
     with pytest.raises(RemoteRefused, match="15001 lines"):
         parse_reading(page)
     assert parse_reading(page[page.index("\n", 500_000) + 1 :]).running < 5000
+
+
+def test_a_page_of_long_lines_is_refused() -> None:
+    """Labels full of escapes take a second for each megabyte."""
+    escaped = "\\\\" * 350
+    lines = [f'vllm:num_requests_running{{model_name="{n}{escaped}"}} 1' for n in range(1000)]
+    page = "\n".join([*lines, "vllm:num_requests_waiting 0", ""])
+    assert len(page) < 1 << 20
+    with pytest.raises(RemoteRefused, match="too long"):
+        parse_reading(page)
