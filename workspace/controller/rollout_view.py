@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from workspace.controller.objects import asked_replicas, has_labels, is_ready
+from workspace.controller.objects import asked_replicas, condition, has_labels, is_ready
 from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, worst_problem
-from workspace.controller.pod_start import seconds_of
+from workspace.controller.pod_start import seconds_of, seconds_since
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision, version_id
 from workspace.controller.rollout_plan import (
@@ -52,6 +52,12 @@ def rollout_before(document: Json) -> RolloutStatus | None:
         return None
     # A Timestamp is any text, and no step would ever end that began at none.
     return state if state is not None and seconds_of(state.since) is not None else None
+
+
+def stable_before(document: Json) -> str | None:
+    """The version that serves while a new one is on trial, or after that was taken back; None without one."""
+    state = rollout_before(document)
+    return state.stable if state is not None and (state.is_open or state.is_withdrawn) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +163,7 @@ def _rollout_input(
     ready = [pod for pod in observed.pods(names.SERVER) if is_ready(pod)]
     new = [pod for pod in ready if has_labels(pod, {names.REVISION: candidate.id})]
     old = [pod for pod in ready if has_labels(pod, {names.REVISION: version_id(stable)})]
-    hindrance = _hindrance(observed, workspace.name)
+    hindrance = _hindrance(observed, workspace.name, candidate)
     return RolloutInput(
         spec=workspace.spec.rollout,
         stable=stable,
@@ -169,7 +175,7 @@ def _rollout_input(
         warm=True,
         now=observed.now,
         crowded=hindrance is not None and hindrance.reason is Reason.UNSCHEDULABLE,
-        problem=_failure(observed, workspace.name),
+        problem=_failure(observed, workspace.name, candidate),
         hindrance=hindrance.message if hindrance else "",
         movable=movable,
         result=observed.analysis,
@@ -214,19 +220,26 @@ def _is_candidate(pod: Json) -> bool:
     return has_labels(pod, {names.TRACK: names.CANDIDATE})
 
 
-def _candidates(observed: Observed) -> list[Json]:
+def _servers_of(observed: Observed, version: Revision) -> list[Json]:
     pods = [*observed.pods(names.SERVER), *observed.pods(names.SERVER, ended=True)]
-    return [pod for pod in pods if _is_candidate(pod)]
+    return [pod for pod in pods if has_labels(pod, {names.REVISION: version.id})]
 
 
-def _hindrance(observed: Observed, workspace: str) -> Problem | None:
-    deployment = observed.find("Deployment", names.candidate(workspace))
-    return worst_problem(_candidates(observed), deployment, mounts=observed.mounts)
+def _deployment_of(observed: Observed, workspace: str, version: Revision) -> Json | None:
+    """The new version's own Deployment; None while it still is that of a version before."""
+    found = observed.find("Deployment", names.candidate(workspace))
+    labels = found["spec"]["template"]["metadata"].get("labels") or {} if found else {}
+    return found if labels.get(names.REVISION) == version.id else None
 
 
-def _failure(observed: Observed, workspace: str) -> str:
+def _hindrance(observed: Observed, workspace: str, version: Revision) -> Problem | None:
+    deployment = _deployment_of(observed, workspace, version)
+    return worst_problem(_servers_of(observed, version), deployment, mounts=observed.mounts)
+
+
+def _failure(observed: Observed, workspace: str, version: Revision) -> str:
     """Why the new version's servers will never be ready; empty while that isn't sure."""
-    pods = _candidates(observed)
+    pods = _servers_of(observed, version)
     for pod in pods:
         restarts = [
             int(each.get("restartCount") or 0)
@@ -235,12 +248,21 @@ def _failure(observed: Observed, workspace: str) -> str:
         found = worst_problem([pod])
         if found is not None and found.reason in _ENDINGS and max(restarts, default=0) >= _RESTARTS:
             return found.message
-    deployment = observed.find("Deployment", names.candidate(workspace))
+    deployment = _deployment_of(observed, workspace, version)
     late = worst_problem([], deployment)
-    if late is None or late.reason is not Reason.PROGRESS_DEADLINE:
+    if deployment is None or late is None or late.reason is not Reason.PROGRESS_DEADLINE:
         return ""
     cause = worst_problem(pods, mounts=observed.mounts)
-    # A version that finds no room is no worse for it.
+    # A version that finds no room is no worse for it, nor one that has found some just now.
     if cause is not None and cause.reason is Reason.UNSCHEDULABLE:
         return ""
+    limit = int(deployment["spec"].get("progressDeadlineSeconds") or 0)
+    if not any(_is_late(pod, limit, observed.now) for pod in pods):
+        return ""
     return cause.message if cause is not None else late.message
+
+
+def _is_late(pod: Json, limit: int, now: str) -> bool:
+    """Whether a server isn't ready within a limit in seconds from when it got its node."""
+    placed = str(condition(pod, "PodScheduled").get("lastTransitionTime", ""))
+    return not is_ready(pod) and (seconds_of(placed) is None or seconds_since(placed, now) >= limit)
