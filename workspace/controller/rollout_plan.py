@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from workspace.analysis import AnalysisResult, Outcome
 from workspace.controller.pod_start import seconds_since
 from workspace.controller.reasons import Reason
-from workspace.controller.rollout_reports import measures_report, probes_report
-from workspace.controller.rollout_steps import Stage, is_probing, stages
+from workspace.controller.rollout_reports import comparing, measures_report, probes_report
+from workspace.controller.rollout_steps import Stage, is_probing, refitted, stages
 from workspace.controller.traffic import (
     RoutedTraffic,
     drained,
@@ -78,8 +78,7 @@ def advance(seen: RolloutInput, before: RolloutStatus | None) -> RolloutStatus:
     if before is None or (before.version, before.stable) != (seen.candidate, seen.stable):
         before = _begun(seen)
     plan = stages(seen.spec)
-    # Edited steps may be fewer than those that are done.
-    state = _with(before, step=min(before.step, len(plan)), steps=len(plan), replicas=seen.goal)
+    state = _with(refitted(seen.spec, before, seen.now), steps=len(plan), replicas=seen.goal)
     if state.phase is RolloutPhase.COMPLETED:
         return state
     if state.is_withdrawn:
@@ -209,7 +208,8 @@ def _ended(
     if seen.problem:
         return _withdrawn(state, seen, RolloutPhase.FAILED, Reason.NEW_VERSION_FAILED, seen.problem)
     probes = _probes_of(seen, state)
-    if probes is not None and probes.outcome(_allowed(seen)) is Outcome.FAILED:
+    most = seen.spec.analysis.max_regression.probes
+    if probes is not None and probes.outcome(most) is Outcome.FAILED:
         return _withdrawn(state, seen, RolloutPhase.FAILED, Reason.REGRESSED, probes.text)
     if result is not None and result.verdict.outcome is Outcome.FAILED:
         state = _with(state, measures=measures_report(result.verdict))
@@ -227,7 +227,8 @@ def _is_finished(
         return True
     if stage.kind == "probes":
         probes = _probes_of(seen, state)
-        return probes is not None and probes.outcome(_allowed(seen)) is Outcome.PASSED
+        most = seen.spec.analysis.max_regression.probes
+        return probes is not None and probes.outcome(most) is Outcome.PASSED
     if stage.kind == "analysis":
         return (
             result is not None
@@ -252,27 +253,7 @@ def _waiting(
     if stage.kind == "keep":
         text = f"All requests go to the new version; the old one stays ready for {stage.seconds} s."
         return RolloutPhase.PROGRESSING, Reason.ROLLING_OUT, text
-    return _comparing(stage, result)
-
-
-def _comparing(stage: Stage, result: AnalysisResult | None) -> tuple[RolloutPhase, Reason, str]:
-    # Only once the time is over: before, too few requests are no news.
-    if result is not None and result.seconds >= (stage.seconds or 0):
-        return (
-            RolloutPhase.PAUSED, Reason.INCONCLUSIVE,
-            f"The comparison says nothing yet. {result.verdict.text} It goes on by itself; resume skips it.",
-        )  # fmt: skip
-    if result is not None and result.restarted:
-        return (
-            RolloutPhase.PAUSED, Reason.INCONCLUSIVE,
-            f"A server has started again, and its last counts are lost: versions are compared for {stage.seconds} s "
-            "from then.",
-        )  # fmt: skip
-    return (
-        RolloutPhase.PROGRESSING,
-        Reason.COMPARING,
-        f"Both versions are compared for {stage.seconds} s.",
-    )
+    return comparing(stage, result)
 
 
 def _probing(probes: ProbeResult | None) -> tuple[RolloutPhase, Reason, str]:
@@ -308,6 +289,8 @@ def _taken_over(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
             Reason.READY,
             "The new version serves alone.",
         )
+    if seen.crowded and _can_make_room(seen) and _ready(seen) <= seen.goal:
+        state = _with(state, in_place=True)
     text = "The new version takes over: the old version's servers are replaced."
     if _holds(seen, state):
         text = "The new version gets all requests; the old version's servers finish theirs."
@@ -319,6 +302,9 @@ def _promoting(seen: RolloutInput, state: RolloutStatus) -> ReplicaSplit:
         # The new version's extra servers stay until the Workspace's own have taken over. If they suffice for all
         # requests, one of the old servers goes first: there may be room for both versions, and for no server more.
         beside = min(seen.goal, seen.candidate_ready - seen.own_ready)
+        if seen.crowded and seen.spec.strategy is Strategy.CANARY:
+            # Those that aren't needed make room for servers that replace old ones.
+            beside = min(beside, max(0, seen.goal - seen.stable_ready - seen.own_ready))
         gives_way = seen.movable and seen.stable_ready > 0 and beside == seen.goal
         return ReplicaSplit(seen.goal - gives_way, beside)
     # Without room one place stays free, in which the Workspace's own servers are replaced one by one.
@@ -338,6 +324,10 @@ def _finishing(state: RolloutStatus, seen: RolloutInput) -> int:
 
 def _holds(seen: RolloutInput, state: RolloutStatus) -> bool:
     return seen.traffic is not None and holds_stable(state, seen.traffic, seen.now)
+
+
+def _ready(seen: RolloutInput) -> int:
+    return seen.stable_ready + seen.candidate_ready
 
 
 def _can_make_room(seen: RolloutInput) -> bool:
@@ -367,7 +357,7 @@ def _attained(seen: RolloutInput, state: RolloutStatus) -> int:
     alone = serving(state, seen)
     if alone is not None:
         return 100 if alone == state.version else 0
-    ready = seen.stable_ready + seen.candidate_ready
+    ready = _ready(seen)
     return round(100 * seen.candidate_ready / ready) if ready else 0
 
 
@@ -381,10 +371,6 @@ def _probes_of(seen: RolloutInput, state: RolloutStatus) -> ProbeResult | None:
 def _with_probes(seen: RolloutInput, state: RolloutStatus) -> RolloutStatus:
     found = _probes_of(seen, state)
     return _with(state, probes=probes_report(found)) if found and found.verdicts else state
-
-
-def _allowed(seen: RolloutInput) -> int:
-    return seen.spec.analysis.max_regression.probes
 
 
 def _said(state: RolloutStatus, phase: RolloutPhase, reason: Reason, text: str) -> RolloutStatus:

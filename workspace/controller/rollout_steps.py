@@ -50,6 +50,20 @@ def stages(spec: Rollout) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def refitted(spec: Rollout, state: RolloutStatus, now: str) -> RolloutStatus:
+    """The state under steps, or a strategy, that may have been edited since.
+
+    Where the present step has another weight now, it goes back to where servers for that weight are waited for.
+    """
+    plan = stages(spec)
+    step = min(state.step, len(plan))
+    here = min(step, len(plan) - 1)
+    if not state.is_open or plan[here].weight == state.weight:
+        return state.model_copy(update={"step": step})
+    back = max(number for number in range(here + 1) if plan[number].kind == "weight")
+    return state.model_copy(update={"step": back, "weight": plan[back].weight, "since": now})
+
+
 def is_reaching_weight(spec: Rollout, state: RolloutStatus) -> bool:
     """Whether the servers for the present weight are still being started."""
     plan = stages(spec)

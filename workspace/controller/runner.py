@@ -32,6 +32,7 @@ from workspace.controller.pass_spans import acting, reconciling, tell_step
 from workspace.controller.pod_start import Starts
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile
+from workspace.controller.rollout_plan import window_of
 from workspace.controller.rollout_view import rollout_before
 from workspace.controller.startups import (
     became_ready,
@@ -211,6 +212,10 @@ class Runner:
         tell_step(rollout_before(observed.document), decision.rollout, decision.trace)
         if decision.rollout is not None and decision.rollout.is_open:
             self.rollouts[key] = decision.rollout
+            # What was counted under a weight says nothing of a later time under the same.
+            found = self.analyses.get(key)
+            if found is not None and found.window != window_of(decision.rollout):
+                del self.analyses[key]
         else:
             self._forget_rollout(key)
         self._drain(key, decision.drained)

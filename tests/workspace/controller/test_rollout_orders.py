@@ -45,6 +45,7 @@ SPECS = [
     {"strategy": "canary", "analysis": {"probes": {"attached": True}}},
     {"strategy": "blueGreen", "analysis": {"probes": {"configMap": {"name": "a"}}}},
 ]  # fmt: skip
+CANARIES = [each for each in SPECS if each["strategy"] == "canary"]
 ROUTE = {"parentRefs": [{"name": "public"}]}
 ORDERS = 10_000
 
@@ -81,6 +82,9 @@ class Play:
         ready = [each for each in self.servers if each.ready]
         new = [each for each in ready if each.version == NEW]
         waiting = sum(not each.own for each in self.servers) < self.wanted.candidate
+        own = [each for each in self.servers if each.own]
+        if self.template == NEW:
+            waiting |= sum(each.version == NEW for each in own) < self.wanted.own
         return RolloutInput(
             spec=self.spec, stable=OLD, candidate=NEW, goal=self.goal,
             stable_ready=len(ready) - len(new), candidate_ready=len(new),
@@ -228,12 +232,16 @@ def test_a_canary_ends_even_where_there_is_no_room_beside() -> None:
     for seed in range(500):
         each = play(seed)
         each.goal = max(2, each.goal)
-        each.spec = Rollout.model_validate({"strategy": "canary"})
-        each.room = each.goal
+        each.spec = Rollout.model_validate(each.dice.choice(CANARIES))
+        each.room = each.goal + each.dice.choice([0, 0, 1, 2])
         each.__post_init__()
         for _ in range(each.dice.randint(0, 40)):
             each.event(losses=False)
             assert sum(server.ready for server in each.servers) >= each.goal - 1
+            if each.dice.random() < 0.05:
+                each.spec = Rollout.model_validate(each.dice.choice(CANARIES))
+                each.result = None
+                each.decide()
         each.finish()
         assert {server.version for server in each.servers} == {NEW}
 
