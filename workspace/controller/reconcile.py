@@ -36,8 +36,10 @@ from workspace.controller.rollout_view import (
     ActiveRollout,
     active_rollout,
     asked_candidates,
+    stable_before,
 )
 from workspace.controller.route_objects import kept_objects, left_version, route_objects
+from workspace.controller.stand_ins import left_servers, stand_ins
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
@@ -91,6 +93,7 @@ class _Reconciliation:
         self.cached_state = None if shown is None else self._state_of(shown)
         self.active = self._active()
         self.allowed = self._allowed()
+        self.stand_ins = stand_ins(workspace, observed, self.rollout, goal=self.goal)
 
     def decide(self) -> Decision:
         wanted, conflicts = owned_or_conflicting(self._wanted(), self.observed)
@@ -157,9 +160,10 @@ class _Reconciliation:
         return nodes.read_rate(self.observed.nodes, self.workspace.spec.resources)
 
     def _deployed(self) -> Revision | None:
-        """The version that the Deployment runs now."""
+        """The version that the Deployment runs now, or ran, if somebody deleted it while a new one is on trial."""
         if self.current is None:
-            return None
+            stable = stable_before(self.observed.document)
+            return next((each for each in self.kept if each.name == stable), None)
         labels = self.current["spec"]["template"]["metadata"].get("labels") or {}
         return next((each for each in self.kept if each.id == labels.get(names.REVISION)), None)
 
@@ -168,8 +172,11 @@ class _Reconciliation:
 
     def _state_of(self, revision: Revision) -> CachedState:
         """A version's state, computed once: it looks at every node."""
+        if revision is self.target:
+            return self._state_for(revision, self._new_servers())
+        is_open = self.rollout is not None and self.rollout.status.is_open
         return self._state_for(
-            revision, self._new_servers() if revision is self.target else self.goal
+            revision, self.rollout.own if self.rollout and is_open else self.goal
         )
 
     def _state_for(self, revision: Revision, replicas: int) -> CachedState:
@@ -217,7 +224,7 @@ class _Reconciliation:
     def _candidate_deployment(self) -> list[Json]:
         count, target = self.rollout.candidates if self.rollout else 0, self.spec_target
         leaves = left_version(self.workspace, self.observed, self.rollout)
-        if not count or leaves or not isinstance(target, Revision):
+        if not count or leaves or self.stand_ins or not isinstance(target, Revision):
             return []
         # More of them start once the nodes that will get them hold the model.
         if not self._state_for(target, count).is_cached:
@@ -237,7 +244,8 @@ class _Reconciliation:
         """The replicas of the Workspace's own Deployment."""
         if is_external(self.workspace):
             # From the start all of them: fewer would never become more.
-            return self.goal if self.current is None else self._current_replicas()
+            begins = self.current is None or left_servers(self.workspace, self.observed)
+            return self.goal if begins else self._current_replicas()
         return min(self.allowed, self.rollout.own) if self.rollout else self.allowed
 
     def _allowed(self) -> int:
@@ -294,10 +302,7 @@ class _Reconciliation:
             wanted = [each for each in wanted if each["kind"] != "ScaledObject"]
         if isinstance(self.target, Revision):
             wanted.append(revisions.to_document(self.workspace, self.target))
-            wanted += [
-                prewarm_pod(self.workspace, self.target, node, uid=self.observed.uid)
-                for node in self._nodes_to_warm()
-            ]
+            wanted += self._prewarm_pods()
         # Only while the image is missing: once there is a version to run, the Job is surplus and is deleted.
         if isinstance(self.target, NotBuilt):
             wanted.append(self._build_job())
@@ -354,14 +359,17 @@ class _Reconciliation:
             return names.ACTIVATOR
         return names.SERVER
 
-    def _nodes_to_warm(self) -> list[str]:
-        """Nodes that get a pre-warm pod."""
-        if not isinstance(self.target, Revision) or self.cached_state is None:
-            return []
-        needed = self._new_servers()
-        if needed == 0 and self.workspace.spec.scale is None:
-            return []
-        return nodes_to_warm(self.cached_state, self.target, self.observed, replicas=needed)
+    def _prewarm_pods(self) -> list[Json]:
+        """For the target's servers, and during a rollout for more servers of the version that serves."""
+        wanted = [(self.target, self._new_servers())] if isinstance(self.target, Revision) else []
+        if self.rollout is not None and self.rollout.status.is_open and self.active is not None:
+            wanted.append((self.active, self.rollout.own))
+        return [
+            prewarm_pod(self.workspace, each, node, uid=self.observed.uid)
+            for each, count in wanted
+            if count or self.workspace.spec.scale is not None
+            for node in nodes_to_warm(self._state_of(each), each, self.observed, replicas=count)
+        ]
 
     def _used(self) -> list[Revision]:
         found = (self.target, self.spec_target, self._deployed(), self.active)
@@ -376,6 +384,7 @@ class _Reconciliation:
         """The objects that aren't deleted: those that are wanted, and those of which nothing is known now."""
         keep = {reference(each) for each in wanted}
         keep |= kept_objects(self.workspace, self.observed, self.rollout)
+        keep |= self.stand_ins
         # Without a version to run (registry unreachable) a running Deployment must not be deleted.
         if self.active is None:
             keep.add(Reference("Deployment", self.workspace.name))

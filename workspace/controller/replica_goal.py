@@ -33,8 +33,11 @@ def replica_goal(workspace: Workspace, observed: Observed, deployment: Json | No
     least, most = wanted_range(workspace)
     current = asked_replicas(deployment) if deployment else 0
     if is_external(workspace):
-        # Its servers may be another object's, such as a Rollout's, beside a Deployment of none.
-        return least if deployment is None else max(current, len(observed.pods(names.SERVER)))
+        # Its servers may be another object's, such as a Rollout's, beside a Deployment of none. What an own rollout has
+        # left beside it stands in for servers that it lacks.
+        if deployment is None or observed.find("Deployment", names.candidate(workspace.name)):
+            return max(least, current)
+        return max(current, len(observed.pods(names.SERVER)))
     if is_scaled_elsewhere(workspace):
         return max(least, min(most, current))
     if workspace.spec.scale is None:

@@ -1,0 +1,47 @@
+"""Servers of a version that isn't rolled out any more, which stand in for those that the Workspace's Deployment lacks.
+
+At a high weight, or without room, that Deployment has fewer servers. An edit that ends the rollout gives it all of them
+again, which takes the time of a start: until then those of the new version stay. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workspace.controller.objects import has_labels, is_owned, is_ready
+from workspace.controller.observed import Observed, Reference, reference
+from workspace.controller.pod_problems import worst_problem
+from workspace.controller.reasons import Reason
+from workspace.controller.revisions import version_id
+from workspace.controller.rollout_view import ActiveRollout
+from workspace.controller.route_view import usable_route
+from workspace.render import names
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+def left_servers(workspace: Workspace, observed: Observed) -> Json | None:
+    """The Deployment beside the Workspace's own, if there is one."""
+    found = observed.find("Deployment", names.candidate(workspace.name))
+    return found if found is not None and is_owned(found, observed.uid) else None
+
+
+def stand_ins(
+    workspace: Workspace, observed: Observed, rollout: ActiveRollout | None, *, goal: int
+) -> set[Reference]:
+    """The Deployment of a version that isn't on trial any more, while its servers are needed; else nothing.
+
+    With a route the Workspace's own Deployment keeps all of its servers; without room these are in the way.
+    """
+    left = left_servers(workspace, observed)
+    if left is None or usable_route(workspace, observed) is not None:
+        return set()
+    labels = left["spec"]["template"]["metadata"].get("labels") or {}
+    if rollout is not None and labels.get(names.REVISION) == version_id(rollout.status.version):
+        return set()
+    servers = observed.pods(names.SERVER)
+    own = [pod for pod in servers if not has_labels(pod, {names.TRACK: names.CANDIDATE})]
+    problem = worst_problem(own)
+    crowded = problem is not None and problem.reason is Reason.UNSCHEDULABLE
+    return set() if crowded or sum(map(is_ready, own)) >= goal else {reference(left)}
