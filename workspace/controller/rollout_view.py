@@ -22,6 +22,7 @@ from workspace.controller.rollout_plan import (
     split,
     wakes_at,
 )
+from workspace.controller.rollout_steps import refitted
 from workspace.controller.route_view import reachable, settled_weight, usable_route
 from workspace.controller.traffic import (
     RoutedTraffic,
@@ -140,7 +141,9 @@ def active_rollout(
         workspace, observed, stable=stable, candidate=target, goal=goal, movable=movable,
         switched=deployed.name == target.name,
     )  # fmt: skip
-    count = split(known or advance(seen, None), seen).candidate
+    # Under another strategy the weight that it had may be none.
+    state = refitted(seen.spec, known, seen.now) if known else advance(seen, None)
+    count = split(state, seen).candidate
     seen = replace(seen, warm=is_warm(max(1, count)))
     return ActiveRollout(advance(seen, known), seen)
 

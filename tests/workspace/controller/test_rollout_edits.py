@@ -122,6 +122,15 @@ def test_another_strategy_tries_the_version_from_its_own_first_step() -> None:
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (4, 4)
 
 
+def test_a_version_that_had_all_requests_becomes_a_canary() -> None:
+    cluster = cluster_of(nodes=8, replicas=3, strategy="blueGreen", keepSeconds=3000)
+    assert status(cluster).weight == 100
+    cluster.change_spec(rollout={"strategy": "canary", "steps": PAUSED_AT_25})
+    assert fewest_behind(cluster) >= 3
+    assert (status(cluster).phase, status(cluster).step) == (RolloutPhase.PAUSED, 1)
+    assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 1)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
