@@ -9,9 +9,9 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final
 
+from builder.provenance import as_uri
 from modelimage import canonical
 from modelimage.record import Record, RecordFile
-from modelimage.source_uris import as_uri
 
 MEDIA_TYPE: Final = "application/vnd.cyclonedx+json"
 FILE_NAME: Final = "sbom.cdx.json"

@@ -6,14 +6,20 @@ the statement. It names no machine and, without SOURCE_DATE_EPOCH, no time: a re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import quote
 
 from modelimage import intoto
 from modelimage.digest import Digest
 from modelimage.publication import Publication
 from modelimage.record import Record
-from modelimage.source_uris import as_uri, is_commit
+from modelimage.source_uris import is_commit
+
+_URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:(?://[^/?#]*)?)([^#]*)(#?)(.*)", re.DOTALL)
+# What a path, a query or a fragment may hold unescaped (RFC 3986), and escapes themselves.
+_UNESCAPED: Final = "/?:@!$&'()*+,;=~%"
 
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 MEDIA_TYPE: Final = intoto.MEDIA_TYPE
@@ -65,3 +71,17 @@ def _source(record: Record) -> list[dict[str, Any]]:
 
 def _base(digest: Digest) -> dict[str, Any]:
     return {"name": "base image", "digest": {"sha256": digest.hex}}
+
+
+def as_uri(text: str) -> str:
+    """A source as documents for others write it: escaped by RFC 3986; empty for what is no URI, such as `local`."""
+    parts = _URI.fullmatch(text)
+    if parts is None:
+        return ""
+    start, path, mark, fragment = parts.groups()
+    return _escaped(start, "[]") + _escaped(path) + mark + _escaped(fragment)
+
+
+def _escaped(text: str, also: str = "") -> str:
+    lone = re.sub("%(?![0-9A-Fa-f]{2})", "%25", text)
+    return quote(lone, safe=_UNESCAPED + also)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import quote
 
 HUB: Final = "hf://"
 DOCUMENTS: Final = (".yaml", ".yml", ".json")  # the ends of files that no image is named like
@@ -18,9 +17,6 @@ MLFLOW: Final = "mlflow:"
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _HUB_PAGES: Final = "https://huggingface.co/"
-_URI: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:(?://[^/?#]*)?)([^#]*)(#?)(.*)", re.DOTALL)
-# What a path, a query or a fragment may hold unescaped (RFC 3986), and escapes themselves.
-_UNESCAPED: Final = "/?:@!$&'()*+,;=~%"
 
 
 def is_commit(revision: str) -> bool:
@@ -33,20 +29,6 @@ def source_url(uri: str) -> str:
     if uri.startswith(HUB):
         return _HUB_PAGES + uri.removeprefix(HUB).partition("@")[0]
     return uri if uri.startswith(("https://", "http://")) else ""
-
-
-def as_uri(text: str) -> str:
-    """A source as documents for others write it: escaped by RFC 3986; empty for what is no URI, such as `local`."""
-    parts = _URI.fullmatch(text)
-    if parts is None:
-        return ""
-    start, path, mark, fragment = parts.groups()
-    return _escaped(start, "[]") + _escaped(path) + mark + _escaped(fragment)
-
-
-def _escaped(text: str, also: str = "") -> str:
-    lone = re.sub("%(?![0-9A-Fa-f]{2})", "%25", text)
-    return quote(lone, safe=_UNESCAPED + also)
 
 
 def hub_uri(text: str) -> str:
