@@ -42,6 +42,11 @@ class Descriptor:
     platform: Platform | None = None
     artifact_type: str | None = None
 
+    @property
+    def kind(self) -> str:
+        """The media type as readers compare it: without parameters, in lower case (RFC 6838)."""
+        return self.media_type.partition(";")[0].strip().lower()
+
     def to_json(self) -> dict[str, Any]:
         """The descriptor in the specification's form, without absent members."""
         out: dict[str, Any] = {

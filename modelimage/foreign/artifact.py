@@ -28,11 +28,11 @@ def map_artifact(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped
         if descriptor.annotations.get(_UNPACK) == "true":
             layers.append(tar_layer(descriptor, Packing.TAR_GZIP))
         # A pushed directory has an image layer's media type, as does an archive pushed as a file. Its name decides.
-        elif path and descriptor.media_type == _DIRECTORY and not path.endswith(_ARCHIVES):
+        elif path and descriptor.kind == _DIRECTORY and not path.endswith(_ARCHIVES):
             parent = path.rpartition("/")[0]
             layers.append(tar_layer(descriptor, Packing.TAR_GZIP, path=parent))
         elif path is None:
-            left_out[str(descriptor.digest)] = f"a {descriptor.media_type} without a file name"
+            left_out[str(descriptor.digest)] = f"a {descriptor.kind} without a file name"
         else:
             layers.append(raw_layer(descriptor, path))
     return Mapped(unique(layers), left_out)

@@ -15,8 +15,8 @@ def map_image(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
     known = diff_ids(config.get("rootfs"), ("diff_ids",), len(manifest.layers))
     layers = []
     for descriptor, diff_id in zip(manifest.layers, known, strict=True):
-        packing = tar_packing(descriptor.media_type)
-        if packing is None or not descriptor.media_type.startswith(IMAGE_LAYER_PREFIXES):
+        packing = tar_packing(descriptor.kind)
+        if packing is None or not descriptor.kind.startswith(IMAGE_LAYER_PREFIXES):
             raise InvalidImage(f"not a layer of a container image: {descriptor.media_type!r}")
         layers.append(tar_layer(descriptor, packing, diff_id=diff_id))
     # Repeated layers are kept: a repetition covers again what the layers between added.

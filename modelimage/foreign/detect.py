@@ -64,17 +64,17 @@ class ForeignManifest:
 
 
 def _kind(config: Descriptor, layers: tuple[Descriptor, ...], artifact_type: str) -> ImageFormat:
-    named = (artifact_type, config.media_type)
+    named = (artifact_type, config.kind)
     for kind, prefixes in _NAMED:
         if any(name.startswith(prefixes) for name in named):
             return kind
     for kind, prefixes in _BY_LAYERS:
-        if any(layer.media_type.startswith(prefixes) for layer in layers):
+        if any(layer.kind.startswith(prefixes) for layer in layers):
             return kind
     # With an artifactType, the image config is only a placeholder.
-    if config.media_type in _IMAGE_CONFIGS and not artifact_type:
+    if config.kind in _IMAGE_CONFIGS and not artifact_type:
         return ImageFormat.IMAGE
-    if all(layer.media_type.startswith(IMAGE_LAYER_PREFIXES) for layer in layers):
+    if all(layer.kind.startswith(IMAGE_LAYER_PREFIXES) for layer in layers):
         # oras stores a pushed directory in such a layer, with its name as title.
         titled = any(mediatypes.ANNOTATION_TITLE in layer.annotations for layer in layers)
         return ImageFormat.ARTIFACT if titled else ImageFormat.IMAGE

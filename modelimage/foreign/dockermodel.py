@@ -41,18 +41,18 @@ _FILE: Final = "model.file"
 def map_docker_model(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
     """Map an artifact's layers to files. Raises InvalidImage for a layer of unknown type."""
     known = diff_ids(config.get("rootfs"), ("diff_ids",), len(manifest.layers))
-    totals = Counter(layer.media_type for layer in manifest.layers)
+    totals = Counter(layer.kind for layer in manifest.layers)
     seen: Counter[str] = Counter()
     layers: list[ForeignLayer] = []
     for descriptor, diff_id in zip(manifest.layers, known, strict=True):
-        seen[descriptor.media_type] += 1
-        content = descriptor.media_type.removeprefix(DOCKER_MODEL_PREFIX)
+        seen[descriptor.kind] += 1
+        content = descriptor.kind.removeprefix(DOCKER_MODEL_PREFIX)
         if content in _TARS:
             layers.append(tar_layer(descriptor, Packing.TAR, diff_id=diff_id))
             continue
         name, role = _name(descriptor, content)
-        total = totals[descriptor.media_type]
-        path = filepath(descriptor) or numbered(name, seen[descriptor.media_type], total)
+        total = totals[descriptor.kind]
+        path = filepath(descriptor) or numbered(name, seen[descriptor.kind], total)
         layers.append(raw_layer(descriptor, path, role, diff_id))
     return Mapped(unique(layers), {})
 

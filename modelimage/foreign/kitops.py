@@ -30,7 +30,7 @@ def map_kitops(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
     layers: list[ForeignLayer] = []
     left_out: dict[str, str] = {}
     for descriptor in manifest.layers:
-        found = _TYPE.fullmatch(descriptor.media_type)
+        found = _TYPE.fullmatch(descriptor.kind)
         if found is None:
             raise InvalidImage(f"not a layer of a ModelKit: {descriptor.media_type!r}")
         content = found[1]
@@ -49,7 +49,7 @@ def map_kitops(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
 
 
 def _layer(descriptor: Descriptor, content: str, entry: Mapping[str, Any]) -> ForeignLayer:
-    packing = tar_packing(descriptor.media_type)
+    packing = tar_packing(descriptor.kind)
     if packing is None:
         raise InvalidImage(f"unsupported layer of a ModelKit: {descriptor.media_type!r}")
     stated = entry.get("digest")

@@ -40,7 +40,7 @@ def map_modelpack(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mappe
     layers: list[ForeignLayer] = []
     left_out: dict[str, str] = {}
     for descriptor, diff_id in zip(manifest.layers, known, strict=True):
-        found = _TYPE.fullmatch(descriptor.media_type)
+        found = _TYPE.fullmatch(descriptor.kind)
         if found is None:
             raise InvalidImage(f"not a ModelPack layer: {descriptor.media_type!r}")
         if found[1] == "dataset":
@@ -54,7 +54,7 @@ def _layer(
     descriptor: Descriptor, content: str, packing: str, diff_id: Digest | None
 ) -> ForeignLayer:
     role = _ROLES.get(content)
-    tar = tar_packing(descriptor.media_type)
+    tar = tar_packing(descriptor.kind)
     if tar is not None:
         return tar_layer(descriptor, tar, role=role, diff_id=diff_id)
     path = filepath(descriptor)

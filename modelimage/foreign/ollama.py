@@ -35,7 +35,7 @@ _TENSORS: Final = frozenset({"tensor", "json"})
 def map_ollama(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
     """Map an image's layers to files. Raises InvalidImage for a layer of unknown type."""
     # The config's diff_ids are those of raw files, whose digests the manifest states.
-    contents = [_content(layer.media_type) for layer in manifest.layers]
+    contents = [_content(layer.kind) for layer in manifest.layers]
     totals, seen = Counter(contents), Counter[str]()
     layers = []
     for descriptor, content in zip(manifest.layers, contents, strict=True):
@@ -47,8 +47,7 @@ def map_ollama(manifest: ForeignManifest, config: Mapping[str, Any]) -> Mapped:
 
 
 def _content(media_type: str) -> str:
-    # Parameters may follow: `; name=…`.
-    content = media_type.partition(";")[0].strip().removeprefix(OLLAMA_PREFIX)
+    content = media_type.removeprefix(OLLAMA_PREFIX)
     if content in _TENSORS:
         raise InvalidImage(
             "the Ollama image has a layer for each tensor, which no inference server loads",

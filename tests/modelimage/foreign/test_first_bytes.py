@@ -26,6 +26,21 @@ def test_a_layer_is_read_by_its_first_bytes(tmp_path: Path, stated: Packing, rea
     check_pull(maker, model, FILES)
 
 
+@pytest.mark.parametrize("written", ["{}; charset=utf-8", "{} ;a=b", "upper"])
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_type_is_the_same_with_parameters_and_in_any_case(
+    tmp_path: Path, packing: Packing, written: str
+) -> None:
+    maker, plain = Maker(tmp_path), files_tar(FILES)
+    kind = OCI_TAR + packing.value.removeprefix("tar")
+    stated = kind.upper() if written == "upper" else written.format(kind)
+    layer = maker.blob(stated, compress(plain, packing))
+    diff_ids = [str(maker.blob(OCI_TAR, plain).digest)]
+    config = {"os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    maker.manifest(maker.json(OCI_CONFIG, config), [layer])
+    check_pull(maker, described(maker), FILES)
+
+
 @pytest.mark.parametrize(
     ("head", "packing"),
     [
