@@ -43,8 +43,11 @@ def left_version(
 ) -> str | None:
     """The id of a version that still has a share of the requests and isn't the new one any more, as after an edit.
 
-    Its servers and its Service stay until the route has let go of them.
+    Its servers and its Service stay until the route has let go of them. Where another program sets the weights, that
+    might be never, and both Services lead to all servers.
     """
+    if workspace.spec.rollout.strategy is Strategy.EXTERNAL:
+        return None
     route, found = usable_route(workspace, observed), observed.find("HTTPRoute", workspace.name)
     beside = observed.find("Deployment", names.candidate(workspace.name))
     if route is None or found is None or beside is None:

@@ -17,6 +17,7 @@ from tests.workspace.controller.test_canary import (
 )
 from workspace.analysis import Outcome
 from workspace.controller.objects import has_labels
+from workspace.controller.observed import GATEWAY_GROUP
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
 from workspace.rollout_status import RolloutPhase
@@ -149,6 +150,23 @@ def test_servers_that_stand_in_for_others_stay_until_those_are_ready(spec: Json)
     assert len(cluster.ready_servers()) >= 4
     if "image" not in str(spec):
         assert ("Deployment", NAMESPACE, names.candidate(NAME)) not in cluster.api.objects
+
+
+def test_another_program_takes_over_a_route_and_no_servers_are_left() -> None:
+    cluster = Cluster(labels_nodes=True, gateway_groups=frozenset({GATEWAY_GROUP}))
+    for number in range(8):
+        cluster.add_node(f"n{number}")
+    rollout = {"strategy": "canary", "steps": PAUSED_AT_25}
+    cluster.create_workspace(
+        replicas=3, rollout=rollout, route={"parentRefs": [{"name": "public"}]}
+    )
+    cluster.settle()
+    cluster.change_spec(model={"image": V2})
+    cluster.settle()
+    assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 1)
+    cluster.change_spec(rollout={"strategy": "external"})
+    assert fewest_behind(cluster) >= 3
+    assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (0, 3)
 
 
 def test_servers_that_stand_in_do_not_keep_the_room_of_those_that_they_stand_in_for() -> None:
