@@ -36,7 +36,7 @@ from workspace.rollout_status import RolloutPhase, RolloutStatus
 
 Json = dict[str, Any]
 OLD, NEW = "chat-old", "chat-new"
-SPECS = [
+SPECS: list[Json] = [
     {"strategy": "canary"},
     {"strategy": "canary", "steps": [{"weight": 5}, {"pause": {"seconds": 30}}, {"weight": 80}, {"pause": {}}]},
     {"strategy": "canary", "steps": [{"weight": 99}, {"weight": 1}, {"analysis": {"seconds": 20}}]},
