@@ -97,9 +97,18 @@ def test_an_interrupted_run_ends_at_the_next_block(
     assert main is not None
     waiting, stopped = threading.Event(), threading.Event()
     result, stop = Future.result, rtn._Run.stop
-    monkeypatch.setattr(Future, "result", lambda *given: (waiting.set(), result(*given))[1])
-    monkeypatch.setattr(rtn._Run, "stop", lambda run: (stop(run), stopped.set())[0])
     seen: list[int] = []
+
+    def told_result(future: Future[object], timeout: float | None = None) -> object:
+        waiting.set()
+        return result(future, timeout)
+
+    def told_stop(run: rtn._Run) -> None:
+        stop(run)
+        stopped.set()
+
+    monkeypatch.setattr(Future, "result", told_result)
+    monkeypatch.setattr(rtn._Run, "stop", told_stop)
 
     def interrupt(done: int, total: int) -> None:
         seen.append(done)
