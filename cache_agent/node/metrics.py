@@ -187,7 +187,7 @@ GAUGES: Final = (
     StoreGauge("files", "Weight files cached.", lambda now: [((), now.files)]),
     StoreGauge(
         "oldest_verification_timestamp_seconds",
-        "When the file of a cached model that was checked longest ago was checked; absent without models.",
+        "When the least recently checked file of all cached models was checked; absent without models.",
         lambda now: [((), min(each.verified for each in now.models))] if now.models else [],
     ),
     StoreGauge("fetch_requests_waiting", "Range requests that wait for a worker.", lambda now: [((), now.requests[0])]),
@@ -199,10 +199,10 @@ MODEL_LABELS: Final = ("model", "image", "variant")
 MODEL_GAUGES: Final[tuple[tuple[str, str, Callable[[StoredModel], float]], ...]] = (
     ("model_bytes", "Bytes of the model's files, with those that it shares.", lambda each: each.size),
     ("model_files", "Files of the model.", lambda each: each.files),
-    ("model_uses", "How often it was used, counting what is long ago less.", lambda each: each.uses),
+    ("model_uses", "How often it was used; older uses count less.", lambda each: each.uses),
     ("model_last_used_timestamp_seconds", "When it was used last.", lambda each: each.last_used),
     (
-        "model_verified_timestamp_seconds", "When its file was checked that was checked longest ago.",
+        "model_verified_timestamp_seconds", "When the least recently checked of its files was checked.",
         lambda each: each.verified,
     ),
     ("model_fetch_seconds", "What its fetch took.", lambda each: each.fetch_seconds),
