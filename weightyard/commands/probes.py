@@ -13,7 +13,7 @@ import urllib3
 
 from modelimage import durable, mediatypes
 from modelimage.access import Access, open_image_repository
-from modelimage.errors import GateFailed, InvalidInput, RemoteRefused, Unreachable
+from modelimage.errors import GateFailed, InvalidInput, Unreachable
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.referrers import ArtifactFile, attach, make_artifact
 from weightyard.advanced import SuggestingGroup
@@ -21,12 +21,10 @@ from weightyard.console import Console, pass_console
 from weightyard.options import PathName, access_options
 from workspace.probes.probe_set import ARTIFACT_TYPE, MOST_BYTES, Probe, ProbeSet, parse_probes
 from workspace.probes.server_answers import MOST_BYTES as MOST_ANSWERED
-from workspace.probes.server_answers import REFUSALS, parse_answer, path_of, request_of
+from workspace.probes.server_answers import Reply, Unanswered, parse_reply, path_of, request_of
 from workspace.probes.verdicts import (
     ProbeOutcome,
     ProbeVerdict,
-    Reply,
-    Unanswered,
     needs_serving,
     verdict,
     verdict_alone,
@@ -164,16 +162,12 @@ def _ask(http: urllib3.PoolManager, probe: Probe, url: str, model: str | None) -
             preload_content=False,
         )
         try:
-            if answer.status != 200:
-                return Unanswered(
-                    f"answers with status {answer.status}", refused=answer.status in REFUSALS
-                )
             data = answer.read(MOST_ANSWERED + 1)
         finally:
             answer.close()
         if len(data) > MOST_ANSWERED:
             return Unanswered(f"answers with more than {MOST_ANSWERED >> 10} KiB")
-        return parse_answer(probe, data)
+        return parse_reply(probe, answer.status, data)
     except urllib3.exceptions.NewConnectionError as error:
         # Nobody listens: that says nothing of the probes.
         raise Unreachable(
@@ -182,5 +176,3 @@ def _ask(http: urllib3.PoolManager, probe: Probe, url: str, model: str | None) -
         ) from error
     except urllib3.exceptions.HTTPError:
         return Unanswered("doesn't answer")
-    except RemoteRefused as error:
-        return Unanswered(f"gives no answer that can be read: {error.message}")

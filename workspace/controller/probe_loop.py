@@ -33,13 +33,18 @@ from workspace.controller.runner import Runner
 from workspace.controller.server_pages import post_json, server_urls
 from workspace.document import workspace_of
 from workspace.probes.probe_set import Probe, ProbeSet
-from workspace.probes.server_answers import MOST_BYTES, REFUSALS, parse_answer, path_of, request_of
+from workspace.probes.server_answers import (
+    MOST_BYTES,
+    Reply,
+    Unanswered,
+    parse_reply,
+    path_of,
+    request_of,
+)
 from workspace.probes.verdicts import (
     ProbeOutcome,
     ProbeResult,
     ProbeVerdict,
-    Reply,
-    Unanswered,
     needs_serving,
     verdict,
 )
@@ -217,9 +222,7 @@ class _Servers:
             status, data = await post_json(
                 self._session, url, request_of(probe), most=MOST_BYTES, seconds=_ANSWER
             )
-            if status != 200:
-                return Unanswered(f"answers with status {status}", refused=status in REFUSALS)
-            return parse_answer(probe, data)
+            return parse_reply(probe, status, data)
         except Unreachable:
             return Unanswered("doesn't answer")
         except RemoteRefused as error:

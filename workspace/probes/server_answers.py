@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from modelimage.bounds import MALFORMED
 from modelimage.canonical import check_halves
 from modelimage.errors import RemoteRefused
 from workspace.probes.probe_set import Probe
@@ -19,7 +20,7 @@ CHAT: Final = "/v1/chat/completions"
 # 512 tokens with five alternatives each take 150 kB.
 MOST_BYTES: Final = 512 << 10
 # With these statuses a server says that it won't answer this request: too long for it, or more than it can do.
-REFUSALS: Final = frozenset({400, 413, 422, 500, 501})
+_REFUSALS: Final = frozenset({400, 413, 422, 500, 501})
 _MOST_VALUES: Final = 50_000
 _ALTERNATIVES: Final = 5
 
@@ -47,6 +48,20 @@ class Answer:
     tokens: tuple[AnswerToken, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Why there is no answer, in words that neither quote it nor name the server: others read them.
+
+    `refused`: the server says that the request can't be answered, and will again.
+    """
+
+    cause: str
+    refused: bool = False
+
+
+Reply = Answer | Unanswered
+
+
 def path_of(probe: Probe) -> str:
     """The path that a probe is asked at."""
     return COMPLETIONS if probe.messages is None else CHAT
@@ -72,6 +87,16 @@ def request_of(probe: Probe, model: str | None = None) -> dict[str, Any]:
     return asked
 
 
+def parse_reply(probe: Probe, status: int, data: bytes) -> Reply:
+    """What a response with this status and body says."""
+    if status != 200:
+        return Unanswered(f"answers with status {status}", refused=status in _REFUSALS)
+    try:
+        return parse_answer(probe, data)
+    except RemoteRefused:
+        return Unanswered("gives no answer of the OpenAI API")
+
+
 def parse_answer(probe: Probe, data: bytes) -> Answer:
     """The answer in a response's body. Raises RemoteRefused for what isn't one."""
     try:
@@ -83,14 +108,7 @@ def parse_answer(probe: Probe, data: bytes) -> Answer:
         return Answer(
             _text(text), tokens(choice["logprobs"]) if probe.agreement is not None else ()
         )
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
+    except MALFORMED as error:
         raise RemoteRefused("the answer isn't one of the OpenAI API") from error
 
 

@@ -15,19 +15,8 @@ from typing import Final
 from modelimage.canonical import check_halves
 from workspace.analysis import Outcome
 from workspace.probes.probe_set import Agreement, Expectation, Probe
-from workspace.probes.server_answers import Answer
+from workspace.probes.server_answers import Answer, Reply, Unanswered
 from workspace.probes.steps import StepBudget, TooManySteps
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """Why there is no answer. `refused`: the server says that the request can't be answered, and will again."""
-
-    cause: str
-    refused: bool = False
-
-
-Reply = Answer | Unanswered
 
 
 class ProbeOutcome(StrEnum):
@@ -100,7 +89,7 @@ _WRONG: Final[Mapping[Expectation, str]] = {
 }
 
 
-_NEW: Final = "the new version "
+_NEW: Final = "the new version "  # and what it does instead of answering
 
 
 class _Untold(Exception):
@@ -120,7 +109,7 @@ def needs_serving(probe: Probe, new: Reply) -> bool:
 def verdict(probe: Probe, new: Reply, serving: Reply | None) -> ProbeVerdict:
     """What one probe says; `serving` is the serving version's reply if it was needed."""
     try:
-        fault = _fault(probe, new, serving)
+        fault = _fault(probe, new, serving, who=_NEW)
         if not fault:
             return ProbeVerdict(probe.name, ProbeOutcome.PASSED)
         if _fails_too(probe, serving):
@@ -136,17 +125,16 @@ def verdict_alone(probe: Probe, reply: Reply) -> ProbeVerdict:
     try:
         fault = _fault(probe, reply, None)
     except _Untold as error:
-        return ProbeVerdict(probe.name, ProbeOutcome.UNANSWERED, str(error).removeprefix(_NEW))
-    outcome = ProbeOutcome.FAILED if fault else ProbeOutcome.PASSED
-    return ProbeVerdict(probe.name, outcome, fault.removeprefix(_NEW))
+        return ProbeVerdict(probe.name, ProbeOutcome.UNANSWERED, str(error))
+    return ProbeVerdict(probe.name, ProbeOutcome.FAILED if fault else ProbeOutcome.PASSED, fault)
 
 
-def _fault(probe: Probe, new: Reply, serving: Reply | None) -> str:
-    """What is wrong with the new version's reply; nothing if it is as expected."""
+def _fault(probe: Probe, new: Reply, serving: Reply | None, *, who: str = "") -> str:
+    """What is wrong with a reply; nothing if it is as expected. `who` begins what a server does instead."""
     if isinstance(new, Unanswered):
         if not new.refused:
-            raise _Untold(f"{_NEW}{new.cause}")
-        return f"{_NEW}{new.cause}"
+            raise _Untold(f"{who}{new.cause}")
+        return f"{who}{new.cause}"
     if probe.agreement is not None:
         return _disagreement(probe.agreement, _answered(serving), new)
     return _wrong(probe, new)

@@ -14,15 +14,21 @@ from hypothesis import strategies as st
 from modelimage.errors import RemoteRefused
 from workspace.analysis import Outcome
 from workspace.probes.probe_set import Probe
-from workspace.probes.server_answers import Answer, parse_answer, request_of
+from workspace.probes.server_answers import (
+    Answer,
+    Reply,
+    Unanswered,
+    parse_answer,
+    parse_reply,
+    request_of,
+)
 from workspace.probes.verdicts import (
     ProbeOutcome,
     ProbeResult,
     ProbeVerdict,
-    Reply,
-    Unanswered,
     needs_serving,
     verdict,
+    verdict_alone,
 )
 
 
@@ -140,6 +146,20 @@ def test_agreement_with_nothing() -> None:
 def test_hostile_answers_are_refused(body: bytes) -> None:
     with pytest.raises(RemoteRefused):
         parse_answer(AGREEMENT, body)
+    assert parse_reply(AGREEMENT, 200, body) == Unanswered("gives no answer of the OpenAI API")
+
+
+def test_a_status_tells_whether_asking_again_helps() -> None:
+    found = [parse_reply(probe(), status, b"") for status in (400, 503)]
+    assert found == [REFUSED, Unanswered("answers with status 503")]
+
+
+def test_a_server_alone_is_judged_in_words_without_another() -> None:
+    found = [verdict_alone(probe(), each) for each in (RIGHT, WRONG, REFUSED, BUSY)]
+    assert [(each.outcome.value, each.cause) for each in found] == [
+        ("passed", ""), ("failed", "the answer lacks the expected text"), ("failed", "answers with status 400"),
+        ("unanswered", "doesn't answer"),
+    ]  # fmt: skip
 
 
 def test_chats_are_asked_and_read_in_their_own_form() -> None:
