@@ -25,16 +25,14 @@ from workspace.analysis import (
 )
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.object_cache import Key
-from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.prometheus import Prometheus
 from workspace.controller.revisions import version_id
 from workspace.controller.rollout_plan import window_of
 from workspace.controller.rollout_steps import is_probing, is_reaching_weight
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import read_page, server_urls
+from workspace.controller.server_pages import AT_ONCE, read_page, ready_servers, server_urls
 from workspace.controller.version_comparison import Readings, VersionComparison
 from workspace.document import workspace_of
-from workspace.render import names
 from workspace.rollout_spec import Rollout
 from workspace.rollout_status import RolloutStatus
 
@@ -43,7 +41,6 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 TICK: Final = 1.0  # seconds between two looks at which comparisons are due
-_AT_ONCE: Final = 32  # servers of one Workspace that are read at the same time
 # A Workspace's pages take one twentieth of the event loop's time: all others share it, and they are a tenant's.
 _SHARE: Final = 20
 
@@ -113,11 +110,11 @@ class AnalysisLoop:
         if is_probing(spec, status):
             comparison.leave_out()
             return
-        pods = [each for each in self._runner.cache.objects(key) if each["kind"] == "Pod"]
-        places = asyncio.Semaphore(_AT_ONCE)
+        objects = self._runner.cache.objects(key)
+        places = asyncio.Semaphore(AT_ONCE)
         stable, candidate, answers = await asyncio.gather(
-            self._readings(key, servers_of(pods, status.stable), places),
-            self._readings(key, servers_of(pods, status.version), places),
+            self._readings(key, ready_servers(objects, status.stable), places),
+            self._readings(key, ready_servers(objects, status.version), places),
             self._answers(key, spec, status),
         )
         # While servers were read, the rollout may have ended, or the Workspace.
@@ -181,9 +178,3 @@ class AnalysisLoop:
             return parse_counts(page)
         finally:
             self._spent[key] = self._spent.get(key, 0.0) + self._clock() - began
-
-
-def servers_of(pods: list[Json], version: str) -> list[Json]:
-    """The ready servers of a version."""
-    wanted = {names.ROLE: names.SERVER, names.REVISION: version_id(version)}
-    return [pod for pod in pods if is_ready(pod) and has_labels(pod, wanted)]

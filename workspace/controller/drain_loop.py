@@ -17,12 +17,9 @@ import aiohttp
 from modelimage.errors import WeightyardError
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.object_cache import Key
-from workspace.controller.objects import has_labels, is_ready
-from workspace.controller.revisions import version_id
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import read_page, server_urls
+from workspace.controller.server_pages import AT_ONCE, read_page, ready_servers, server_urls
 from workspace.controller.traffic import SETTLE_SECONDS
-from workspace.render import names
 from workspace.server_metrics import parse_reading
 
 Json = dict[str, Any]
@@ -30,7 +27,6 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 TICK: Final = 1.0  # seconds between two looks at a version's servers
-_AT_ONCE: Final = 32  # servers of one Workspace that are read at the same time
 
 
 class DrainLoop:
@@ -66,10 +62,8 @@ class DrainLoop:
         version = self._runner.draining.get(key)
         if version is None:
             return
-        pods = [each for each in self._runner.cache.objects(key) if each["kind"] == "Pod"]
-        wanted = {names.ROLE: names.SERVER, names.REVISION: version_id(version)}
-        servers = [pod for pod in pods if is_ready(pod) and has_labels(pod, wanted)]
-        places = asyncio.Semaphore(_AT_ONCE)
+        servers = ready_servers(self._runner.cache.objects(key), version)
+        places = asyncio.Semaphore(AT_ONCE)
         are_idle = await asyncio.gather(*(self._is_idle(each, places) for each in servers))
         if self._runner.draining.get(key) != version:
             return

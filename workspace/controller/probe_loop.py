@@ -23,14 +23,14 @@ from modelimage.errors import (
     WeightyardError,
     release_locals,
 )
-from workspace.controller.analysis_loop import TICK, servers_of
+from workspace.controller.analysis_loop import TICK
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.object_cache import Key
 from workspace.controller.probe_sources import ProbeSource
 from workspace.controller.revisions import from_document
 from workspace.controller.rollout_steps import is_probing
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import post_json, server_urls
+from workspace.controller.server_pages import post_json, ready_servers, server_urls
 from workspace.document import workspace_of
 from workspace.probes.probe_set import Probe, ProbeSet
 from workspace.probes.server_answers import (
@@ -186,9 +186,9 @@ class ProbeLoop:
     async def _round(
         self, key: Key, status: RolloutStatus, left: list[Probe], verdicts: dict[str, ProbeVerdict]
     ) -> None:
-        pods = [each for each in self._runner.cache.objects(key) if each["kind"] == "Pod"]
-        new = _Servers(self._session, servers_of(pods, status.version))
-        serving = _Servers(self._session, servers_of(pods, status.stable))
+        objects = self._runner.cache.objects(key)
+        new = _Servers(self._session, ready_servers(objects, status.version))
+        serving = _Servers(self._session, ready_servers(objects, status.stable))
         waiting = iter(left)
 
         async def ask_some() -> None:

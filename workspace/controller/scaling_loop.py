@@ -26,7 +26,7 @@ from workspace.controller.object_cache import Key
 from workspace.controller.objects import asked_replicas, has_labels, is_ready
 from workspace.controller.reasons import News, Reason
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import read_answer, read_page, server_urls
+from workspace.controller.server_pages import AT_ONCE, read_answer, read_page, server_urls
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.scaler import (
@@ -46,8 +46,6 @@ Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 PERIOD: Final = 2.0  # seconds between readings
-# Servers of one Workspace that are read at the same time.
-_AT_ONCE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +96,7 @@ async def read_load(
 
     A server that doesn't respond is missing in the readings: it starts, or is busy.
     """
-    # Of each Workspace: one with hundreds of servers must not open as many connections at once.
-    places = asyncio.Semaphore(_AT_ONCE)
+    places = asyncio.Semaphore(AT_ONCE)
     pages = await asyncio.gather(*(_reading(session, each, places) for each in targets.servers))
     held, trace = await _held(session, targets.activator) if targets.activator else (0, "")
     readings = tuple(each for each in pages if isinstance(each, Reading))

@@ -5,7 +5,7 @@ Nothing that they say leads elsewhere or takes much memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any, Final
@@ -15,17 +15,31 @@ from yarl import URL
 
 from modelimage.errors import RemoteRefused, Unreachable
 from modelimage.trace_headers import TRACEPARENT, is_parent
-from workspace.controller.objects import container_ports
+from workspace.controller.objects import container_ports, has_labels, is_ready
+from workspace.controller.revisions import version_id
+from workspace.render import names
 
 Json = dict[str, Any]
 
 # vLLM's metrics take 100 kB; parsing a whole page takes the event loop's time.
 PAGE_BYTES: Final = 1 << 20
+# Servers of one Workspace that are read at the same time: it may have hundreds.
+AT_ONCE: Final = 32
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=2)
 # A redirect would make the controller send requests that the tenant can't send itself.
 _PLAIN: Final[Json] = {
     "allow_redirects": False, "headers": {"Accept-Encoding": "identity"}, "auto_decompress": False,
 }  # fmt: skip
+
+
+def ready_servers(objects: Iterable[Json], version: str) -> list[Json]:
+    """The pods of a version's ready servers, among a Workspace's objects."""
+    wanted = {names.ROLE: names.SERVER, names.REVISION: version_id(version)}
+    return [
+        each
+        for each in objects
+        if each["kind"] == "Pod" and is_ready(each) and has_labels(each, wanted)
+    ]
 
 
 def server_urls(pod: Json) -> list[str]:
