@@ -126,7 +126,7 @@ Action = Apply | Delete
 class Decision:
     """The actions to take. `status` None leaves it unchanged; `ask_registry` requests `resolved` and another call.
 
-    `rollout` is that of a new version; `drained` the version whose servers stay until they have no requests. In
+    `rollout` is that of a new version; `draining` the version whose servers stay until they have no requests. In
     `wake_after` seconds time alone changes what is to be done; None if it doesn't. `trace` is the `traceparent` of the
     version that is worked on; empty if it isn't traced.
     """
@@ -135,7 +135,7 @@ class Decision:
     status: Json | None = None
     ask_registry: bool = False
     rollout: RolloutStatus | None = None
-    drained: str | None = None
+    draining: str | None = None
     wake_after: float | None = None
     trace: str = ""
 

@@ -120,7 +120,7 @@ class _Reconciliation:
             status=_changed(self.observed, status),
             ask_registry=self.target is None,
             rollout=self.rollout.status if self.rollout else None,
-            drained=self.rollout.drained if self.rollout else None,
+            draining=self.rollout.draining if self.rollout else None,
             wake_after=self.rollout.wake_after if self.rollout else None,
             trace=self._trace(),
         )

@@ -15,7 +15,7 @@ from workspace.controller.rollout_reports import comparing, measures_report, pro
 from workspace.controller.rollout_steps import Stage, is_probing, refitted, stages
 from workspace.controller.traffic import (
     RoutedTraffic,
-    drained,
+    draining,
     holds_stable,
     is_settled,
 )
@@ -317,7 +317,7 @@ def _promoting(seen: RolloutInput, state: RolloutStatus) -> ReplicaSplit:
 
 def _finishing(state: RolloutStatus, seen: RolloutInput) -> int:
     """The servers of a version that was taken back which still have requests."""
-    if seen.traffic is None or drained(state, seen.traffic, seen.now) != state.version:
+    if seen.traffic is None or draining(state, seen.traffic, seen.now) != state.version:
         return 0
     return seen.traffic.asked
 

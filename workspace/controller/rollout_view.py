@@ -27,7 +27,7 @@ from workspace.controller.route_view import reachable, settled_weight, usable_ro
 from workspace.controller.traffic import (
     RoutedTraffic,
     drain_wait,
-    drained,
+    draining,
     holds_stable,
     is_settled,
     new_weight,
@@ -98,12 +98,12 @@ class ActiveRollout:
         return new_weight(self.status, self.seen.traffic) if self.seen.traffic else 0
 
     @property
-    def drained(self) -> str | None:
+    def draining(self) -> str | None:
         """The version whose servers stay until they have no requests, once no Gateway sends them any more."""
         traffic = self.seen.traffic
         if traffic is None or not is_settled(self.status, traffic):
             return None
-        return drained(self.status, traffic, self.seen.now)
+        return draining(self.status, traffic, self.seen.now)
 
     @property
     def keeps_stable(self) -> bool:

@@ -218,7 +218,7 @@ class Runner:
                 del self.analyses[key]
         else:
             self._forget_rollout(key)
-        self._drain(key, decision.drained)
+        self._drain(key, decision.draining)
         self.traces[key] = decision.trace
         self._phases[key] = decision.rollout.phase.value if decision.rollout else ""
         self._versions[key] = sum(each["kind"] == "ControllerRevision" for each in observed.objects)

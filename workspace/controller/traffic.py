@@ -56,7 +56,7 @@ def is_settled(state: RolloutStatus, seen: RoutedTraffic) -> bool:
     return seen.settled == new_weight(state, seen)
 
 
-def drained(state: RolloutStatus, seen: RoutedTraffic, now: str) -> str | None:
+def draining(state: RolloutStatus, seen: RoutedTraffic, now: str) -> str | None:
     """The version without a share of the requests whose servers stay to finish theirs; None if none has to.
 
     It ends once they are idle, or after `drain_seconds`: then each gets as long again, as any server that stops.
@@ -74,7 +74,7 @@ def drained(state: RolloutStatus, seen: RoutedTraffic, now: str) -> str | None:
 
 def drain_wait(state: RolloutStatus, seen: RoutedTraffic, now: str) -> float | None:
     """Seconds until servers that don't get idle are no longer waited for; None if none are waited for."""
-    if drained(state, seen, now) is None:
+    if draining(state, seen, now) is None:
         return None
     waited = seconds_since(state.since, now)
     return max(0.0, seen.drain_seconds + SETTLE_SECONDS - waited)
@@ -82,7 +82,7 @@ def drain_wait(state: RolloutStatus, seen: RoutedTraffic, now: str) -> float | N
 
 def holds_stable(state: RolloutStatus, seen: RoutedTraffic, now: str) -> bool:
     """Whether the servers of the version before stay as they are, though the new version takes over."""
-    return drained(state, seen, now) == state.stable
+    return draining(state, seen, now) == state.stable
 
 
 def _takes_all(state: RolloutStatus, seen: RoutedTraffic) -> bool:

@@ -296,7 +296,7 @@ class RolloutController(Controller):
     def settle(self) -> None:
         """Until nothing changes any more, streams of versions without requests ended as well."""
         self.cluster.settle()
-        while (version := self.cluster.decide().drained) is not None:
+        while (version := self.cluster.decide().draining) is not None:
             self.cluster.idle = version
             self.cluster.settle()
 

@@ -20,7 +20,7 @@ from workspace.controller.rollout_plan import RolloutInput, serving
 from workspace.controller.traffic import (
     SETTLE_SECONDS,
     RoutedTraffic,
-    drained,
+    draining,
     holds_stable,
     is_settled,
     new_weight,
@@ -86,7 +86,7 @@ class RoutedPlay(Play):
             assert self.written == 100 or seen.traffic.stable
         # What counts as idle has no stream left, and gets none.
         assert not self.idle or self.is_idle(self.idle) or self.used != self.written
-        if drained(state, seen.traffic, seen.now) is None or not is_settled(state, seen.traffic):
+        if draining(state, seen.traffic, seen.now) is None or not is_settled(state, seen.traffic):
             self.idle = ""
 
     def is_idle(self, version: str) -> bool:
@@ -150,7 +150,7 @@ class RoutedPlay(Play):
         if self.state is None or seen.traffic is None or not is_settled(self.state, seen.traffic):
             self.idle = ""
             return
-        version = drained(self.state, replace(seen.traffic, idle=""), seen.now)
+        version = draining(self.state, replace(seen.traffic, idle=""), seen.now)
         self.idle = version if version and self.is_idle(version) else ""
 
     def meddle(self) -> None:

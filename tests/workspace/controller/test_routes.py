@@ -80,7 +80,7 @@ def test_servers_without_a_weight_go_once_they_are_idle() -> None:
     before = status(cluster)
     # All requests went over, and the old version's servers have some left.
     assert weights(cluster) == {NAME: 0, NEW: 100}
-    assert (before.phase, cluster.decide().drained) == (RolloutPhase.PROMOTING, before.stable)
+    assert (before.phase, cluster.decide().draining) == (RolloutPhase.PROMOTING, before.stable)
     assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (3, 3)
     assert cluster.decide().wake_after == 125
     cluster.idle = before.stable
