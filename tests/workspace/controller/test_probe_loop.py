@@ -271,6 +271,42 @@ def test_nothing_is_left_of_a_rollout_that_ends_while_servers_answer() -> None:
     played(scenario)
 
 
+def test_a_rollout_before_its_probes_isnt_read_every_second() -> None:
+    now, read = 0.0, 0
+    runner = a_runner(KEY)
+    document = runner.cache.workspace(KEY)
+    assert document is not None
+    runner.cache.put({**document, "spec": {**document["spec"], "rollout": ROLLOUT}})
+    runner.rollouts[KEY] = status(weight=0, step=0)
+
+    class Loop(ProbeLoop):
+        async def ask(self, key: Key) -> None:
+            nonlocal read
+            read += 1
+            await super().ask(key)
+
+    async def unread(workspace: Workspace, image: str) -> ProbeSet:
+        raise NotFound("no file")
+
+    async def tick(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        for _ in range(5):
+            await asyncio.sleep(0)
+        if now == 60:
+            assert 1 <= read <= 5
+            runner.rollouts[KEY] = status(**AT_PROBES)
+        if now > 62:
+            raise asyncio.CancelledError
+
+    async def scenario() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await Loop(runner, None, unread, clock=lambda: now, sleep=tick).run()  # type: ignore[arg-type]
+
+    asyncio.run(scenario())
+    assert KEY in runner.probes, "the step of probes is noticed at once"
+
+
 def test_one_tenants_slow_probes_delay_no_other_and_are_asked_ever_later() -> None:
     asked: list[tuple[Key, float]] = []
     now, slow, quick = 0.0, ("team-a", "slow"), ("team-b", "quick")
