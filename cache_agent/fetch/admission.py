@@ -27,10 +27,10 @@ class AdmissionGroup:
         self._lock = threading.Lock()
         self._waiting: list[tuple[CompletedFile, Callable[[], None]]] = []
 
-    def add(self, admission: CompletedFile, admitted: Callable[[], None]) -> None:
+    def add(self, completed: CompletedFile, admitted: Callable[[], None]) -> None:
         """Admit a file with the next group. `admitted` is called when it is in the store. Raises as `flush`."""
         with self._lock:
-            self._waiting.append((admission, admitted))
+            self._waiting.append((completed, admitted))
             if len(self._waiting) < GROUP_FILES:
                 return
         self.flush()
@@ -40,6 +40,6 @@ class AdmissionGroup:
         with self._lock:
             group, self._waiting = self._waiting, []
         # Outside the lock: the files are made durable, and workers go on adding meanwhile.
-        self._files.admit([admission for admission, _ in group])
+        self._files.admit([completed for completed, _ in group])
         for _, admitted in group:
             admitted()

@@ -211,11 +211,11 @@ class Download:
     def _commit_file(self, computed: Digest) -> None:
         # Without proof the file is stored, but it authorizes nobody: see `ReuseCheck`.
         repository = self.repository if self._proven else None
-        admission = CompletedFile(self.partial, computed, repository, self.replace)
+        completed = CompletedFile(self.partial, computed, repository, self.replace)
         if self.group is not None and self.file.size <= SMALL_FILE_BYTES:
-            self.group.add(admission, self._note_admitted)
+            self.group.add(completed, self._note_admitted)
         else:
-            self._store.files.admit([admission])
+            self._store.files.admit([completed])
             self._note_admitted()
 
     def _note_admitted(self) -> None:

@@ -67,9 +67,9 @@ class StoreFiles:
         """Protect files from removal while inside."""
         return self.holds.hold(digests)
 
-    def admit(self, admissions: Sequence[CompletedFile]) -> None:
+    def admit(self, completed: Sequence[CompletedFile]) -> None:
         """Move complete, verified files into the store, in one transaction. Raises DigestMismatch, Vanished."""
-        self.publisher.admit(admissions)
+        self.publisher.admit(completed)
 
     def scrubber(self, period: float, pause: Callable[[int], None]) -> Scrubber:
         """A scrubber of this store; `period` in seconds."""

@@ -60,17 +60,17 @@ class Publisher:
     names: threading.RLock
     clock: Callable[[], float]
 
-    def admit(self, admissions: Sequence[CompletedFile]) -> None:
+    def admit(self, completed: Sequence[CompletedFile]) -> None:
         """Move complete files into `files/`, all in one transaction.
 
         Raises DigestMismatch, after discarding the partial, when a file's bytes aren't what its record promises, and
         Vanished for a partial that is gone; the other files are admitted all the same.
         """
-        if not admissions:
+        if not completed:
             return
         problems: list[WeightyardError] = []
-        good = [each for each in admissions if self._is_right(each, problems)]
-        # Before the rename: a name in `files/` promises verified, durable bytes.
+        good = [each for each in completed if self._is_right(each, problems)]
+        # Before the renames: a name in `files/` promises verified, durable bytes, and their mode.
         self._seal(good)
         directories = {self.paths.file(each.partial.file.digest).parent for each in good}
         self.disk.make_directories(directories)
@@ -89,8 +89,8 @@ class Publisher:
             raise problems[0]
 
     @staticmethod
-    def _is_right(admission: CompletedFile, problems: list[WeightyardError]) -> bool:
-        partial, computed = admission.partial, admission.computed
+    def _is_right(completed: CompletedFile, problems: list[WeightyardError]) -> bool:
+        partial, computed = completed.partial, completed.computed
         file = partial.file
         if computed == file.digest and not partial.missing():
             return True
@@ -104,12 +104,11 @@ class Publisher:
         )
         return False
 
-    def _seal(self, admissions: Sequence[CompletedFile]) -> None:
-        together = len(admissions) >= _TOGETHER
-        for each in admissions:
+    def _seal(self, completed: Sequence[CompletedFile]) -> None:
+        together = len(completed) >= _TOGETHER
+        for each in completed:
             each.partial.seal(durable=not together)
         if together:
-            # Before the renames: a name in files/ must never be there before its bytes and mode are durable.
             self.disk.sync_filesystem(self.paths.partial)
 
     def _sync(self, directories: Collection[Path]) -> None:
@@ -119,11 +118,11 @@ class Publisher:
         for each in directories:
             self.disk.sync_directory(each)
 
-    def _rename(self, admission: CompletedFile) -> None:
-        partial, file = admission.partial, admission.partial.file
+    def _rename(self, completed: CompletedFile) -> None:
+        partial, file = completed.partial, completed.partial.file
         target = self.paths.file(file.digest)
         # Another pull may have admitted the same file meanwhile.
-        if is_plain_file(target) and not admission.replace:
+        if is_plain_file(target) and not completed.replace:
             self.disk.unlink(partial.path)
         else:
             self.links.clear(target)
@@ -131,8 +130,8 @@ class Publisher:
         self.ledger.put_file(
             StoredFile(file.digest, file.size, file.chunks, self.clock(), mtime_ns(target))
         )
-        if admission.repository is not None:
-            self.ledger.add_authorizations(admission.repository, [file])
+        if completed.repository is not None:
+            self.ledger.add_authorizations(completed.repository, [file])
 
     def publish(self, record: AnyRecord, origin: ImageOrigin, fetch_seconds: float) -> StoredModel:
         """Publish a model, or mend the directory of one that is published already.

@@ -334,7 +334,7 @@ class ForeignFetch:
     def _admit(self, files: Sequence[RecordFile], members: Mapping[str, int]) -> None:
         store = self.store
         with ExitStack() as opened:
-            admissions = []
+            completed = []
             for file in files:
                 # Another model may have the file: then its staged copy isn't needed.
                 if is_sound(store, file.digest):
@@ -342,10 +342,10 @@ class ForeignFetch:
                 damaged = store.files.get(file.digest) is not None
                 staged_file = store.staged_files.reopen(file.layer, members[file.path], file)
                 opened.callback(staged_file.close)
-                admissions.append(
+                completed.append(
                     CompletedFile(staged_file, file.digest, self.pull.repository, damaged)
                 )
-            store.files.admit(admissions)
-        for each in admissions:
+            store.files.admit(completed)
+        for each in completed:
             if each.replace:
                 store.repairer.relink(each.computed)
