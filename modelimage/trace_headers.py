@@ -17,14 +17,15 @@ _LONGEST_STATE: Final = 512
 _PARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+# Variables that name a collector.
+ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def is_on(environ: Mapping[str, str]) -> bool:
     """Whether the environment names a collector."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
-    return any(environ.get(name) for name in _ENDPOINTS)
+    return any(environ.get(name) for name in ENDPOINTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from modelimage.trace_headers import is_on
+from modelimage.trace_headers import ENDPOINTS, is_on
 from workspace.schema import Engine, Workspace
 from workspace.trace_context import Tracing
 
 Json = dict[str, Any]
 
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 # Of OpenTelemetry's variables those that hold no credentials: pods of tenants get them.
-_PASSED: Final = (*_ENDPOINTS, "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG")
+_PASSED: Final = (*ENDPOINTS, "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG")
 _ADDRESS: Final = re.compile(
     r"(https?)://(?:[^/@]*@)?(?:\[[^/\]]*\]|[^/:]*)(?::([0-9]{1,5}))?(?:/|$)"
 )
@@ -54,7 +53,7 @@ class TraceSettings:
     @property
     def endpoints(self) -> list[str]:
         """The collector's addresses for our own programs."""
-        return [self.env[name] for name in _ENDPOINTS if name in self.env]
+        return [self.env[name] for name in ENDPOINTS if name in self.env]
 
     def egress(self, endpoints: Iterable[str]) -> list[Json]:
         """The rules by which a pod reaches the collector at these addresses: its port, in its namespace, and DNS."""
