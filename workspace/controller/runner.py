@@ -93,10 +93,10 @@ class Runner:
         # Where a new version runs beside the one that serves; and of those what the analysis and probe loops say.
         self.rollouts: dict[Key, RolloutStatus] = {}
         self.analyses: dict[Key, AnalysisResult] = {}
+        self.probes: dict[Key, ProbeResult] = {}
         # Versions that get no requests any more: those whose servers have some left, and those whose servers are idle.
         self.draining: dict[Key, str] = {}
         self.idle: dict[Key, str] = {}
-        self.probes: dict[Key, ProbeResult] = {}
         # Of Workspaces that the built-in autoscaler scales, for the page.
         self.loads: dict[Key, Load] = {}
         # The `traceparent` of each version that is worked on.
@@ -184,16 +184,7 @@ class Runner:
         began = time.time_ns()
         observed = self._observe(key)
         if observed is None:
-            self.wanted.forget(key)
-            self.loads.pop(key, None)
-            self._questions.forget(key)
-            self._failed.discard(key)
-            for known in (self._reasons, self._phases, self._versions):
-                known.pop(key, None)
-            self.starts.watch(key, frozenset())
-            self._forget_rollout(key)
-            self.traces.pop(key, None)
-            self._drain(key, None)
+            self._forget(key)
             return None
         self.starts.watch(key, watched_pods(observed, self._now().timestamp()))
         decision = reconcile(observed)
@@ -227,6 +218,19 @@ class Runner:
         failed = isinstance(observed.resolved, WeightyardError)
         again = REGISTRY_RETRY if failed or refused or decision.ask_registry else RESYNC
         return again if decision.wake_after is None else min(again, decision.wake_after)
+
+    def _forget(self, key: Key) -> None:
+        """Drop all that is known of a Workspace that is gone."""
+        self.wanted.forget(key)
+        self.starts.watch(key, frozenset())
+        self._forget_rollout(key)
+        self._drain(key, None)
+        self.loads.pop(key, None)
+        self.traces.pop(key, None)
+        self._questions.forget(key)
+        self._failed.discard(key)
+        for known in (self._reasons, self._phases, self._versions):
+            known.pop(key, None)
 
     def _forget_rollout(self, key: Key) -> None:
         """Also what was found about it: a version that is tried again is compared anew."""
