@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from workspace.rollout_spec import AnalysisStep, Rollout, RolloutStep, Strategy
 from workspace.rollout_status import RolloutStatus
@@ -14,11 +14,14 @@ _CANARY_STEPS: Final = (
 )  # fmt: skip
 
 
+StageKind = Literal["weight", "probes", "pause", "analysis", "keep"]
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step with the weight that holds during it; `seconds` None is until resumed."""
 
-    kind: str
+    kind: StageKind
     weight: int
     seconds: int | None = 0
 
