@@ -7,9 +7,10 @@ wrongly, and what isn't answered, says nothing. Causes never quote prompts or an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from typing import Final
 
 from modelimage.canonical import check_halves
@@ -202,9 +203,6 @@ def _disagreement(limits: Agreement, serving: Answer, new: Answer) -> str:
 
 
 def _same_tokens(serving: Answer, new: Answer) -> int:
-    pairs: Sequence[tuple[str, str]] = [
-        (ours.text, theirs.text) for ours, theirs in zip(serving.tokens, new.tokens, strict=False)
-    ]
-    return next(
-        (number for number, (ours, theirs) in enumerate(pairs) if ours != theirs), len(pairs)
-    )
+    """How many tokens are the same before the answers part."""
+    pairs = zip(serving.tokens, new.tokens, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].text == pair[1].text, pairs))
