@@ -8,6 +8,7 @@ Texts come from registries, images and tenants too: all of them are written as `
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -149,9 +150,14 @@ class Console:
 
     @staticmethod
     def _write(stream: IO[str], text: str) -> None:
-        stream.write(text + "\n")
-        # Pipes are block-buffered: without this, readers would get lines late.
-        stream.flush()
+        try:
+            stream.write(text + "\n")
+            # Pipes are block-buffered: without this, readers would get lines late.
+            stream.flush()
+        except OSError as error:
+            # The terminal was closed. Nobody reads any more, and work that goes on or is ended in order must not fail.
+            if error.errno != errno.EIO:
+                raise
 
 
 pass_console = click.make_pass_decorator(Console, ensure=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -316,6 +318,21 @@ def test_no_text_of_others_reaches_the_terminal_as_a_command(as_json: bool) -> N
 def test_printable_json_is_the_same_json(text: str) -> None:
     assert json.loads(printable(json.dumps(text, ensure_ascii=False))) == text
     assert len(one_line(text).splitlines()) <= 1
+
+
+def test_a_terminal_that_was_closed_fails_no_work() -> None:
+    """Writing to it is EIO, as a server's supervisor meets when its window is closed while it stops the server."""
+    told: list[str] = []
+    master, slave = os.openpty()
+    # What nobody took is written again, in vain, when it is closed.
+    with suppress(OSError), os.fdopen(slave, "w") as err:
+        console = Console(out=StringIO(), err=err)
+        console.say("shown")
+        os.close(master)
+        console.say("to nobody")
+        console.fail("to nobody")
+        told.append("went on")
+    assert told == ["went on"]
 
 
 def test_a_count_agrees_with_its_noun() -> None:
