@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from modelimage import canonical, mediatypes, tar
@@ -85,12 +85,9 @@ def resolve_ours(
     if not ours:
         return None
     key = pick_variant(ours, variant).annotations[mediatypes.ANNOTATION_MODEL_KEY]
-    for manifest in ours:
-        # A tool may have changed some of an index's manifests and left others alone, such as the ModelPack one.
-        if manifest.annotations[mediatypes.ANNOTATION_MODEL_KEY] != key:
-            continue
-        model = _present(reader, root, manifest, ours)
-        if model is None or not describes_layers(model):
+    # A tool may have changed some of an index's manifests and left others alone, such as the ModelPack one.
+    for model in _readable(reader, root, ours, key):
+        if not describes_layers(model):
             continue
         # A manifest that was named directly may be of another variant.
         if variant is not None and model.record.variant != variant:
@@ -99,38 +96,60 @@ def resolve_ours(
     return None
 
 
+def _readable(
+    reader: ImageReader, root: Descriptor, ours: Sequence[Descriptor], key: str
+) -> Iterator[ResolvedModel]:
+    """The models of the manifests that state a key. Raises NotFound where none of these manifests is there.
+
+    A tool that copies a part of an index copies one of them; without any, the registry's answers are at fault, and the
+    image must not be taken for another's.
+    """
+    missing, present = [], False
+    for manifest in ours:
+        if manifest.annotations[mediatypes.ANNOTATION_MODEL_KEY] != key:
+            continue
+        try:
+            model = read_model(reader, root, manifest, ours)
+        except NotFound as error:
+            missing.append(error)
+            continue
+        present = True
+        if model is not None:
+            yield model
+    if missing and not present:
+        raise missing[0]
+
+
 def _recognized(
     reader: ImageReader, root: Descriptor, candidates: Sequence[Descriptor]
 ) -> list[Descriptor]:
-    """Those of an index without annotations that hold models of ours, with the annotations that they had."""
+    """Those of an index without annotations that hold models of ours, with the annotations that they had.
+
+    Raises NotFound where none of them is there, as `_readable` does.
+    """
     found = []
+    missing, present = [], False
     for place, manifest in enumerate(candidates[:_MOST_UNSTATED]):
         try:
-            model = _present(reader, root, manifest, ())
+            model = read_model(reader, root, manifest, ())
+        except NotFound as error:
+            missing.append(error)
+            continue
         except (InvalidImage, DigestMismatch):
             # What stands beside the platform's manifest mustn't hide it.
             if place == 0:
                 raise
             continue
+        present = True
         if model is not None and describes_layers(model):
             stated = {
                 mediatypes.ANNOTATION_VARIANT: model.record.variant,
                 mediatypes.ANNOTATION_MODEL_KEY: str(model.key),
             }
             found.append(replace(manifest, annotations=stated))
+    if missing and not present:
+        raise missing[0]
     return found
-
-
-def _present(
-    reader: ImageReader, root: Descriptor, manifest: Descriptor, candidates: Sequence[Descriptor]
-) -> ResolvedModel | None:
-    """The model of one manifest of an index; None also where a tool copied the index without this manifest."""
-    try:
-        return read_model(reader, root, manifest, candidates)
-    except NotFound:
-        if manifest == root:
-            raise
-        return None
 
 
 def read_model(

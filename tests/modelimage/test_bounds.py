@@ -46,7 +46,7 @@ def test_huge_and_odd_numbers() -> None:
 
 @given(st.integers())
 def test_positive_whole_numbers(number: int) -> None:
-    assert positive(number) == max(number, 0)
+    assert positive(number) == (number if 0 < number <= 10**15 else 0)
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1]])

@@ -138,6 +138,19 @@ def test_every_variant_is_found_by_its_record(
     assert pulled.json["key"] == str(quantized.key)
 
 
+@pytest.mark.parametrize("name", ["in part", "dropped, in part"])
+def test_without_any_of_its_manifests_it_is_no_other_tools_image(
+    built: tuple[Path, BuildResult], tmp_path: Path, name: str
+) -> None:
+    """So a registry that answers 404 for a moment doesn't have the model cached under another key."""
+    maker = republished(built, tmp_path / "made", name)
+    root = maker.layout.resolve("v2")
+    for entry in read(maker, root.to_json())["manifests"]:
+        maker.layout.blob_path(Digest.parse(entry["digest"])).unlink(missing_ok=True)
+    with pytest.raises(NotFound):
+        resolve_ours(maker.layout, root)
+
+
 def test_another_platform_s_manifest_will_do(
     built: tuple[Path, BuildResult], tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "error not reported": "Such an error could not be written to the object's status.",
     "work failed": "The work for one object of a loop failed: scaling, starts, analyses.",
     "replicas changed": "The built-in autoscaler decided on another number of replicas.",
+    "probes asked": "The probes of a new version were asked.",
+    "probes not answered": "Servers answered some of them too late; these are asked again.",
     "server log not readable": "Starts are shown without the server's own stages: the right to read logs is missing.",
     "startup taint removed": "A node's pinned models are verified, and it takes pods.",
     "agent silent": "A node's agent has sent no heartbeat for long.",

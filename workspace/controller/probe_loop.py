@@ -25,6 +25,7 @@ from modelimage.errors import (
 )
 from workspace.controller.analysis_loop import TICK
 from workspace.controller.bulkheads import Bulkheads
+from workspace.controller.log_events import about
 from workspace.controller.object_cache import Key
 from workspace.controller.probe_sources import ProbeSource
 from workspace.controller.revisions import from_document
@@ -178,7 +179,10 @@ class ProbeLoop:
         verdicts = tuple(asked.verdicts[each.name] for each in probes.probes)
         result = ProbeResult(status.version, status.stable, verdicts)
         passed = result.count(ProbeOutcome.PASSED)
-        logger.info("%s/%s: %s passes %d of %d probes", *key, status.version, passed, len(verdicts))
+        logger.info(
+            "%s/%s: %s passes %d of %d probes", *key, status.version, passed, len(verdicts),
+            extra=about("probes asked", workspace="/".join(key)),
+        )  # fmt: skip
         return result
 
     def _image(self, key: Key, version: str) -> str:
@@ -206,7 +210,10 @@ class ProbeLoop:
                 for _ in range(_AT_ONCE):
                     group.create_task(ask_some())
         except TimeoutError:
-            logger.info("%s/%s: not all probes were answered in %d s", *key, _ROUND)
+            logger.info(
+                "%s/%s: not all probes were answered in %d s", *key, _ROUND,
+                extra=about("probes not answered", workspace="/".join(key)),
+            )  # fmt: skip
 
 
 class _Servers:

@@ -95,7 +95,7 @@ def test_it_loads_nothing_of_the_project_but_itself() -> None:
     ours = {name for name in said if name.startswith(("cache_agent", "modelimage"))}
     assert {name for name in ours if not name.startswith("cache_agent.mounter")} == {
         "cache_agent", "cache_agent.net", "cache_agent.net.sockets",
-        "modelimage", "modelimage.digest", "modelimage.errors",
+        "modelimage", "modelimage.bounds", "modelimage.digest", "modelimage.errors", "modelimage.log_text",
     }  # fmt: skip
     assert "grpc" not in said
     assert "aiohttp" not in said

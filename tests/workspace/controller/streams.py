@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,8 @@ class Servers:
     turns: int = 0  # of the Gateway
     by_address: dict[str, StandIn] = field(default_factory=dict)
     port: int = 0
+    # Real servers behind them, one for each version in order of appearance; without any, they make up their answers.
+    real: tuple[str, ...] = ()
 
     async def start(self) -> web.AppRunner:
         app = web.Application()
@@ -80,16 +83,33 @@ class Servers:
         one.running += 1
         response = web.StreamResponse(headers={"X-Version": one.version})
         try:
-            await response.prepare(request)
-            for number in range(TOKENS):
-                await response.write(f"data: {number}\n\n".encode())
-                await asyncio.sleep(0.02)
-            await response.write(f"{END}\n\n".encode())
+            async for part in self._answer(one.version, await request.read()):
+                if not response.prepared:
+                    await response.prepare(request)
+                await response.write(part)
         except ConnectionResetError:
             pass  # a client that the test ended
         finally:
             one.running -= 1
         return response
+
+    async def _answer(self, version: str, asked: bytes) -> AsyncIterator[bytes]:
+        if not self.real:
+            for number in range(TOKENS):
+                yield f"data: {number}\n\n".encode()
+                await asyncio.sleep(0.02)
+            yield f"{END}\n\n".encode()
+            return
+        versions = list(dict.fromkeys(each.version for each in self.by_address.values()))
+        url = f"{self.real[versions.index(version)]}/v1/completions"
+        headers, timeout = {"Content-Type": "application/json"}, aiohttp.ClientTimeout(total=None)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.post(url, data=asked, headers=headers) as answer,
+        ):
+            answer.raise_for_status()
+            async for part in answer.content.iter_any():
+                yield part
 
 
 class ServedPods(Cluster):
@@ -151,6 +171,8 @@ def shares_of(route: Json, slices: list[Json], port: int) -> dict[tuple[str, int
 class Load:
     """Clients that ask without a break. `answers` counts whole ones by version, `failures` tells of all others."""
 
+    body: Json = field(default_factory=lambda: {"stream": True})
+    events: int = TOKENS + 1  # the fewest of a whole answer
     answers: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
@@ -162,12 +184,12 @@ class Load:
     async def _ask_on(self, session: aiohttp.ClientSession, url: str) -> None:
         while True:
             try:
-                async with session.post(f"{url}/v1/completions", json={"stream": True}) as answer:
+                async with session.post(f"{url}/v1/completions", json=self.body) as answer:
                     text = await answer.text()
                     if (
                         answer.status == 200
                         and text.rstrip().endswith(END)
-                        and text.count("data:") == TOKENS + 1
+                        and text.count("data:") >= self.events
                     ):
                         self.answers[answer.headers["X-Version"]] += 1
                     else:

@@ -14,14 +14,20 @@ import aiohttp
 import pytest
 
 from tests.servers.vllm import VllmServer
+from tests.workspace.controller.streams import Load, Servers
 from tests.workspace.controller.test_analysis_loop import KEY, NEW, OLD, server, status
+from tests.workspace.controller.test_canary import V2
+from tests.workspace.controller.test_canary import status as rollout
 from tests.workspace.controller.test_probe_loop import AT_PROBES, ROLLOUT, revision
+from tests.workspace.controller.test_routed_streams import trial
 from tests.workspace.controller.test_scaling_loop import a_runner
 from workspace.analysis import Outcome
 from workspace.controller import probe_loop
 from workspace.controller.probe_loop import ProbeLoop
+from workspace.controller.revisions import version_id
 from workspace.probes.probe_set import ProbeSet, parse_probes
 from workspace.probes.verdicts import ProbeOutcome, ProbeResult
+from workspace.rollout_status import RolloutPhase
 from workspace.schema import Workspace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -50,16 +56,23 @@ def damage(model: Path, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def vllm_server(smollm2: Path) -> Iterator[VllmServer]:
+    with VllmServer(smollm2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def damaged_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     with VllmServer(damage(smollm2, tmp_path_factory.mktemp("damaged") / "model")) as running:
         yield running
 
 
+async def source(workspace: Workspace, image: str) -> ProbeSet:
+    return parse_probes(json.dumps({"probes": PROBES}), what="the file")
+
+
 def probed(new: VllmServer, serving: VllmServer, monkeypatch: pytest.MonkeyPatch) -> ProbeResult:
     """What a rollout's probes say of one server beside another."""
-
-    async def source(workspace: Workspace, image: str) -> ProbeSet:
-        return parse_probes(json.dumps({"probes": PROBES}), what="the file")
 
     async def scenario() -> ProbeResult:
         runner = a_runner(KEY)
@@ -70,14 +83,18 @@ def probed(new: VllmServer, serving: VllmServer, monkeypatch: pytest.MonkeyPatch
             port = int(each.url.rpartition(":")[2])
             runner.cache.put(server(name, version, "127.0.0.1", port))
         runner.rollouts[KEY] = status(**AT_PROBES)
-        # As long as a busy CPU takes.
-        monkeypatch.setattr(probe_loop, "_ANSWER", 600.0)
-        monkeypatch.setattr(probe_loop, "_ROUND", 1200.0)
+        patient(monkeypatch)
         async with aiohttp.ClientSession() as session:
             await ProbeLoop(runner, session, source).ask(KEY)
         return runner.probes[KEY]
 
     return asyncio.run(scenario())
+
+
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have probes wait as long as a busy CPU takes."""
+    monkeypatch.setattr(probe_loop, "_ANSWER", 600.0)
+    monkeypatch.setattr(probe_loop, "_ROUND", 1200.0)
 
 
 def test_the_model_passes_beside_itself(
@@ -95,3 +112,37 @@ def test_a_damaged_variant_is_found(
     story = next(each for each in result.verdicts if each.name == "story")
     assert story.outcome is ProbeOutcome.FAILED
     assert "less probable" in story.cause
+
+
+def test_under_load_a_damaged_version_is_taken_back_and_a_good_one_takes_over(
+    vllm_server: VllmServer, damaged_server: VllmServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams of real servers through HAProxy: none fails or is cut, and the damaged version gets none."""
+    patient(monkeypatch)
+    real = (vllm_server.url, damaged_server.url, vllm_server.url)
+    asked = {
+        "model": "model", "prompt": "Once upon a time", "max_tokens": 8, "ignore_eos": True, "stream": True,
+    }  # fmt: skip
+
+    async def scenario() -> Load:
+        load = Load(asked, events=2)
+        async with trial(Servers(real=real), load, source, clients=3) as made:
+            made.cluster.change_spec(model={"image": V2})
+            await made.until(lambda: made.phase() is RolloutPhase.FAILED, "a version taken back")
+            bad = rollout(made.cluster)
+            await made.kill_controller()
+            made.cluster.change_spec(model={"image": f"{V2}.1"})
+            await made.until(lambda: made.is_paused_at(20), "a canary with a fifth")
+            good = rollout(made.cluster)
+            await made.answered(good.version)
+            made.cluster.annotate(promote=good.version)
+            await made.until(
+                lambda: made.phase() is RolloutPhase.COMPLETED, "the new version alone"
+            )
+            await made.answered(good.version)
+            assert load.answers[version_id(bad.version)] == 0
+            assert bad.reason == "WorseAnswers" or "probes" in bad.message, bad
+            assert (made.cut(bad.stable), made.cut(bad.version)) == (0, 0)
+        return load
+
+    assert asyncio.run(scenario()).failures == []

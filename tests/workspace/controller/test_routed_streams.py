@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import pytest
@@ -21,6 +22,8 @@ from tests.workspace.controller.streams import Load, ServedPods, Servers, follow
 from tests.workspace.controller.test_canary import V2, status
 from workspace.controller.drain_loop import DrainLoop
 from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.probe_loop import ProbeLoop
+from workspace.controller.probe_sources import ProbeSource
 from workspace.controller.revisions import version_id
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
@@ -38,6 +41,7 @@ class Trial:
     servers: Servers
     http: HttpApi
     load: Load = field(default_factory=Load)
+    probes: ProbeSource | None = None
     kills: int = 0
     working: asyncio.Task[None] | None = None
 
@@ -52,6 +56,8 @@ class Trial:
             async with asyncio.TaskGroup() as group:
                 group.create_task(control(client, runner))
                 group.create_task(drains.run())
+                if self.probes is not None:
+                    group.create_task(ProbeLoop(runner, session, self.probes).run())
 
     async def kill_controller(self) -> None:
         if self.working is not None:
@@ -83,8 +89,12 @@ class Trial:
 
 
 @asynccontextmanager
-async def trial() -> AsyncIterator[Trial]:
-    servers, cluster = Servers(), ServedPods()
+async def trial(
+    servers: Servers | None = None, load: Load | None = None, probes: ProbeSource | None = None,
+    clients: int = 16,
+) -> AsyncIterator[Trial]:  # fmt: skip
+    """`probes`: what a new version is asked before it gets requests."""
+    servers, cluster = servers or Servers(), ServedPods()
     serving = await servers.start()
     cluster.servers_of_pods = servers
     cluster.watch_pods()
@@ -92,12 +102,16 @@ async def trial() -> AsyncIterator[Trial]:
         cluster.add_node(f"n{number}")
     install_kind(cluster.api, "HTTPRoute")
     cluster.create_workspace(
-        replicas=2, runtime={"port": servers.port},
-        rollout={"strategy": "canary", "steps": STEPS}, route={"parentRefs": [{"name": "public"}]},
+        replicas=2, runtime={"port": servers.port, "drainSeconds": 3600},
+        rollout={
+            "strategy": "canary", "steps": STEPS,
+            **({"analysis": {"probes": {"configMap": {"name": "answers"}}}} if probes else {}),
+        },
+        route={"parentRefs": [{"name": "public"}]},
     )  # fmt: skip
     with HaProxy() as proxy:
         async with HttpApi(cluster.api, plain=True) as http, http.client() as client:
-            made = Trial(cluster, servers, http)
+            made = Trial(cluster, servers, http, load or Load(), probes)
             tasks = [
                 asyncio.create_task(each)
                 for each in (step(cluster), follow(client, cluster.api, proxy, servers))
@@ -107,8 +121,8 @@ async def trial() -> AsyncIterator[Trial]:
                 await made.until(
                     lambda: len(cluster.ready_servers()) == 2 and servers.turns > 0, "two servers"
                 )
-                await until_answered(proxy.url)
-                tasks.append(asyncio.create_task(made.load.run(proxy.url, clients=16)))
+                await until_answered(proxy.url, made.load.body)
+                tasks.append(asyncio.create_task(made.load.run(proxy.url, clients)))
                 yield made
             finally:
                 assert made.working is not None
@@ -124,11 +138,11 @@ async def step(cluster: ServedPods) -> None:
         await asyncio.sleep(0.2)
 
 
-async def until_answered(url: str) -> None:
+async def until_answered(url: str, body: dict[str, Any]) -> None:
     """Before the first server is known to the Gateway, requests are refused rightly."""
     async with aiohttp.ClientSession() as session:
         while True:
-            async with session.post(f"{url}/v1/completions") as answer:
+            async with session.post(f"{url}/v1/completions", json=body) as answer:
                 if answer.status == 200:
                     return
 
