@@ -69,6 +69,8 @@ def test_readers_that_come_together_cost_the_hub_one_copy(
     assert {answer.body == data for answer in got} == {True}
     assert {answer.headers["x-repo-commit"] for answer in got} == {commit}
     assert sent_by(hub, before) == len(data)
+    # Readers have their bytes before the model is published.
+    wait_until(lambda: filled.node.store.models.all() != [], what="model")
     (model,) = filled.node.store.models.all()
     assert (model.path / WEIGHTS).read_bytes() == data
     assert parse_image(model.image)
