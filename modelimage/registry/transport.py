@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, Final
 
 import urllib3
@@ -314,17 +315,23 @@ def _slices(body: Body) -> Iterator[Any]:
             yield view[start : start + _SEND_SLICE]
 
 
-def _ssl_context(tls: TlsOptions) -> ssl.SSLContext:
+def trusting(ca_file: Path | None) -> ssl.SSLContext:
+    """A context that trusts the system's authorities, and those of a PEM file. Raises InvalidInput."""
     context = ssl.create_default_context()
-    context.sslsocket_class = LimitedTlsSocket
-    if tls.ca_file is not None:
+    if ca_file is not None:
         try:
-            context.load_verify_locations(cafile=tls.ca_file)
+            context.load_verify_locations(cafile=ca_file)
         except (OSError, ssl.SSLError) as error:
             raise InvalidInput(
-                f"{tls.ca_file} holds no usable certificate: {error}",
+                f"{ca_file} holds no usable certificate: {error}",
                 hint="Give a PEM file of the authority's certificates.",
             ) from error
+    return context
+
+
+def _ssl_context(tls: TlsOptions) -> ssl.SSLContext:
+    context = trusting(tls.ca_file)
+    context.sslsocket_class = LimitedTlsSocket
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from modelimage.child import python_module
 from modelimage.errors import InvalidInput
 from tests.cache_agent.peers.certificates import Authority
+from tests.servers.process import child_environment
 from weightyard.authorities import VARIABLES, trust
+from weightyard.exits import exit_code
 
 CLIENTS = {
     "hub": "from huggingface_hub import HfApi; HfApi(endpoint=url).model_info('org/name')",
@@ -103,3 +107,23 @@ def test_what_the_user_has_set_stays(server: tuple[str, Path]) -> None:
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="can't be read"):
         trust(tmp_path, {})
+
+
+def test_a_controller_with_a_file_of_no_certificates_says_so(tmp_path: Path) -> None:
+    authorities, cluster = tmp_path / "ca.pem", tmp_path / "kubeconfig"
+    authorities.write_text("no certificate")
+    named = [{"name": "a", "cluster": {"server": "https://127.0.0.1:1"}}]
+    context = [{"name": "a", "context": {"cluster": "a", "user": "a"}}]
+    users = [{"name": "a", "user": {"token": "t"}}]
+    cluster.write_text(
+        json.dumps({"clusters": named, "contexts": context, "users": users, "current-context": "a"})
+    )
+    done = subprocess.run(
+        [
+            *python_module("weightyard"), "controller", "--prometheus", "http://127.0.0.1:1",
+            "--ca-file", str(authorities),
+        ],
+        env={**child_environment(tmp_path), "KUBECONFIG": str(cluster)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == exit_code(InvalidInput("")), done.stderr
+    assert "holds no usable certificate" in done.stderr

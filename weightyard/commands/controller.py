@@ -8,10 +8,10 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from ipaddress import ip_network
 from pathlib import Path
-from ssl import SSLContext, create_default_context
 
 import click
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from cache_agent.api.kube.kubeconfig import default_connection
 from modelimage.access import Access
 from modelimage.allowed_registries import AllowedRegistries
 from modelimage.errors import InvalidInput
+from modelimage.registry.transport import trusting
 from modelimage.spans import exporting
 from weightyard.advanced import AdvancedOption
 from weightyard.options import PathName, access_options
@@ -42,6 +43,14 @@ logger = logging.getLogger(__name__)
 # Builds get the authorities as an annotation of their pods; all annotations of an object have 256 KiB.
 _CA_MOST = 200_000
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+
+def _labels(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option of labels that namespaces have."""
+    return click.option(
+        name, cls=AdvancedOption, multiple=True, metavar="LABEL=VALUE",
+        help=f"{text} Repeatable.  [default: none]",
+    )  # fmt: skip
 
 
 @click.command()
@@ -79,24 +88,20 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy"
     show_default=True,
     help="Let Workspaces set the ResourceQuota and LimitRange of their namespace (spec.tenancy).",
 )  # fmt: skip
-@click.option(
-    "--metrics-from", "metrics_from", cls=AdvancedOption, multiple=True, metavar="LABEL=VALUE",
-    help="A label of the namespaces whose pods may scrape the servers' metrics. Repeatable.  [default: none]",
-)  # fmt: skip
+@_labels("--metrics-from", "A label of the namespaces whose pods may scrape the servers' metrics.")
 @click.option(
     "--trace-servers", cls=AdvancedOption, metavar="URL",
     help="The collector to which vLLM servers send spans whose Workspace names none, as vLLM takes it "
     "(http://collector.monitoring:4317); their images need vllm[otel].  [default: none]",
 )  # fmt: skip
-@click.option(
-    "--traces-in", "traces_in", cls=AdvancedOption, multiple=True, metavar="LABEL=VALUE",
-    help="A label of the collector's namespace, to which servers and activators may send spans. Repeatable.  "
-    "[default: none]",
-)  # fmt: skip
-@click.option(
-    "--gateways-from", "gateways_from", cls=AdvancedOption, multiple=True, metavar="LABEL=VALUE",
-    help="A label of the namespaces of Gateways' proxies, which reach routed servers. Repeatable.  [default: none]",
-)  # fmt: skip
+@_labels(
+    "--traces-in",
+    "A label of the collector's namespace, to which servers and activators may send spans.",
+)
+@_labels(
+    "--gateways-from",
+    "A label of the namespaces of Gateways' proxies, which reach routed servers.",
+)
 @click.option(
     "--prometheus", cls=AdvancedOption, metavar="URL",
     help="The Prometheus that answers the queries of rollouts. {{namespace}} in it stands for the Workspace's.  "
@@ -167,7 +172,7 @@ def controller(
         liveness=liveness,
         allowed=AllowedRegistries.from_config(registries),
         page=_address(page),
-        prometheus=PrometheusAddress.parse(prometheus, token_file, _trusted(access))
+        prometheus=PrometheusAddress.parse(prometheus, token_file, trusting(access.ca_file))
         if prometheus
         else None,
     )
@@ -183,14 +188,6 @@ def _address(given: str | None) -> tuple[str, int] | None:
     if not host or not port.isdecimal():
         raise InvalidInput(f"not an address: {given!r}", hint="Write HOST:PORT.")
     return host.strip("[]"), int(port)
-
-
-def _trusted(access: Access) -> SSLContext:
-    """The system's authorities and the user's."""
-    context = create_default_context()
-    if access.ca_file is not None:
-        context.load_verify_locations(access.ca_file)
-    return context
 
 
 def _collector(given: str | None) -> str | None:
