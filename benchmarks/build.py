@@ -16,7 +16,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.pull import Peak
+from benchmarks.push import weightyard
 from tests.synthetic import synthetic_checkpoint
 
 MOST_RATIO = 1.25
@@ -86,16 +86,7 @@ def run_once(name: str, source: Path, work: Path) -> Run:
     os.sync()
     warm(source)
     if name == "ours":
-        command = [
-            sys.executable,
-            "-m",
-            "weightyard.cli",
-            "--quiet",
-            "build",
-            str(source),
-            "--to",
-            f"oci:{out}:v1",
-        ]
+        command = weightyard("build", str(source), "--to", f"oci:{out}:v1")
     else:
         command = ["bash", "-c", PEER, "peer", str(source), str(out)]
     run = measure(command, home)

@@ -12,6 +12,7 @@ Fails when a pull takes more than 3 % longer.
 from __future__ import annotations
 
 import argparse
+import http.client
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.pull import cpu_of
+from benchmarks.push import weightyard
 from cache_agent.api.wire import PullBody
+from cache_agent.net.sockets import connect
+from cache_agent.store.paths import StorePaths
 from tests.cache_agent.daemon.test_agent import RunningAgent, agent
 from tests.servers.otlp import Collector
 from tests.servers.registry import DockerRegistry
@@ -60,13 +64,18 @@ def pull(running: RunningAgent, image: str) -> Cost:
 
 @contextmanager
 def scraping(running: RunningAgent) -> Iterator[None]:
-    """Read the agent's metrics all the time."""
+    """Read the agent's metrics all the time. Raises RuntimeError where they aren't OpenMetrics."""
     stop = threading.Event()
+    kinds: set[str] = set()
 
     def scrape() -> None:
         while not stop.wait(_SCRAPE_SECONDS):
-            connection, answer = running.client._send("GET", "/metrics", None, timeout=60)
+            connection = http.client.HTTPConnection("localhost")
+            connection.sock = connect(StorePaths(running.root).socket, None)
+            connection.request("GET", "/metrics", headers=_OPENMETRICS)
+            answer = connection.getresponse()
             answer.read()
+            kinds.add((answer.getheader("Content-Type") or "").partition(";")[0])
             connection.close()
 
     thread = threading.Thread(target=scrape)
@@ -76,6 +85,8 @@ def scraping(running: RunningAgent) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+    if kinds - {"application/openmetrics-text"}:
+        raise RuntimeError(f"the agent's metrics are {kinds}")
 
 
 def measure(directory: Path, *, megabytes: int, pairs: int) -> list[tuple[Cost, Cost]]:
@@ -85,17 +96,7 @@ def measure(directory: Path, *, megabytes: int, pairs: int) -> list[tuple[Cost, 
     with ExitStack() as stack:
         registry = stack.enter_context(DockerRegistry())
         image = f"{registry.host}/bench/observed:v1"
-        build = [
-            sys.executable,
-            "-m",
-            "weightyard.cli",
-            "--quiet",
-            "build",
-            str(source),
-            "--to",
-            image,
-        ]
-        subprocess.run(build, check=True)
+        subprocess.run(weightyard("build", str(source), "--to", image), check=True)
         collector = stack.enter_context(Collector())
         off = stack.enter_context(agent(directory / "off", environment={}))
         on = stack.enter_context(agent(directory / "on", environment=collector.environment))
