@@ -46,6 +46,11 @@ class Recent(Generic[K, V]):
             self._put(key, value)
             return value
 
+    def drop(self, key: K) -> None:
+        """Remove a key, if it is there."""
+        with self._lock:
+            self._entries.pop(key, None)
+
     def values(self) -> list[V]:
         with self._lock:
             return list(self._entries.values())

@@ -16,7 +16,14 @@ from modelimage import canonical, mediatypes, tar
 from modelimage.choose import suitable
 from modelimage.descriptor import LINUX_AMD64, Descriptor, Platform, descriptors
 from modelimage.digest import Digest
-from modelimage.errors import DigestMismatch, InvalidImage, NotFound, UnknownVariant, Unreachable
+from modelimage.errors import (
+    DigestMismatch,
+    InvalidImage,
+    NotFound,
+    UnknownVariant,
+    Unreachable,
+    WeightyardError,
+)
 from modelimage.path_rules import RECORD_NAME
 from modelimage.recipe import models_link_layer, single_file_layer
 from modelimage.record import MAX_RECORD_BYTES, Record, Role
@@ -86,7 +93,8 @@ def resolve_ours(
         return None
     key = pick_variant(ours, variant).annotations[mediatypes.ANNOTATION_MODEL_KEY]
     # A tool may have changed some of an index's manifests and left others alone, such as the ModelPack one.
-    for model in _readable(reader, root, ours, key):
+    same = [each for each in ours if each.annotations[mediatypes.ANNOTATION_MODEL_KEY] == key]
+    for _, model in _models(reader, root, same, ours):
         if not describes_layers(model):
             continue
         # A manifest that was named directly may be of another variant.
@@ -96,26 +104,34 @@ def resolve_ours(
     return None
 
 
-def _readable(
-    reader: ImageReader, root: Descriptor, ours: Sequence[Descriptor], key: str
-) -> Iterator[ResolvedModel]:
-    """The models of the manifests that state a key. Raises NotFound where none of these manifests is there.
+def _models(
+    reader: ImageReader,
+    root: Descriptor,
+    manifests: Sequence[Descriptor],
+    listed: Sequence[Descriptor],
+    *,
+    passed_over: tuple[type[WeightyardError], ...] = (),
+) -> Iterator[tuple[Descriptor, ResolvedModel]]:
+    """The manifests that hold models of ours, with these. Raises NotFound where none of the manifests is there.
 
     A tool that copies a part of an index copies one of them; without any, the registry's answers are at fault, and the
-    image must not be taken for another's.
+    image must not be taken for another's. `passed_over`: errors that only the first manifest raises.
     """
     missing, present = [], False
-    for manifest in ours:
-        if manifest.annotations[mediatypes.ANNOTATION_MODEL_KEY] != key:
-            continue
+    for place, manifest in enumerate(manifests):
         try:
-            model = read_model(reader, root, manifest, ours)
+            model = read_model(reader, root, manifest, listed)
         except NotFound as error:
             missing.append(error)
             continue
+        except passed_over:
+            # What stands beside the platform's manifest mustn't hide it.
+            if place == 0:
+                raise
+            continue
         present = True
         if model is not None:
-            yield model
+            yield manifest, model
     if missing and not present:
         raise missing[0]
 
@@ -125,31 +141,22 @@ def _recognized(
 ) -> list[Descriptor]:
     """Those of an index without annotations that hold models of ours, with the annotations that they had.
 
-    Raises NotFound where none of them is there, as `_readable` does.
+    Raises NotFound where none of them is there.
     """
-    found = []
-    missing, present = [], False
-    for place, manifest in enumerate(candidates[:_MOST_UNSTATED]):
-        try:
-            model = read_model(reader, root, manifest, ())
-        except NotFound as error:
-            missing.append(error)
-            continue
-        except (InvalidImage, DigestMismatch):
-            # What stands beside the platform's manifest mustn't hide it.
-            if place == 0:
-                raise
-            continue
-        present = True
-        if model is not None and describes_layers(model):
-            stated = {
+    unstated = candidates[:_MOST_UNSTATED]
+    return [
+        replace(
+            manifest,
+            annotations={
                 mediatypes.ANNOTATION_VARIANT: model.record.variant,
                 mediatypes.ANNOTATION_MODEL_KEY: str(model.key),
-            }
-            found.append(replace(manifest, annotations=stated))
-    if missing and not present:
-        raise missing[0]
-    return found
+            },
+        )
+        for manifest, model in _models(
+            reader, root, unstated, (), passed_over=(InvalidImage, DigestMismatch)
+        )
+        if describes_layers(model)
+    ]
 
 
 def read_model(

@@ -95,9 +95,9 @@ class Compared:
         return self.candidate >= self.limit if self.least else self.candidate <= self.limit
 
     def __str__(self) -> str:
-        beside = "" if self.stable is None else f" beside {_shown(self.stable)}"
+        beside = "" if self.stable is None else f" beside {shown(self.stable)}"
         side = "below" if self.least else "above"
-        return f"{self.name} is {_shown(self.candidate)}{beside}, {side} the limit of {_shown(self.limit)}"
+        return f"{self.name} is {shown(self.candidate)}{beside}, {side} the limit of {shown(self.limit)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,5 +295,6 @@ def _upper(text: str) -> float:
         raise RemoteRefused(f"the metrics page can't be read: le is {text!r}") from error
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
+    """A measured value, as statuses and reasons show it."""
     return f"{value:.3g}"

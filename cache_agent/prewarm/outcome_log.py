@@ -20,7 +20,6 @@ class OutcomeLog:
     ready: Callable[[float], None] = lambda seconds: None
     # (state, reason) by the desired model's name.
     _logged: dict[str, tuple[str, str]] = field(default_factory=dict)
-
     # Since when each model is desired and isn't held; None while it is.
     _missing: dict[str, float | None] = field(default_factory=dict)
 

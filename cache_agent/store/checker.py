@@ -38,7 +38,7 @@ from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.links import ModelLinks, read_origin, read_record
 from cache_agent.store.partials import Bitmap, open_for_reading, read_range
-from cache_agent.store.paths import FILE_PREFIXES, StorePaths, parse_hex
+from cache_agent.store.paths import FILE_PREFIXES, StorePaths, parse_hex, used_prefixes
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage, NotWritable
 from modelimage.path_rules import RECORD_NAME
@@ -152,9 +152,8 @@ class Checker:
 
     def _files(self) -> Iterator[Violation]:
         directories = listed(self.paths.files)
-        used = {path.name for path in directories} | self.ledger.file_prefixes()
         # One prefix at a time, to bound memory.
-        for prefix in filter(used.__contains__, FILE_PREFIXES):
+        for prefix in used_prefixes(directories, self.ledger.file_prefixes()):
             known = self.ledger.file_digests(prefix)
             for path in listed(self.paths.files / prefix):
                 digest = parse_hex(path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -146,3 +147,12 @@ def parse_hex(name: str) -> Digest | None:
         return Digest(name)
     except InvalidInput:
         return None
+
+
+def used_prefixes(directories: Iterable[Path], of_ledger: Set[str]) -> list[str]:
+    """The FILE_PREFIXES that hold anything, by the directories of `files/` and by the ledger's files, in order.
+
+    Asking for all 256 would take most of an almost empty store's opening.
+    """
+    used = {path.name for path in directories} | of_ledger
+    return [prefix for prefix in FILE_PREFIXES if prefix in used]

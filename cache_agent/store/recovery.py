@@ -16,7 +16,7 @@ from cache_agent.store.disk import Disk, is_real_directory, listed, plain_size, 
 from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.links import ModelLinks, find_record, read_origin
-from cache_agent.store.paths import FILE_PREFIXES, StorePaths, parse_hex
+from cache_agent.store.paths import FILE_PREFIXES, StorePaths, parse_hex, used_prefixes
 from cache_agent.store.publisher import Publisher
 from cache_agent.store.values import ImageOrigin, StoredFile
 from modelimage.digest import Digest
@@ -119,9 +119,7 @@ class Recoverer:
         for path in directories:
             if path.name not in FILE_PREFIXES or not is_real_directory(path):
                 self._no_file(path, done)
-        # Others hold nothing: asking for all 256 would take most of an almost empty store's opening.
-        used = {path.name for path in directories} | self.ledger.file_prefixes()
-        for prefix in filter(used.__contains__, FILE_PREFIXES):
+        for prefix in used_prefixes(directories, self.ledger.file_prefixes()):
             plain, others = scan(self.paths.files / prefix)
             # Also a link in the place of a known file, which is then linked again from a model.
             for path in others:

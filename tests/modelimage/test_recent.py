@@ -24,7 +24,7 @@ def test_the_entry_that_was_not_used_for_longest_goes_first() -> None:
     assert sorted(recent.values()) == [3, 4]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["get", "put", "make"]), st.integers(0, 6))))
+@given(st.lists(st.tuples(st.sampled_from(["get", "put", "make", "drop"]), st.integers(0, 6))))
 def test_it_is_a_dict_of_the_last_used(steps: list[tuple[str, int]]) -> None:
     recent, model = Recent[int, int](MOST), OrderedDict[int, int]()
     for number, (step, key) in enumerate(steps):
@@ -34,6 +34,9 @@ def test_it_is_a_dict_of_the_last_used(steps: list[tuple[str, int]]) -> None:
             case "put":
                 recent.put(key, number)
                 model[key] = number
+            case "drop":
+                recent.drop(key)
+                model.pop(key, None)
             case _:
                 value = number
                 assert recent.get_or_make(key, lambda value=value: value) == model.setdefault(

@@ -11,11 +11,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
 
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.errors import InvalidInput
 from workspace.analysis import (
     QueryAnswer,
     ServerCounts,
@@ -30,7 +31,7 @@ from workspace.controller.revisions import version_id
 from workspace.controller.rollout_plan import window_of
 from workspace.controller.rollout_steps import is_probing, is_reaching_weight
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import AT_ONCE, read_page, ready_servers, server_urls
+from workspace.controller.server_pages import AT_ONCE, read_metrics, ready_servers
 from workspace.controller.version_comparison import Readings, VersionComparison
 from workspace.document import workspace_of
 from workspace.rollout_spec import Rollout
@@ -163,13 +164,7 @@ class AnalysisLoop:
         return {str(pod["metadata"]["uid"]): read for pod, read in zip(servers, found, strict=True)}
 
     async def _read(self, key: Key, pod: Json, places: asyncio.Semaphore) -> ServerCounts | None:
-        for url in server_urls(pod):
-            try:
-                async with places:
-                    return self._parse(key, await read_page(self._session, f"{url}/metrics"))
-            except WeightyardError as error:
-                logger.debug("%s: %s", url, error.message)
-        return None
+        return await read_metrics(self._session, pod, partial(self._parse, key), places)
 
     def _parse(self, key: Key, page: str) -> ServerCounts:
         """A page's counts; the time that it takes is the Workspace's own."""

@@ -14,11 +14,10 @@ from typing import Any, Final
 
 import aiohttp
 
-from modelimage.errors import WeightyardError
 from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.object_cache import Key
 from workspace.controller.runner import Runner
-from workspace.controller.server_pages import AT_ONCE, read_page, ready_servers, server_urls
+from workspace.controller.server_pages import AT_ONCE, read_metrics, ready_servers
 from workspace.controller.traffic import SETTLE_SECONDS
 from workspace.server_metrics import parse_reading
 
@@ -79,12 +78,5 @@ class DrainLoop:
 
     async def _is_idle(self, pod: Json, places: asyncio.Semaphore) -> bool:
         """Whether a server neither runs nor holds a request; one that doesn't tell may have some."""
-        for url in server_urls(pod):
-            try:
-                async with places:
-                    reading = parse_reading(await read_page(self._session, f"{url}/metrics"))
-            except WeightyardError as error:
-                logger.debug("%s: %s", url, error.message)
-                continue
-            return not reading.running and not reading.waiting
-        return False
+        reading = await read_metrics(self._session, pod, parse_reading, places)
+        return reading is not None and not reading.running and not reading.waiting

@@ -21,9 +21,7 @@ from workspace.startup import StageName, Startup
 
 PREFIX: Final = "weightyard_controller_"
 # What a status says of tiers is an agent's word: others have no series.
-_TIERS: Final = {
-    tier: tier for tier in ("memory", "disk", "peer", "shared", "registry", "hub", "cached")
-}
+_TIERS: Final = frozenset({"memory", "disk", "peer", "shared", "registry", "hub", "cached"})
 Samples = Mapping[tuple[str, ...], float]
 
 
@@ -178,7 +176,7 @@ class Metrics:
         for stage in start.stages:
             if stage.name == StageName.FIRST_TOKEN:
                 self._stages.labels(StageName.FIRST_TOKEN.value).observe(stage.seconds)
-        tier = _TIERS.get(start.main_tier or "", "unknown")
+        tier = start.main_tier if start.main_tier in _TIERS else "unknown"
         seconds = start.ends[StageName.FIRST_TOKEN]
         self._first_tokens.labels(tier).observe(seconds, _exemplar(trace))
 

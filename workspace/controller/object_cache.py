@@ -18,6 +18,7 @@ from modelimage.digest import Digest
 from workspace.controller.mount_news import MountEvents, MountNews
 from workspace.controller.node_labels import held_labels, parse_node_cache
 from workspace.controller.nodes import KubeNode
+from workspace.controller.objects import SHARED_KINDS
 from workspace.controller.pod_news import PublishedVolumes
 from workspace.render import names
 
@@ -25,8 +26,6 @@ Json = dict[str, Any]
 Key = tuple[str, str]  # namespace and name of a Workspace
 # Fast compression: objects are packed at every event.
 _LEVEL = 1
-# Kinds that hold others' parts in lists that no server merges.
-SHARED = frozenset({"HTTPRoute"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +264,9 @@ def _pack(document: Json) -> bytes:
     # These fields change on every write. Without them, writes that change nothing compare equal. But what others write
     # too is changed only if it still is what was read.
     dropped = (
-        {"managedFields"} if document["kind"] in SHARED else {"managedFields", "resourceVersion"}
+        {"managedFields"}
+        if document["kind"] in SHARED_KINDS
+        else {"managedFields", "resourceVersion"}
     )
     metadata = {k: v for k, v in document["metadata"].items() if k not in dropped}
     return zlib.compress(json.dumps({**document, "metadata": metadata}).encode(), _LEVEL)

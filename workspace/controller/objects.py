@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from workspace.render.names import PORT_NAME, SURGE
+from workspace.render.names import PORT_NAME, REVISION, SURGE
 
 Json = dict[str, Any]
 
+# They hold others' parts in lists that no server merges.
+SHARED_KINDS: Final = frozenset({"HTTPRoute"})
 # Reasons of waiting containers before the sandbox is there.
 _CREATING = (None, "ContainerCreating", "PodInitializing")
 
@@ -85,6 +87,12 @@ def asked_replicas(deployment: Json) -> int:
     surge = (deployment["metadata"].get("annotations") or {}).get(SURGE, "")
     count = int(deployment["spec"].get("replicas", 1))
     return 1 if surge and count == 2 else count
+
+
+def deployed_version(deployment: Json) -> str:
+    """The id of the version that a Deployment's pods are made from; empty where it has none."""
+    labels = deployment["spec"]["template"]["metadata"].get("labels") or {}
+    return str(labels.get(REVISION, ""))
 
 
 def container_ports(spec: Json) -> list[int]:

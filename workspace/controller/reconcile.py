@@ -20,8 +20,10 @@ from workspace.controller.cluster_state import (
 )
 from workspace.controller.compare import with_intent
 from workspace.controller.objects import (
+    SHARED_KINDS,
     asked_replicas,
     container_ports,
+    deployed_version,
     has_labels,
     is_owned,
     is_ready,
@@ -93,6 +95,7 @@ class _Reconciliation:
         self.cached_state = None if shown is None else self._state_of(shown)
         self.active = self._active()
         self.allowed = self._allowed()
+        self.left_version = left_version(workspace, observed, self.rollout)
         self.stand_ins = stand_ins(workspace, observed, self.rollout, goal=self.goal)
 
     def decide(self) -> Decision:
@@ -164,8 +167,8 @@ class _Reconciliation:
         if self.current is None:
             stable = stable_before(self.observed.document)
             return next((each for each in self.kept if each.name == stable), None)
-        labels = self.current["spec"]["template"]["metadata"].get("labels") or {}
-        return next((each for each in self.kept if each.id == labels.get(names.REVISION)), None)
+        running = deployed_version(self.current)
+        return next((each for each in self.kept if each.id == running), None)
 
     def _target_or_deployed(self) -> Revision | None:
         return self.target if isinstance(self.target, Revision) else self._deployed()
@@ -223,8 +226,7 @@ class _Reconciliation:
 
     def _candidate_deployment(self) -> list[Json]:
         count, target = self.rollout.candidates if self.rollout else 0, self.spec_target
-        leaves = left_version(self.workspace, self.observed, self.rollout)
-        if not count or leaves or self.stand_ins or not isinstance(target, Revision):
+        if not count or self.left_version or self.stand_ins or not isinstance(target, Revision):
             return []
         # More of them start once the nodes that will get them hold the model.
         if not self._state_for(target, count).is_cached:
@@ -296,8 +298,9 @@ class _Reconciliation:
         # Weights before servers: none goes that still has a share of the requests.
         newest = self.active.id if self.active else None
         wanted += route_objects(
-            self.workspace, self.observed, self.rollout, routing=routing, newest=newest
-        )
+            self.workspace, self.observed, self.rollout, routing=routing, newest=newest,
+            left=self.left_version,
+        )  # fmt: skip
         if self._keda_missing():
             wanted = [each for each in wanted if each["kind"] != "ScaledObject"]
         if isinstance(self.target, Revision):
@@ -321,7 +324,7 @@ class _Reconciliation:
         wanted += self._candidate_deployment()
         owned = [owned_by(each, self.observed.document) for each in wanted]
         # A route has others' parts: what was written last time says nothing of it.
-        return [each if each["kind"] == "HTTPRoute" else with_intent(each) for each in owned]
+        return [each if each["kind"] in SHARED_KINDS else with_intent(each) for each in owned]
 
     def _routing(self) -> Routing:
         """Where requests go. An edited port opens beside that of the version that still serves, not in its place."""
@@ -383,7 +386,7 @@ class _Reconciliation:
     def _kept(self, wanted: list[Json]) -> set[Reference]:
         """The objects that aren't deleted: those that are wanted, and those of which nothing is known now."""
         keep = {reference(each) for each in wanted}
-        keep |= kept_objects(self.workspace, self.observed, self.rollout)
+        keep |= kept_objects(self.workspace, self.left_version)
         keep |= self.stand_ins
         # Without a version to run (registry unreachable) a running Deployment must not be deleted.
         if self.active is None:

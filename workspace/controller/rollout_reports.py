@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workspace.analysis import AnalysisResult, Judgement
+from workspace.analysis import AnalysisResult, Judgement, shown
 from workspace.controller.reasons import Reason
 from workspace.controller.rollout_steps import Stage
 from workspace.probes.verdicts import ProbeOutcome, ProbeResult
@@ -14,9 +14,9 @@ def measures_report(verdict: Judgement) -> tuple[MeasureReport, ...]:
     return tuple(
         MeasureReport(
             name=each.name,
-            stable="-" if each.stable is None else f"{each.stable:.3g}",
-            candidate=f"{each.candidate:.3g}",
-            limit=f"{each.limit:.3g}",
+            stable="-" if each.stable is None else shown(each.stable),
+            candidate=shown(each.candidate),
+            limit=shown(each.limit),
             passed=each.passed,
         )
         for each in verdict.measures

@@ -8,7 +8,13 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from workspace.controller.objects import asked_replicas, condition, has_labels, is_ready
+from workspace.controller.objects import (
+    asked_replicas,
+    condition,
+    deployed_version,
+    has_labels,
+    is_ready,
+)
 from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, worst_problem
 from workspace.controller.pod_start import seconds_of, seconds_since
@@ -231,8 +237,7 @@ def _servers_of(observed: Observed, version: Revision) -> list[Json]:
 def _deployment_of(observed: Observed, workspace: str, version: Revision) -> Json | None:
     """The new version's own Deployment; None while it still is that of a version before."""
     found = observed.find("Deployment", names.candidate(workspace))
-    labels = found["spec"]["template"]["metadata"].get("labels") or {} if found else {}
-    return found if labels.get(names.REVISION) == version.id else None
+    return found if found is not None and deployed_version(found) == version.id else None
 
 
 def _hindrance(observed: Observed, workspace: str, version: Revision) -> Problem | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from workspace.controller.objects import deployed_version
 from workspace.controller.observed import Observed, Reference
 from workspace.controller.revisions import version_id
 from workspace.controller.rollout_view import ActiveRollout
@@ -18,9 +19,13 @@ Json = dict[str, Any]
 
 
 def route_objects(
-    workspace: Workspace, observed: Observed, rollout: ActiveRollout | None, *, routing: Routing, newest: str | None
+    workspace: Workspace, observed: Observed, rollout: ActiveRollout | None, *, routing: Routing, newest: str | None,
+    left: str | None,
 ) -> list[Json]:  # fmt: skip
-    """What the route needs, its backends first; nothing without a route. `newest` is the id of the version to run."""
+    """What the route needs, its backends first; nothing without a route.
+
+    `newest` is the id of the version to run, `left` that of `left_version`.
+    """
     route = usable_route(workspace, observed)
     if route is None:
         return []
@@ -29,7 +34,6 @@ def route_objects(
         # Whoever drives tells the servers of both versions apart by labels of its own, and sets the weights.
         services = version_services(workspace, route, routing, None)
         return [*services, http_route(workspace, route, found, weight=None)]
-    left = left_version(workspace, observed, rollout)
     new = left or (version_id(rollout.status.version) if rollout else newest)
     weight = rollout.new_weight if rollout else 0
     return [
@@ -52,21 +56,18 @@ def left_version(
     beside = observed.find("Deployment", names.candidate(workspace.name))
     if route is None or found is None or beside is None:
         return None
-    labels = beside["spec"]["template"]["metadata"].get("labels") or {}
-    runs: str = labels.get(names.REVISION, "")
+    runs = deployed_version(beside)
     if rollout is not None and version_id(rollout.status.version) == runs:
         return None
     return runs if written_weight(workspace, route, found) else None
 
 
-def kept_objects(
-    workspace: Workspace, observed: Observed, rollout: ActiveRollout | None
-) -> set[Reference]:
-    """Objects of the route that stay though they aren't wanted now."""
+def kept_objects(workspace: Workspace, left: str | None) -> set[Reference]:
+    """Objects of the route that stay though they aren't wanted now. `left`: the id of `left_version`."""
     kept = set()
     if workspace.spec.route is not None:
         # Others' rules are in it, so it outlives a kind of backend that the cluster lacks for a while.
         kept.add(Reference("HTTPRoute", workspace.name))
-    if left_version(workspace, observed, rollout):
+    if left:
         kept.add(Reference("Deployment", names.candidate(workspace.name)))
     return kept

@@ -5,21 +5,26 @@ Nothing that they say leads elsewhere or takes much memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ssl import SSLContext
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from yarl import URL
 
-from modelimage.errors import RemoteRefused, Unreachable
+from modelimage.errors import RemoteRefused, Unreachable, WeightyardError
 from modelimage.trace_headers import TRACEPARENT, is_parent
 from workspace.controller.objects import container_ports, has_labels, is_ready
 from workspace.controller.revisions import version_id
 from workspace.render import names
 
 Json = dict[str, Any]
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # vLLM's metrics take 100 kB; parsing a whole page takes the event loop's time.
 PAGE_BYTES: Final = 1 << 20
@@ -63,6 +68,19 @@ class Page:
 async def read_page(session: aiohttp.ClientSession, url: str) -> str:
     """A page as text. Raises RemoteRefused, Unreachable."""
     return (await read_answer(session, url)).text
+
+
+async def read_metrics(
+    session: aiohttp.ClientSession, pod: Json, parse: Callable[[str], T], places: asyncio.Semaphore
+) -> T | None:
+    """What a server's metrics say, by the first of its pages that can be read; None while there is none."""
+    for url in server_urls(pod):
+        try:
+            async with places:
+                return parse(await read_page(session, f"{url}/metrics"))
+        except WeightyardError as error:
+            logger.debug("%s: %s", url, error.message)
+    return None
 
 
 async def read_answer(session: aiohttp.ClientSession, url: str) -> Page:

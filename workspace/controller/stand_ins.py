@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workspace.controller.objects import has_labels, is_owned, is_ready
+from workspace.controller.objects import deployed_version, has_labels, is_owned, is_ready
 from workspace.controller.observed import Observed, Reference, reference
 from workspace.controller.pod_problems import worst_problem
 from workspace.controller.reasons import Reason
@@ -37,8 +37,7 @@ def stand_ins(
     left = left_servers(workspace, observed)
     if left is None or usable_route(workspace, observed) is not None:
         return set()
-    labels = left["spec"]["template"]["metadata"].get("labels") or {}
-    if rollout is not None and labels.get(names.REVISION) == version_id(rollout.status.version):
+    if rollout is not None and deployed_version(left) == version_id(rollout.status.version):
         return set()
     servers = observed.pods(names.SERVER)
     own = [pod for pod in servers if not has_labels(pod, {names.TRACK: names.CANDIDATE})]

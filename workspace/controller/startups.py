@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 from workspace.controller.conditions import READY
 from workspace.controller.objects import condition, has_labels
 from workspace.controller.observed import Observed
-from workspace.controller.pod_start import NO_NEWS, is_watched, newest, startup_of
+from workspace.controller.pod_start import NO_NEWS, is_watched, newest, seconds_of, startup_of
 from workspace.controller.revisions import Revision
 from workspace.render import names
 from workspace.startup import MOST_STARTS, StageName, Startup
@@ -100,12 +99,9 @@ def became_ready(before: Json, after: Json) -> float | None:
     if now.get("status") != "True" or earlier.get("status") == "True":
         return None
     since = earlier.get("lastTransitionTime") or before["metadata"].get("creationTimestamp")
-    try:
-        began, ended = map(datetime.fromisoformat, (str(since), str(now["lastTransitionTime"])))
-        return max(0.0, (ended - began).total_seconds())
+    began, ended = seconds_of(since), seconds_of(now.get("lastTransitionTime"))
     # Times without a zone, or none at all: somebody else wrote them.
-    except (KeyError, TypeError, ValueError):
-        return None
+    return None if began is None or ended is None else max(0.0, ended - began)
 
 
 def _identity(entry: Startup) -> tuple[str, str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from cache_agent.api.kube_objects import GROUP
 from modelimage.errors import RateLimited, WeightyardError
+from modelimage.recent import Recent
 
 Json = dict[str, Any]
 
@@ -83,8 +84,8 @@ class CallerReview:
 
     def __init__(self, api: Creates, clock: Callable[[], float]) -> None:
         self._api, self._clock = api, clock
-        self._admitted: OrderedDict[bytes, _Kept] = OrderedDict()
-        self._refused: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._admitted = Recent[bytes, _Kept](_MOST_KEPT)
+        self._refused = Recent[bytes, _Kept](_MOST_KEPT)
         # When somebody who wasn't admitted before was asked for, and whose address sent the token.
         self._asked: deque[tuple[float, str]] = deque()
         self._asking: dict[bytes, _Turn] = {}
@@ -123,19 +124,20 @@ class CallerReview:
         return kept.verdict
 
     async def _find_out(self, key: bytes, token: str, peer: str) -> Verdict:
-        if key not in self._admitted:
+        was_admitted = self._admitted.get(key) is not None
+        if not was_admitted:
             self._count(peer)
         try:
             async with self._places:
                 verdict = await self._ask(token)
         except WeightyardError as error:
             failed = _Kept(self._clock() + _FAILED_SECONDS, None, error)
-            _keep(self._admitted if key in self._admitted else self._refused, key, failed)
+            (self._admitted if was_admitted else self._refused).put(key, failed)
             raise
-        self._admitted.pop(key, None)
-        self._refused.pop(key, None)
+        self._admitted.drop(key)
+        self._refused.drop(key)
         kept = _Kept(self._clock() + _KEPT_SECONDS, verdict)
-        _keep(self._admitted if verdict.allowed else self._refused, key, kept)
+        (self._admitted if verdict.allowed else self._refused).put(key, kept)
         return verdict
 
     def _count(self, peer: str) -> None:
@@ -185,13 +187,6 @@ class CallerReview:
         )  # fmt: skip
         status = review.get("status") or {}
         return status.get("allowed") is True and not status.get("denied")
-
-
-def _keep(place: OrderedDict[bytes, _Kept], key: bytes, kept: _Kept) -> None:
-    place[key] = kept
-    place.move_to_end(key)
-    while len(place) > _MOST_KEPT:
-        place.popitem(last=False)
 
 
 def bearer_token(authorization: str) -> str:

@@ -15,6 +15,7 @@ from tests.workspace.test_analysis import page
 from workspace.analysis import Outcome
 from workspace.controller.analysis_loop import TICK, AnalysisLoop
 from workspace.controller.object_cache import Key
+from workspace.controller.prometheus import Prometheus, PrometheusAddress
 from workspace.controller.runner import Runner
 from workspace.render import names
 from workspace.rollout_status import RolloutPhase, RolloutStatus
@@ -57,7 +58,11 @@ class Servers:
         self.pages: Pages = {}
         self.now = 0.0
 
-    async def run(self, scenario: Callable[[AnalysisLoop, Runner], Any]) -> None:
+    async def run(
+        self,
+        scenario: Callable[[AnalysisLoop, Runner], Any],
+        prometheus: PrometheusAddress | None = None,
+    ) -> None:
         app = web.Application()
         app.router.add_get("/metrics", self._answer)
         serving = web.AppRunner(app)
@@ -71,7 +76,9 @@ class Servers:
         runner.rollouts[KEY] = status()
         try:
             async with aiohttp.ClientSession() as session:
-                await scenario(AnalysisLoop(runner, session, clock=lambda: self.now), runner)
+                asked = Prometheus(prometheus, session) if prometheus else None
+                loop = AnalysisLoop(runner, session, clock=lambda: self.now, prometheus=asked)
+                await scenario(loop, runner)
         finally:
             await serving.cleanup()
 

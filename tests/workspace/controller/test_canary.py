@@ -20,9 +20,11 @@ V2 = "registry.example/team/llama:v2"
 STEPS = [{"weight": 25}, {"pause": {}}, {"weight": 50}, {"analysis": {"seconds": 60}}]
 
 
-def cluster_of(*, nodes: int = 8, replicas: int = 3, **rollout: Any) -> Cluster:
-    """A cluster that serves version 1 and was just asked for version 2."""
-    made = Cluster()
+def cluster_of(
+    *, nodes: int = 8, replicas: int = 3, labels_nodes: bool = False, **rollout: Any
+) -> Cluster:
+    """A cluster that serves version 1 and was just asked for version 2. `labels_nodes`: nodes tell what they hold."""
+    made = Cluster(labels_nodes=labels_nodes)
     for number in range(nodes):
         made.add_node(f"n{number}")
     made.create_workspace(replicas=replicas, rollout=rollout)

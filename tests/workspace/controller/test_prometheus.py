@@ -252,13 +252,11 @@ def test_a_rollout_is_judged_by_its_queries_too(
         document["spec"]["rollout"] = {"strategy": "canary", "steps": steps, "analysis": analysis}
         runner.cache.put(document)
         runner.rollouts[KEY] = status(version=NEW, stable=OLD, step=1)
-        async with aiohttp.ClientSession() as session:
-            address = PrometheusAddress.parse(server.url)
-            loop._prometheus = Prometheus(address, session) if named else None
-            servers.shows(old=page(requests=50), new=page(requests=50))
-            await loop.compare(KEY)
-            servers.shows(old=page(requests=150), new=page(requests=150))
-            await loop.compare(KEY)
+        servers.shows(old=page(requests=50), new=page(requests=50))
+        await loop.compare(KEY)
+        servers.shows(old=page(requests=150), new=page(requests=150))
+        await loop.compare(KEY)
         assert runner.analyses[KEY].verdict.outcome is outcome, runner.analyses[KEY]
 
-    asyncio.run(servers.run(scenario))
+    address = PrometheusAddress.parse(server.url) if named else None
+    asyncio.run(servers.run(scenario, address))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.workspace import samples
+from tests.workspace.controller import test_canary
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster, setting
 from tests.workspace.controller.test_canary import (
     V2,
@@ -25,18 +27,7 @@ from workspace.rollout_status import RolloutPhase
 Json = dict[str, Any]
 PAUSED_AT_25 = [{"weight": 25}, {"pause": {}}]
 PAUSED_AT_90 = [{"weight": 90}, {"pause": {}}]
-
-
-def cluster_of(*, nodes: int, replicas: int, **rollout: Any) -> Cluster:
-    """A cluster whose nodes tell what they hold, with a rollout to version 2."""
-    made = Cluster(labels_nodes=True)
-    for number in range(nodes):
-        made.add_node(f"n{number}")
-    made.create_workspace(replicas=replicas, rollout=rollout)
-    made.settle()
-    made.change_spec(model={"image": V2})
-    made.settle()
-    return made
+cluster_of = partial(test_canary.cluster_of, labels_nodes=True)
 
 
 def fewest_behind(cluster: Cluster) -> int:
