@@ -225,7 +225,10 @@ class StoreSpace:
         self, resumes: Collection[str] = (), beside: Reservation | None = None
     ) -> int:
         """Remove what pulls left that ended early; returns the bytes freed."""
-        return self._drop_stale_partials(resumes, beside) + self.remover.remove_orphans(keep=())
+        freed = self._drop_stale_partials(resumes, beside)
+        # The journals that stood for them are gone with the partials.
+        self.remover.remove_descriptions()
+        return freed + self.remover.remove_orphans(keep=())
 
     def _drop_stale_partials(self, resumes: Collection[str], beside: Reservation | None) -> int:
         # Excluded until the last is gone: a pull that begins meanwhile would lose the partials that it has just opened.

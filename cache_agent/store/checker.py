@@ -36,7 +36,7 @@ from cache_agent.store.disk import (
 )
 from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.links import ModelLinks, read_origin, read_record
+from cache_agent.store.links import ModelLinks, descriptions, read_origin, read_record
 from cache_agent.store.partials import Bitmap, open_for_reading, read_range
 from cache_agent.store.paths import FILE_PREFIXES, StorePaths, parse_hex, used_prefixes
 from modelimage.digest import Digest
@@ -323,7 +323,7 @@ class Checker:
                 yield Violation(ViolationKind.LEFTOVER, path, "no model holds it", stored.digest)
         models = {key.hex for key in self.ledger.model_keys()}
         journals = {journal.key.hex for journal in self._journals()}
-        for path in (*listed(self.paths.records), *listed(self.paths.origins)):
+        for path in descriptions(self.paths):
             if path.stem not in models | journals:
                 yield Violation(ViolationKind.LEFTOVER, path, "of a model that isn't here")
         yield from self._pins()

@@ -52,6 +52,11 @@ def read_origin(path: Path) -> ImageOrigin:
         return ImageOrigin.parse(path.read_bytes())
 
 
+def descriptions(paths: StorePaths) -> list[Path]:
+    """The records and publish records of all models, by the hex digits of their keys; perhaps of some that are gone."""
+    return [*listed(paths.records), *listed(paths.origins)]
+
+
 def find_record(paths: StorePaths, key: Digest) -> AnyRecord | None:
     """A model's record from its directory or, when it is missing or wrong there, from the store's own copy."""
     # Two copies, because a damaged record must not cost hundreds of gigabytes of sound files.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cache_agent.store.disk import Disk, is_real_directory, listed, plain_size, scan
 from cache_agent.store.journal import JournalRefs, read_claims
 from cache_agent.store.ledger import Ledger
-from cache_agent.store.links import ModelLinks, find_record, read_origin
+from cache_agent.store.links import ModelLinks, descriptions, find_record, read_origin
 from cache_agent.store.paths import FILE_PREFIXES, StorePaths, parse_hex, used_prefixes
 from cache_agent.store.publisher import Publisher
 from cache_agent.store.values import ImageOrigin, StoredFile
@@ -253,11 +253,7 @@ class Recoverer:
                     self.ledger.drop_file(digest)
                     self.disk.unlink(self.paths.file(digest))
         known = {key.hex for key in self.ledger.model_keys()}
-        described = [
-            path
-            for path in (*listed(self.paths.records), *listed(self.paths.origins))
-            if path.stem not in known
-        ]
+        described = [path for path in descriptions(self.paths) if path.stem not in known]
         for path in described:
             self.disk.remove_tree(path)
         done.leftovers += len(orphans) + len(described)

@@ -18,8 +18,9 @@ from itertools import count
 from pathlib import Path
 from typing import Final, TypeVar
 
-from cache_agent.store.disk import Disk, status_of
+from cache_agent.store.disk import Disk, listed, status_of
 from cache_agent.store.ledger import Ledger
+from cache_agent.store.links import descriptions
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.reserve import LedgerReserve
 from cache_agent.store.values import StoredFile, StoredModel
@@ -77,6 +78,16 @@ class Remover:
     def remove_orphans(self, keep: Container[Digest]) -> int:
         """Remove files that no model, running pull or `keep` references; returns the bytes freed."""
         return self._remove_files(self.ledger.unreferenced_files(), keep)
+
+    def remove_descriptions(self) -> None:
+        """Remove the records of models that are neither here nor set aside for the pull that a journal stands for."""
+        # `names`: a pull that publishes writes them before its model's row.
+        with self.names, self.ledger.exclusive():
+            kept = {key.hex for key in self.ledger.model_keys()}
+            kept |= {each.stem for each in listed(self.paths.partial) if each.suffix == ".json"}
+            gone = [each for each in descriptions(self.paths) if each.stem not in kept]
+            trashed = self._to_trash(gone)
+        self._empty(trashed, set())
 
     def _with_room(self, remove: Callable[[], T]) -> T:
         try:

@@ -173,6 +173,23 @@ def _removed_beside_a_pull(base: Path, at: int) -> int:
     return len(slow.steps)
 
 
+@pytest.mark.parametrize("at", range(-1, 4))
+def test_a_model_that_is_set_aside_leaves_nothing_when_its_journal_is_collected(
+    memory_root: Path, at: int
+) -> None:
+    """Whether its space is needed afterwards (-1), or at a step of setting it aside."""
+    with machine(memory_root) as one:
+        pull(one.node, "reg.test/m0:v1")
+        collect, set_aside = (one.operations(0)[each] for each in ("collect", "set aside"))
+        slow = one.observe = SlowAtStep(meanwhile=lambda: one.run(collect) and None, at=at)
+        one.run(set_aside)
+        slow.settle()
+        one.observe = lambda operation: None
+        one.run(collect)
+        assert one.errors == []
+        assert is_sound(one)
+
+
 @pytest.mark.parametrize("removed", ["partial", "files"])
 def test_a_pull_whose_files_are_removed_by_hand_goes_on(memory_root: Path, removed: str) -> None:
     """A name that is gone is fetched again within the pull, and isn't called a failed disk."""
