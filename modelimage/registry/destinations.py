@@ -69,7 +69,10 @@ class Destinations:
         The caller must connect to one of these, because the name may resolve to others a moment later.
         Raises RemoteRefused if there are none, Unreachable if the name doesn't resolve.
         """
-        if target.host == named_by.host or self._lists(target):
+        # The certificate proves a registry's own name, to wherever that leads by now. Without one, only where the
+        # registry has none either: a name that its owner points elsewhere would have anything inside answer for it.
+        same_proof = target.encrypted or not named_by.encrypted
+        if (target.host == named_by.host and same_proof) or self._lists(target):
             return None
         found = [parse_address(each) for each in self.resolve(target.host, target.port)]
         here = self._addresses_of(named_by) if any(map(is_internal, found)) else frozenset()

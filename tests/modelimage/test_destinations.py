@@ -103,6 +103,14 @@ def test_without_tls_only_the_registrys_own_site_is_allowed() -> None:
     assert allowed("https://auth.example", "http://reg.example", auth_example=["1.1.1.1"])
 
 
+@pytest.mark.parametrize("address", ["8.8.8.8", "10.0.0.5", "169.254.169.254"])
+def test_a_registrys_own_name_is_not_asked_without_the_tls_that_it_has(address: str) -> None:
+    """Its owner may point the name to what answers inside, and only a certificate would tell."""
+    assert refused("http://reg.example/token", reg_example=[address])
+    assert allowed("https://reg.example/token", reg_example=[address]) is None
+    assert allowed("http://reg.example/token", "http://reg.example", reg_example=[address]) is None
+
+
 def test_an_internal_registry_may_name_itself_and_nothing_beside_it() -> None:
     inside = {"reg_example": ["10.0.0.5"], "token_example": ["10.0.0.5"]}
     assert allowed("https://reg.example:8443/") is None
