@@ -23,6 +23,7 @@ from workspace.render import names
 Json = dict[str, Any]
 END = "data: [DONE]"
 TOKENS = 10
+_RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 
 
 @dataclass
@@ -71,10 +72,20 @@ class Servers:
         return self.by_address[request.transport.get_extra_info("sockname")[0]]
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        running = self._of(request).running
-        return web.Response(
-            text=f"vllm:num_requests_running {running}\nvllm:num_requests_waiting 0\n"
-        )
+        """What a real server counted, and the requests of this pod alone: several may share one."""
+        one = self._of(request)
+        text = f"{_RUNNING} {one.running}\n{_WAITING} 0\n"
+        if self.real:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{self._real(one.version)}/metrics") as answer,
+            ):
+                page = await answer.text()
+            own = (_RUNNING, _WAITING)
+            text += "".join(
+                each for each in page.splitlines(keepends=True) if not each.startswith(own)
+            )
+        return web.Response(text=text)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         one = self._of(request)
@@ -100,8 +111,7 @@ class Servers:
                 await asyncio.sleep(0.02)
             yield f"{END}\n\n".encode()
             return
-        versions = list(dict.fromkeys(each.version for each in self.by_address.values()))
-        url = f"{self.real[versions.index(version)]}/v1/completions"
+        url = f"{self._real(version)}/v1/completions"
         headers, timeout = {"Content-Type": "application/json"}, aiohttp.ClientTimeout(total=None)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
@@ -110,6 +120,10 @@ class Servers:
             answer.raise_for_status()
             async for part in answer.content.iter_any():
                 yield part
+
+    def _real(self, version: str) -> str:
+        versions = list(dict.fromkeys(each.version for each in self.by_address.values()))
+        return self.real[versions.index(version)]
 
 
 class ServedPods(Cluster):

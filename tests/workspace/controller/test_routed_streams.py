@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +22,24 @@ from tests.workspace.controller.streams import Load, ServedPods, Servers, follow
 from tests.workspace.controller.test_canary import V2, status
 from workspace.controller.drain_loop import DrainLoop
 from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.probe_loop import ProbeLoop
-from workspace.controller.probe_sources import ProbeSource
 from workspace.controller.revisions import version_id
 from workspace.controller.rollout_view import rollout_before
+from workspace.controller.runner import Runner
 from workspace.render import names
 from workspace.rollout_status import RolloutPhase
 
 FAST = 20.0  # times as fast as elsewhere, so that nobody waits for servers to be idle long enough
 STEPS = [{"weight": 20}, {"pause": {}}, {"weight": 60}, {"pause": {}}]
+# A loop of the controller that looks at servers.
+Loop = Callable[[Runner, aiohttp.ClientSession], Coroutine[Any, Any, None]]
+
+
+def fast_clock() -> float:
+    return time.monotonic() * FAST
+
+
+async def fast_sleep(seconds: float) -> None:
+    await asyncio.sleep(seconds / FAST)
 
 
 @dataclass
@@ -41,7 +50,7 @@ class Trial:
     servers: Servers
     http: HttpApi
     load: Load = field(default_factory=Load)
-    probes: ProbeSource | None = None
+    loops: tuple[Loop, ...] = ()
     kills: int = 0
     working: asyncio.Task[None] | None = None
 
@@ -49,15 +58,12 @@ class Trial:
         """A controller of its own, with nothing that one before it knew."""
         async with self.http.client() as client, aiohttp.ClientSession() as session:
             runner = make_runner(KubernetesApi(client))
-            drains = DrainLoop(
-                runner, session, clock=lambda: time.monotonic() * FAST,
-                sleep=lambda seconds: asyncio.sleep(seconds / FAST),
-            )  # fmt: skip
+            drains = DrainLoop(runner, session, clock=fast_clock, sleep=fast_sleep)
             async with asyncio.TaskGroup() as group:
                 group.create_task(control(client, runner))
                 group.create_task(drains.run())
-                if self.probes is not None:
-                    group.create_task(ProbeLoop(runner, session, self.probes).run())
+                for loop in self.loops:
+                    group.create_task(loop(runner, session))
 
     async def kill_controller(self) -> None:
         if self.working is not None:
@@ -90,10 +96,10 @@ class Trial:
 
 @asynccontextmanager
 async def trial(
-    servers: Servers | None = None, load: Load | None = None, probes: ProbeSource | None = None,
-    clients: int = 16,
+    servers: Servers | None = None, load: Load | None = None, loops: tuple[Loop, ...] = (), *,
+    clients: int = 16, rollout: dict[str, Any] | None = None,
 ) -> AsyncIterator[Trial]:  # fmt: skip
-    """`probes`: what a new version is asked before it gets requests."""
+    """`loops` run beside the controller's others, for what `rollout` asks beside its steps."""
     servers, cluster = servers or Servers(), ServedPods()
     serving = await servers.start()
     cluster.servers_of_pods = servers
@@ -103,15 +109,12 @@ async def trial(
     install_kind(cluster.api, "HTTPRoute")
     cluster.create_workspace(
         replicas=2, runtime={"port": servers.port, "drainSeconds": 3600},
-        rollout={
-            "strategy": "canary", "steps": STEPS,
-            **({"analysis": {"probes": {"configMap": {"name": "answers"}}}} if probes else {}),
-        },
+        rollout={"strategy": "canary", "steps": STEPS, **(rollout or {})},
         route={"parentRefs": [{"name": "public"}]},
     )  # fmt: skip
     with HaProxy() as proxy:
         async with HttpApi(cluster.api, plain=True) as http, http.client() as client:
-            made = Trial(cluster, servers, http, load or Load(), probes)
+            made = Trial(cluster, servers, http, load or Load(), loops)
             tasks = [
                 asyncio.create_task(each)
                 for each in (step(cluster), follow(client, cluster.api, proxy, servers))

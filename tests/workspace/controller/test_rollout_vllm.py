@@ -1,4 +1,4 @@
-"""Real vLLMs: probes tell a damaged variant from the model, and the model from nothing."""
+"""Real vLLMs: probes tell a damaged variant from the model, and latency a slow version from the one that serves."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from tests.workspace.controller.test_analysis_loop import KEY, NEW, OLD, server,
 from tests.workspace.controller.test_canary import V2
 from tests.workspace.controller.test_canary import status as rollout
 from tests.workspace.controller.test_probe_loop import AT_PROBES, ROLLOUT, revision
-from tests.workspace.controller.test_routed_streams import trial
+from tests.workspace.controller.test_routed_streams import Trial, fast_clock, fast_sleep, trial
 from tests.workspace.controller.test_scaling_loop import a_runner
 from workspace.analysis import Outcome
 from workspace.controller import probe_loop
+from workspace.controller.analysis_loop import AnalysisLoop
 from workspace.controller.probe_loop import ProbeLoop
 from workspace.controller.revisions import version_id
+from workspace.controller.runner import Runner
 from workspace.probes.probe_set import ProbeSet, parse_probes
 from workspace.probes.verdicts import ProbeOutcome, ProbeResult
-from workspace.rollout_status import RolloutPhase
+from workspace.rollout_status import RolloutPhase, RolloutStatus
 from workspace.schema import Workspace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -64,6 +66,13 @@ def vllm_server(smollm2: Path) -> Iterator[VllmServer]:
 @pytest.fixture(scope="module")
 def damaged_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     with VllmServer(damage(smollm2, tmp_path_factory.mktemp("damaged") / "model")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def slow_server(smollm2: Path) -> Iterator[VllmServer]:
+    """The model, with an argument that makes it slow under load: requests wait for one another."""
+    with VllmServer(smollm2, "--max-num-seqs", "1") as running:
         yield running
 
 
@@ -114,34 +123,81 @@ def test_a_damaged_variant_is_found(
     assert "less probable" in story.cause
 
 
+STREAMED = {
+    "model": "model", "prompt": "Once upon a time", "max_tokens": 8, "ignore_eos": True, "stream": True,
+}  # fmt: skip
+
+
+async def probing(runner: Runner, session: aiohttp.ClientSession) -> None:
+    await ProbeLoop(runner, session, source).run()
+
+
+async def comparing(runner: Runner, session: aiohttp.ClientSession) -> None:
+    await AnalysisLoop(runner, session, clock=fast_clock, sleep=fast_sleep).run()
+
+
 def test_under_load_a_damaged_version_is_taken_back_and_a_good_one_takes_over(
     vllm_server: VllmServer, damaged_server: VllmServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streams of real servers through HAProxy: all end whole, and the damaged version gets none."""
     patient(monkeypatch)
     real = (vllm_server.url, damaged_server.url, vllm_server.url)
-    asked = {
-        "model": "model", "prompt": "Once upon a time", "max_tokens": 8, "ignore_eos": True, "stream": True,
-    }  # fmt: skip
+    asked = {"analysis": {"probes": {"configMap": {"name": "answers"}}}}
 
     async def scenario() -> Load:
-        load = Load(asked, events=2)
-        async with trial(Servers(real=real), load, source, clients=3) as made:
-            made.cluster.change_spec(model={"image": V2})
-            await made.until(lambda: made.phase() is RolloutPhase.FAILED, "a version taken back")
-            bad = rollout(made.cluster)
+        load = Load(STREAMED, events=2)
+        async with trial(Servers(real=real), load, (probing,), clients=3, rollout=asked) as made:
+            bad = await taken_back(made, V2)
             await made.kill_controller()
-            made.cluster.change_spec(model={"image": f"{V2}.1"})
-            await made.until(lambda: made.is_paused_at(20), "a canary with a fifth")
-            good = rollout(made.cluster)
-            await made.answered(good.version)
-            made.cluster.annotate(promote=good.version)
-            await made.until(
-                lambda: made.phase() is RolloutPhase.COMPLETED, "the new version alone"
-            )
+            good = await promoted(made, f"{V2}.1")
             await made.answered(good.version)
             assert load.answers[version_id(bad.version)] == 0
             assert bad.reason == "WorseAnswers" or "probes" in bad.message, bad
         return load
 
     assert asyncio.run(scenario()).failures == []
+
+
+def test_under_load_a_slow_version_is_taken_back_by_its_latency(
+    vllm_server: VllmServer, slow_server: VllmServer
+) -> None:
+    """What waits in the slow version's queue is answered as well, and then it gets no more."""
+    compared = {
+        "steps": [{"weight": 50}, {"pause": {}}],
+        # Two servers on the same cores take as long for a token as it happens: waiting alone is judged.
+        "analysis": {"minRequests": 10, "maxRegression": {"timePerOutputToken": 100}},
+    }
+
+    async def scenario() -> tuple[Load, RolloutStatus]:
+        load, real = Load(STREAMED, events=2), (vllm_server.url, slow_server.url)
+        async with trial(
+            Servers(real=real), load, (comparing,), clients=8, rollout=compared
+        ) as made:
+            slow = await taken_back(made, V2)
+            await made.answered(slow.stable)
+            assert load.answers[version_id(slow.version)] >= 10
+        return load, slow
+
+    load, slow = asyncio.run(scenario())
+    assert load.failures == []
+    worse = {each.name for each in slow.measures if not each.passed}
+    assert worse
+    assert worse <= {
+        "p50 time to first token in seconds", "p95 time to first token in seconds", "p95 queue time in seconds",
+    }  # fmt: skip
+
+
+async def taken_back(made: Trial, image: str) -> RolloutStatus:
+    made.cluster.change_spec(model={"image": image})
+    await made.until(lambda: made.phase() is RolloutPhase.FAILED, "a version taken back")
+    return rollout(made.cluster)
+
+
+async def promoted(made: Trial, image: str) -> RolloutStatus:
+    made.cluster.change_spec(model={"image": image})
+    await made.until(lambda: made.is_paused_at(20), "a canary with a fifth")
+    good = rollout(made.cluster)
+    await made.answered(good.version)
+    made.cluster.annotate(promote=good.version)
+    await made.until(lambda: made.phase() is RolloutPhase.COMPLETED, "the new version alone")
+    return good
