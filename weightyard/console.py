@@ -22,7 +22,7 @@ import click
 
 from builder.reporter import Progress
 from weightyard.progress import open_progress
-from weightyard.text import one_line, printable
+from weightyard.text import middle_cut, one_line, printable
 
 _LEAST_CELL: Final = 12  # as many digits of a digest as commands take
 DEBUG_VARIABLE: Final = "WEIGHTYARD_DEBUG"
@@ -168,34 +168,34 @@ def format_table(
 ) -> str:
     """Left-aligned columns two spaces apart, headings in upper case.
 
-    With `width`, the widest cells are shortened in the middle until the lines fit, as far as headings allow.
+    Where `width` is too narrow, columns without any value go first; then the widest cells are shortened in the middle,
+    as far as headings allow.
     """
     # Stripped at the end: padding behind the last column would wrap on narrow terminals.
     cells = [[column.upper() for column in columns]]
     cells += [["-" if value is None else one_line(str(value)) for value in row] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    if width is not None:
-        widths = _fitted(widths, [max(len(column), _LEAST_CELL) for column in columns], width)
+    widths = _widths(cells)
+    if width is not None and _line_width(widths) > width:
+        used = [
+            place
+            for place in range(len(columns))
+            if any(row[place] not in (None, "") for row in rows)
+        ]
+        cells = [[line[place] for place in used] for line in cells]
+        least = [max(len(cell), _LEAST_CELL) for cell in cells[0]]
+        widths = _fitted(_widths(cells), least, width)
     return "\n".join(
         "  ".join(
-            shortened(cell, size).ljust(size) for cell, size in zip(line, widths, strict=True)
+            middle_cut(cell, size).ljust(size) for cell, size in zip(line, widths, strict=True)
         ).rstrip()
         for line in cells
     )
 
 
-def shortened(text: str, size: int) -> str:
-    """The text in at most `size` characters: both ends matter, of an image as of a digest."""
-    if len(text) <= size:
-        return text
-    tail = (size - 1) // 2
-    return f"{text[: size - 1 - tail]}…{text[len(text) - tail :]}"
-
-
 def _fitted(widths: Sequence[int], least: Sequence[int], width: int) -> list[int]:
     """The columns' widths within a line: the widest gives first, none goes below its least."""
     found = list(widths)
-    excess = sum(found) + 2 * (len(found) - 1) - width
+    excess = _line_width(found) - width
     while excess > 0:
         spare = [size if size > low else 0 for size, low in zip(found, least, strict=True)]
         if not any(spare):
@@ -203,3 +203,11 @@ def _fitted(widths: Sequence[int], least: Sequence[int], width: int) -> list[int
         found[spare.index(max(spare))] -= 1
         excess -= 1
     return found
+
+
+def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+
+def _line_width(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)

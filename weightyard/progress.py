@@ -14,12 +14,20 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Final, Protocol
 
 from builder.reporter import Progress, Silent
-from weightyard.text import format_bytes, format_duration
+from weightyard.text import format_bytes, format_duration, middle_cut
 
 PLAIN_INTERVAL: Final = 5.0  # seconds between plain lines
 QUIET_INTERVAL: Final = 20.0  # seconds between plain lines while a stage stays where it is
 EVENT_INTERVAL: Final = 1.0  # seconds between JSON events
 RATE_WINDOW: Final = 10.0  # seconds over which the shown rate is averaged
+# Columns that a moving bar's other parts take: numbers, spinner, spaces; without a total only the time.
+_BESIDE_TITLE: Final = 50
+_BESIDE_STAGE: Final = 12
+_SPEED: Final = 11
+_BAR: Final = 10
+_WIDE_BAR: Final = 40
+_LEAST_TITLE: Final = 12
+_LEAST_TEXT: Final = 8
 _SHORTEST: Final = (
     0.1  # seconds over which a rate is computed: a shorter time says nothing of a machine
 )
@@ -282,28 +290,41 @@ def _moving(output: Output, title: str, total: int | None) -> Iterator[Progress]
     )
     from rich.progress import Progress as RichProgress  # noqa: PLC0415
 
+    console = RichConsole(file=output.err)
+    room = console.width - (_BESIDE_STAGE if total is None else _BESIDE_TITLE)
+    narrow = room < _LEAST_TITLE + _LEAST_TEXT
+    room += _SPEED if narrow else 0
+    # A wide bar only beside a whole title.
+    wide = room - len(title) - _WIDE_BAR > 0
     columns: list[ProgressColumn] = [
         SpinnerColumn(finished_text="[green]✓[/green]"),
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
     ]
     if total is not None:
-        columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(True)]
-    columns += [TextColumn("{task.fields[text]}"), TimeElapsedColumn()]
-    bar = RichProgress(*columns, console=RichConsole(file=output.err))
+        columns += [
+            BarColumn(_WIDE_BAR if wide else _BAR), DownloadColumn(), *([] if narrow else [TransferSpeedColumn()]),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        ]  # fmt: skip
+    columns.append(TextColumn("{task.fields[text]}", markup=False))
+    if total is None:
+        columns.append(TimeElapsedColumn())
+    bar = RichProgress(*columns, console=console)
     with bar:
-        task = bar.add_task(title, total=total, text="")
-        yield _Bar(bar, task)
+        shown_title = middle_cut(title, max(_LEAST_TITLE, room - _LEAST_TEXT))
+        task = bar.add_task(shown_title, total=total, text="")
+        yield _Bar(bar, task, room)
         # Shown as complete at the end, also when the total was unknown or wasn't reached.
         shown = bar.tasks[0]
         bar.update(task, total=shown.total or 1, completed=shown.total or 1, text="")
 
 
 class _Bar:
-    """Adapts rich's bar to Progress. Rich does its own locking."""
+    """Adapts rich's bar to Progress. Rich does its own locking. `room`: columns for title and text, so none wraps."""
 
-    def __init__(self, bar: Any, task: Any) -> None:
+    def __init__(self, bar: Any, task: Any, room: int) -> None:
         self._bar = bar
         self._task = task
+        self._room = room
         self._stage = StageMeter()
 
     def advance(self, count: int) -> None:
@@ -315,7 +336,8 @@ class _Bar:
         self._bar.reset(self._task, completed=shown.completed + count, total=shown.total)
 
     def describe(self, text: str) -> None:
-        self._bar.update(self._task, text=text)
+        left = self._room - max(_LEAST_TITLE, len(self._bar.tasks[0].description))
+        self._bar.update(self._task, text=middle_cut(text, max(_LEAST_TEXT, left)))
 
     def stage(self, name: str, done: int, total: int) -> None:
         now = self._bar.get_time()
@@ -325,7 +347,9 @@ class _Bar:
     @contextmanager
     def part(self, name: str, size: int) -> Iterator[Callable[[int], None]]:
         """Shows a bar below the total's, removed at the end."""
-        own = self._bar.add_task(f"  {name}", total=size, text="")
+        title = self._bar.tasks[0].description
+        shown = middle_cut(f"  {name}", max(_LEAST_TITLE, len(title)))
+        own = self._bar.add_task(shown, total=size, text="")
 
         def advance(count: int) -> None:
             self._bar.advance(self._task, count)

@@ -32,6 +32,14 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.splitlines()))
 
 
+def middle_cut(text: str, size: int) -> str:
+    """The text in at most `size` characters: both ends matter, of an image as of a digest."""
+    if len(text) <= size:
+        return text
+    tail = (size - 1) // 2
+    return f"{text[: size - 1 - tail]}…{text[len(text) - tail :]}"
+
+
 def format_bytes(count: float) -> str:
     """`1500000` -> `1.5 MB`. Decimal units, as used for disks and networks."""
     size = float(count)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.servers.process import wait_until
-from weightyard.console import Console
+from weightyard.console import Console, format_table
 from weightyard.progress import Meter
 from weightyard.text import format_bytes, format_duration, one_line, plural, printable
 
@@ -225,6 +225,39 @@ def test_moving_bar_on_a_terminal(total: int | None) -> None:
         progress.describe("checking")
     assert "pull" in err.getvalue()
     assert "\x1b[" in err.getvalue()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 132])
+@pytest.mark.parametrize("total", [None, 12_345_678_901])
+def test_no_line_of_a_moving_bar_wraps(
+    total: int | None, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever an image or a blob is called, and also where it looks like markup."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console, _, err, _ = consoles(err=FakeTerminal())
+    title = "pull registry.example:5000/[red]team/meta-llama-3.1-70b-instruct:v1@int8-w8a16"
+    with console.progress(title, total) as progress:
+        progress.describe("comparing predictions of int8 with bf16, 50%, 12.0 s left")
+        progress.advance(3_456_789_012)
+        with progress.part(f"sha256:{'0123456789abcdef' * 4}", 5_000_000_000):
+            wait_until(
+                lambda: "sha" in err.getvalue() or "0123" in err.getvalue(), what="a refresh"
+            )
+    # A bar is drawn over itself: each drawing ends with a return or a line end.
+    drawn = re.split(r"[\r\n]|\x1b\[1A", err.getvalue())
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in drawn]
+    assert max(map(len, lines)) <= columns
+    assert any("v1@int8-w8a16"[-5:] in line for line in lines)
+
+
+def test_a_narrow_table_leaves_out_what_nobody_has() -> None:
+    columns = ("model", "node", "state", "note")
+    rows = [("registry.example/team/llama-3.1-70b:v1", "gpu-1", "ready", None)]
+    assert "NOTE" in format_table(columns, rows)
+    narrow = format_table(columns, rows, width=56)
+    assert "NOTE" not in narrow
+    assert "llama-3.1-70b:v1" in narrow
+    assert "NOTE" in format_table(columns, [(*rows[0][:3], "disk full")], width=56)
 
 
 def test_no_color_means_plain_lines() -> None:
