@@ -54,6 +54,16 @@ RULES: Final[Rules] = {
             "self.rollout.strategy != 'external'",
             "with strategy: external another program scales: give replicas, for the start, or nothing",
         ),
+        (
+            "!has(self.resources) || !has(self.resources.provisioning) || "
+            "!has(self.resources.provisioning.capacity) || "
+            "!has(self.resources.provisioning.capacity.onDemandMinimum) || "
+            "self.resources.provisioning.capacity.onDemandMinimum == 0 || "
+            "(!has(self.scale) || !has(self.scale.by) || self.scale.by == 'builtin') && "
+            "(!has(self.rollout) || !has(self.rollout.strategy) || self.rollout.strategy != 'external')",
+            "onDemandMinimum divides the replicas between two Deployments: with by: hpa, by: keda or strategy: "
+            "external another program sets those of one",
+        ),
     ),
     ("model",): (
         (
@@ -93,6 +103,12 @@ RULES: Final[Rules] = {
         (
             "has(self.queue) == (has(self.by) && self.by == 'kueue')",
             "queue goes with by: kueue, and by: kueue needs one",
+        ),
+    ),
+    ("resources", "provisioning", "capacity"): (
+        (
+            "!has(self.onDemandMinimum) || self.onDemandMinimum == 0 || !has(self.spot) || self.spot == 'preferred'",
+            "onDemandMinimum goes with spot: preferred; with only and never all replicas run on one kind",
         ),
     ),
     **dict.fromkeys(_LABELS, (LABEL_KEYS,)),

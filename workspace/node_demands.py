@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from workspace.hardware import GPUS, Gpu, requested_hardware
 from workspace.node_terms import Term, both, is_above, is_in, is_not_in
-from workspace.provisioning_spec import Provisioner, Provisioning, Spot
+from workspace.provisioning_spec import Capacity, Provisioner, Provisioning, Spot
 from workspace.schema import Resources, Vendor
 
 Json = dict[str, Any]
@@ -31,6 +31,8 @@ _SPOT_LABELS: Final[Mapping[str, str]] = {
 _SPOT_TAINTS: Final = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
 # Below the preference for nodes that hold the model.
 _SPOT_WEIGHT: Final = 50
+_REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
+_PREFERRED: Final = "preferredDuringSchedulingIgnoredDuringExecution"
 # GPU feature discovery's labels: MiB of memory, and the compute capability's two numbers.
 _MEMORY: Final = "nvidia.com/gpu.memory"
 _MAJOR: Final = "nvidia.com/gpu.compute.major"
@@ -80,11 +82,48 @@ CLOUDS: Final = (
 )  # fmt: skip
 
 
+def is_spot(labels: Mapping[str, str]) -> bool:
+    """Whether a node is on spot capacity, by its labels."""
+    return any(labels.get(label) == value for label, value in _SPOT_LABELS.items())
+
+
+def kept_off_spot(affinity: Json) -> Json:
+    """A pod's affinity that demands capacity of another kind as well, and prefers no spot node any more."""
+    found = dict(affinity.get("nodeAffinity") or {})
+    required = (found.pop(_REQUIRED, None) or {}).get("nodeSelectorTerms") or ()
+    terms: list[Term] = [each["matchExpressions"] for each in required]
+    found[_REQUIRED] = {
+        "nodeSelectorTerms": [{"matchExpressions": term} for term in both(terms, [_elsewhere()])]
+    }
+    preferred = [each for each in found.pop(_PREFERRED, ()) if not _prefers_spot(each)]
+    if preferred:
+        found[_PREFERRED] = preferred
+    return {**affinity, "nodeAffinity": found}
+
+
+def takes_both(provisioning: Provisioning | None) -> bool:
+    """Whether servers run on either kind of capacity, spot preferred."""
+    return _spot(provisioning) is Spot.PREFERRED
+
+
+def on_demand_share(provisioning: Provisioning | None, replicas: int) -> int:
+    """How many of some replicas must run on capacity that isn't spot, by servers of their own."""
+    capacity = provisioning.capacity if provisioning else None
+    return min(replicas, capacity.on_demand_minimum) if capacity else 0
+
+
+def off_spot(resources: Resources) -> Resources:
+    """The same resources, on capacity that isn't spot."""
+    provisioning = resources.provisioning or Provisioning()
+    found = provisioning.model_copy(update={"capacity": Capacity(spot=Spot.NEVER)})
+    return resources.model_copy(update={"provisioning": found})
+
+
 def capacity_terms(provisioning: Provisioning | None) -> list[Term]:
     """The terms that capacity demands of any node."""
     spot = _spot(provisioning)
     if spot is Spot.NEVER:
-        return [[is_not_in(label, [value]) for label, value in _SPOT_LABELS.items()]]
+        return [_elsewhere()]
     if spot is Spot.ONLY:
         return [[is_in(label, [value])] for label, value in _SPOT_LABELS.items()]
     return []
@@ -127,6 +166,23 @@ def discovered_terms(gpu: Gpu) -> list[Term]:
     return [[memory, *each] for each in _capabilities(gpu)]
 
 
+def zone_spread(provisioning: Provisioning | None, selector: Mapping[str, str]) -> list[Json]:
+    """Spreads servers over zones where their capacity may be taken back: a zone's is taken back together.
+
+    Preferred only. Instance types are the provisioner's: spread over them, all but the first would be dearer ones.
+    """
+    if _spot(provisioning) in (None, Spot.NEVER):
+        return []
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": "topology.kubernetes.io/zone",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": dict(selector)},
+        }
+    ]
+
+
 def demanded_terms(resources: Resources, *, gpus: int) -> list[Term]:
     """The terms of nodes for a server with this number of GPUs, beside the node selector."""
     provisioning, gpu = resources.provisioning, _named_gpu(resources)
@@ -140,6 +196,16 @@ def demanded_terms(resources: Resources, *, gpus: int) -> list[Term]:
         return terms
     # One of them must hold: a node that stands has no cloud's labels, a new one has no discovered ones yet.
     return both(terms, [*discovered_terms(gpu), *gpu_terms(gpu, gpus)])
+
+
+def _elsewhere() -> Term:
+    """The term of nodes that aren't on spot capacity."""
+    return [is_not_in(label, [value]) for label, value in _SPOT_LABELS.items()]
+
+
+def _prefers_spot(preference: Json) -> bool:
+    listed = preference["preference"].get("matchExpressions") or ()
+    return any(each["key"] in _SPOT_LABELS and each["operator"] == "In" for each in listed)
 
 
 def _named_gpu(resources: Resources) -> Gpu | None:

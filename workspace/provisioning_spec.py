@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from cache_agent.api.kube_objects import Strict
-from workspace.field_types import as_enum
+from workspace.field_types import MOST_REPLICAS, as_enum
 
 # A Kueue LocalQueue's name, which is also a label's value.
 QueueName = Annotated[
@@ -36,6 +36,18 @@ class Capacity(Strict):
     """The capacity that servers run on."""
 
     spot: Annotated[Spot, as_enum(Spot)] = Spot.PREFERRED
+    on_demand_minimum: Annotated[int, Field(ge=0, le=MOST_REPLICAS)] = Field(
+        default=0,
+        description="With spot: preferred, how many of the replicas run on capacity that isn't spot.",
+    )
+
+    @model_validator(mode="after")
+    def _mixed(self) -> Self:
+        if self.on_demand_minimum and self.spot is not Spot.PREFERRED:
+            raise ValueError(
+                "onDemandMinimum goes with spot: preferred; with only and never all replicas run on one kind"
+            )
+        return self
 
 
 class Provisioning(Strict):

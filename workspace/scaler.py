@@ -9,8 +9,8 @@ no window: a client is waiting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -45,6 +45,7 @@ class Load:
 
     `current` replicas are requested and `ready` of them are ready. `readings` are those that could be scraped; `held`
     is the number of requests that the activator holds, `trace` the `traceparent` of that which waits longest.
+    `by_server` is how many requests run on each server that was scraped, by its pod's uid.
     """
 
     current: int
@@ -52,6 +53,7 @@ class Load:
     readings: tuple[Reading, ...]
     held: int = 0
     trace: str = ""
+    by_server: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def waiting(self) -> float:

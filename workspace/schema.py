@@ -339,11 +339,27 @@ class Spec(Strict):
     def _one_count(self) -> Self:
         if self.replicas is not None and self.scale is not None:
             raise ValueError("give replicas or scale, not both")
-        if self.scale is not None and self.rollout.strategy is Strategy.EXTERNAL:
+        if self.scale is not None and self._is_external:
             raise ValueError(
                 "with strategy: external another program scales: give replicas, for the start, or nothing"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_count_to_divide(self) -> Self:
+        provisioning = self.resources.provisioning
+        capacity = provisioning.capacity if provisioning else None
+        scaled = self.scale is not None and self.scale.by is not Autoscaler.BUILTIN
+        if capacity and capacity.on_demand_minimum and (scaled or self._is_external):
+            raise ValueError(
+                "onDemandMinimum divides the replicas between two Deployments, and with by: hpa, by: keda or strategy: "
+                "external another program sets those of one: scale by: builtin, give replicas, or leave it out"
+            )
+        return self
+
+    @property
+    def _is_external(self) -> bool:
+        return self.rollout.strategy is Strategy.EXTERNAL
 
 
 class Metadata(Strict):

@@ -148,6 +148,9 @@ def test_printer_columns_read_fields_that_exist() -> None:
     assert_columns_read_fields(crd.definition())
 
 
+FLOORED = {"provisioning": {"capacity": {"onDemandMinimum": 1}}}
+
+
 def planner_accepts(document: Json) -> bool:
     try:
         Workspace.model_validate(document)
@@ -208,7 +211,10 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "nodeSelector": LABELS,
         "provisioning": optional(
             by=st.sampled_from(["none", "karpenter", "kueue", "other"]), queue=NAMES,
-            capacity=optional(spot=st.sampled_from(["only", "always"])),
+            capacity=optional(
+                spot=st.sampled_from(["preferred", "only", "always"]),
+                onDemandMinimum=st.sampled_from([-1, 0, 1, 10_001]),
+            ),
         ),
         "tolerations": st.lists(
             optional(
@@ -303,6 +309,9 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"resources": {"fraction": 0.5, "gpus": 2}},
         {"resources": {"provisioning": {"by": "kueue"}}},
         {"resources": {"provisioning": {"queue": "a"}}},
+        {"resources": {"provisioning": {"capacity": {"spot": "only", "onDemandMinimum": 1}}}},
+        {"resources": FLOORED, "rollout": {"strategy": "external"}},
+        {"resources": FLOORED, "scale": {"max": 2, "by": "hpa"}},
         {"scale": {"min": 3, "max": 2}},
         {"scale": {"min": 0, "max": 2, "by": "hpa"}},
         {"scale": {"max": 2, "by": "keda"}},

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from workspace.controller.nodes import choose_warm, eligible
+from workspace.controller.nodes import KubeNode, choose_warm, eligible
 from workspace.controller.objects import has_labels, is_mounted, is_ready, node_of
 from workspace.controller.observed import Observed
 from workspace.controller.revisions import Revision
+from workspace.node_demands import off_spot
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -16,12 +17,18 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class CachedState:
-    """A version's state. `chosen` nodes should hold it, `warm` nodes do."""
+    """A version's state. `chosen` nodes should hold it, `warm` nodes do.
+
+    `parts` are the states for the servers that run on any capacity, and for those that never run on spot, where some
+    must not; `on_demand` is their number.
+    """
 
     eligible: tuple[str, ...]
     chosen: tuple[str, ...]
     warm: frozenset[str]
     labelled: frozenset[str]
+    on_demand: int = 0
+    parts: tuple[CachedState, CachedState] | None = None
 
     @property
     def is_cached(self) -> bool:
@@ -32,33 +39,39 @@ class CachedState:
     def missing(self) -> list[str]:
         return [name for name in self.chosen if name not in self.warm]
 
+    def startable(self, replicas: int, running: int) -> int:
+        """How many of some replicas may run now: at most the warm nodes, but never fewer than already run."""
+        return replicas if self.is_cached else min(replicas, max(len(self.warm), running))
 
-def cached_state(revision: Revision, observed: Observed, *, replicas: int) -> CachedState:
-    """The state of a version for a number of desired replicas.
+
+def cached_state(
+    revision: Revision, observed: Observed, *, replicas: int, on_demand: int = 0
+) -> CachedState:
+    """The state of a version for a number of desired replicas, of which some must not run on spot capacity.
 
     Besides the nodes that already run its servers, one warm node is chosen for each replica without a server that has
     mounted it. A server that has, but isn't ready yet, must not count twice: that would warm a node too many for each
     replica that starts. Servers on nodes that can't take pods any more, such as cordoned ones, need a replacement.
     """
-    nodes = observed.nodes
-    label = names.node_label(revision.key)
-    possible = eligible(nodes, revision.resources, gpus=revision.gpus)
-    servers, warming = observed.pods(names.SERVER), observed.pods(names.PREWARM)
-    serving = _nodes_with(servers, revision)
-    usable = {node.name for node in possible}
-    placed = [pod for pod in _mounted(servers, revision) if node_of(pod) in usable]
-    labelled = {node.name for node in nodes if node.holds(label)} & usable
-    chosen = choose_warm(
-        possible,
-        max(1, len(serving & usable) + max(0, replicas - len(placed))),
-        label=label,
-        preference=(serving, labelled, _nodes_of(warming), _nodes_of(servers)),
-    )
+    possible = eligible(observed.nodes, revision.resources, gpus=revision.gpus)
+    servers = observed.pods(names.SERVER)
+    if not on_demand:
+        return _state(revision, observed, possible, servers, replicas=replicas)
+    apart = eligible(observed.nodes, off_spot(revision.resources), gpus=revision.gpus)
+    others = [pod for pod in servers if not is_on_demand(pod)]
+    beside = [pod for pod in servers if is_on_demand(pod)]
+    second = _state(revision, observed, apart, beside, replicas=on_demand)
+    # Nodes of the one aren't chosen for the other, which would leave it without.
+    left = [node for node in possible if node.name not in second.chosen]
+    first = _state(revision, observed, left, others, replicas=replicas - on_demand)
+    chosen = first.chosen if replicas > on_demand else ()
     return CachedState(
         eligible=tuple(node.name for node in possible),
-        chosen=tuple(node.name for node in chosen),
-        warm=frozenset(labelled | (serving | _nodes_with(warming, revision)) & usable),
-        labelled=frozenset(labelled),
+        chosen=(*second.chosen, *chosen),
+        warm=first.warm | second.warm,
+        labelled=first.labelled | second.labelled,
+        on_demand=on_demand,
+        parts=(first, second),
     )
 
 
@@ -70,11 +83,41 @@ def nodes_to_warm(
     wanted, usable = {names.REVISION: revision.id}, set(state.eligible)
     servers = [pod for pod in observed.pods(names.SERVER) if has_labels(pod, wanted)]
     staying = [pod for pod in servers if is_ready(pod) and node_of(pod) in usable]
-    if replicas > 0 and len(staying) >= replicas:
+    beside = sum(map(is_on_demand, staying))
+    if replicas > 0 and len(staying) >= replicas and beside >= min(state.on_demand, replicas):
         return []
     # A node whose server has mounted the model needs no pre-warm pod: the server's volume is the lease.
     held = state.labelled | {node_of(pod) for pod in servers if is_mounted(pod)}
     return [name for name in state.chosen if name not in held]
+
+
+def is_on_demand(pod: Json) -> bool:
+    """Whether a server is one of those that never run on spot capacity."""
+    return has_labels(pod, {names.CAPACITY: names.ON_DEMAND})
+
+
+def _state(
+    revision: Revision, observed: Observed, possible: list[KubeNode], servers: list[Json], *, replicas: int
+) -> CachedState:  # fmt: skip
+    label = names.node_label(revision.key)
+    warming = observed.pods(names.PREWARM)
+    serving = _nodes_with(servers, revision)
+    usable = {node.name for node in possible}
+    placed = [pod for pod in _mounted(servers, revision) if node_of(pod) in usable]
+    labelled = {node.name for node in observed.nodes if node.holds(label)} & usable
+    chosen = choose_warm(
+        possible,
+        max(1, len(serving & usable) + max(0, replicas - len(placed))),
+        label=label,
+        preference=(serving, labelled, _nodes_of(warming), _nodes_of(servers)),
+    )
+    everywhere = _nodes_with(observed.pods(names.SERVER), revision)
+    return CachedState(
+        eligible=tuple(node.name for node in possible),
+        chosen=tuple(node.name for node in chosen),
+        warm=frozenset(labelled | (everywhere | _nodes_with(warming, revision)) & usable),
+        labelled=frozenset(labelled),
+    )
 
 
 def _nodes_with(pods: list[Json], revision: Revision) -> set[str]:

@@ -16,6 +16,7 @@ from cache_agent.api.shared_names import MODEL_LABELS
 from modelimage.bounds import parse_count
 from modelimage.cpus import FLAGS
 from modelimage.errors import InvalidInput
+from workspace.controller.node_signs import Departure, departure_of, has_registered
 from workspace.controller.objects import condition
 from workspace.hardware import Gpu, Hardware, find_gpu, requested_hardware
 from workspace.node_demands import demanded_terms
@@ -36,8 +37,8 @@ _CPU_FEATURE: Final = "feature.node.kubernetes.io/cpu-cpuid."
 class KubeNode:
     """The facts read from a Node. `held` are its model labels, from its NodeCache if there is one.
 
-    A `usable` node takes new pods; a `ready` one that isn't usable is being drained. `read_rate` is its rate of reading
-    weights in bytes a second, if its agent measured one.
+    A `usable` node takes new pods; `departure` says whether it goes. `read_rate` is its rate of reading weights in
+    bytes a second, if its agent measured one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class KubeNode:
     allocatable: Mapping[str, str]
     usable: bool
     ready: bool = True
+    departure: Departure = Departure.NONE
     held: frozenset[str] = frozenset()
     # Not compared: a new measurement alone must not requeue Workspaces.
     read_rate: float | None = field(default=None, compare=False)
@@ -55,14 +57,17 @@ class KubeNode:
         spec, status = document.get("spec") or {}, document.get("status") or {}
         ready = condition(document, "Ready").get("status") == "True"
         labels = document["metadata"].get("labels") or {}
+        departure = departure_of(document)
+        stays = departure is Departure.NONE and has_registered(document)
         return cls(
             name=document["metadata"]["name"],
             # Model labels are only in `held`, so that a NodeCache can replace them.
             labels={k: v for k, v in labels.items() if not k.startswith(MODEL_LABELS)},
             taints=tuple(spec.get("taints") or ()),
             allocatable=status.get("allocatable") or {},
-            usable=ready and not _is_leaving(document),
+            usable=ready and stays,
             ready=ready,
+            departure=departure,
             held=frozenset(
                 k for k, v in labels.items() if k.startswith(MODEL_LABELS) and v == names.READY
             ),
@@ -204,12 +209,6 @@ def _bytes(text: str) -> int:
         return parse_quantity(text)
     except ValueError as error:
         raise InvalidInput(f"a node's label says its GPU has {text!r} of memory") from error
-
-
-def _is_leaving(document: Json) -> bool:
-    """Whether the node takes no new pods: cordoned, or deleted and kept only until it is empty (Karpenter does)."""
-    spec = document.get("spec") or {}
-    return bool(spec.get("unschedulable") or document["metadata"].get("deletionTimestamp"))
 
 
 def _tolerated(taint: Json, accepted: Iterable[Json]) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
+from modelimage.bounds import parse_count
+from workspace.field_types import MOST_REPLICAS
 from workspace.render.names import PORT_NAME, REVISION, SURGE
 
 Json = dict[str, Any]
@@ -80,13 +82,26 @@ def node_of(pod: Json) -> str | None:
 
 
 def asked_replicas(deployment: Json) -> int:
-    """The replicas of a Deployment that were asked for, without one that replaces the only server of a drained node.
+    """The replicas of a Deployment that were asked for, without those that replace servers on leaving nodes.
 
-    Another autoscaler may not have added that one yet; and if it asks for more than both, it needs all of them.
+    Another autoscaler may not have added these yet; and if it asks for more than all, it needs all of them.
     """
     surge = (deployment["metadata"].get("annotations") or {}).get(SURGE, "")
     count = int(deployment["spec"].get("replicas", 1))
-    return 1 if surge and count == 2 else count
+    asked, _, more = surge.partition("+")
+    least, extra = parse_count(asked, most=MOST_REPLICAS), parse_count(more, most=MOST_REPLICAS)
+    if least is None or extra is None:
+        return count
+    return least if least <= count <= least + extra else count
+
+
+def asked_of(documents: Iterable[Json], deployments: Collection[str]) -> int:
+    """The replicas that were asked for, of all Deployments with these names."""
+    return sum(
+        asked_replicas(each)
+        for each in documents
+        if each["kind"] == "Deployment" and each["metadata"]["name"] in deployments
+    )
 
 
 def deployed_version(deployment: Json) -> str:

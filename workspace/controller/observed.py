@@ -47,7 +47,8 @@ class Observed:
     RFC 3339. `refused` are writes of this pass that the API server refused, in its words. `mounts` is what Events tell
     of pods that wait for volumes, by uid; `published` the agents' records of pods' volumes, and `starts` what else is
     known of servers' starts. `analysis` compares a new version with the one that serves; `probes` are its answers.
-    `idle` is the version whose servers have finished their requests, of one that gets none any more.
+    `idle` is the version whose servers have finished their requests, of one that gets none any more. `running` is how
+    many requests each server has, by the pod's uid, where the built-in autoscaler measures them.
     """
 
     document: Json
@@ -66,6 +67,7 @@ class Observed:
     analysis: AnalysisResult | None = None
     idle: str = ""
     probes: ProbeResult | None = None
+    running: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def uid(self) -> str:
@@ -119,7 +121,16 @@ class Delete:
     uid: str
 
 
-Action = Apply | Delete
+@dataclass(frozen=True, slots=True)
+class Annotate:
+    """Sets annotations of an object that others made, if it still has the uid that was seen; None removes one."""
+
+    reference: Reference
+    uid: str
+    annotations: Mapping[str, str | None]
+
+
+Action = Apply | Delete | Annotate
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 from modelimage.spans import span
 from modelimage.trace_headers import SpanOrigin
 from workspace.controller.object_cache import Key
-from workspace.controller.observed import Action, Apply, Decision
+from workspace.controller.observed import Action, Apply, Decision, Delete
 from workspace.render import names
 from workspace.rollout_status import RolloutStatus
 
@@ -30,7 +30,8 @@ def reconciling(key: Key, decision: Decision, began: int) -> AbstractContextMana
 def acting(action: Action) -> AbstractContextManager[None]:
     """The span of one write."""
     if not isinstance(action, Apply):
-        return span(f"delete {action.reference.kind}", object=action.reference.name)
+        verb = "delete" if isinstance(action, Delete) else "annotate"
+        return span(f"{verb} {action.reference.kind}", object=action.reference.name)
     document = action.document
     kind, metadata = document["kind"], document["metadata"]
     if kind == "Pod" and (metadata.get("labels") or {}).get(names.ROLE) == names.PREWARM:

@@ -70,16 +70,16 @@ class Problem:
 
 def worst_problem(
     pods: Sequence[Json],
-    deployment: Json | None = None,
-    *,
+    *deployments: Json | None,
     mounts: Mapping[str, MountNews] = _NO_NEWS,
 ) -> Problem | None:
-    """The problem to solve first, of some pods and of the Deployment that makes them; None without a problem.
+    """The problem to solve first, of some pods and of the Deployments that make them; None without a problem.
 
     `mounts` is what Events tell of pods' volumes, by the pods' uids.
     """
     of_pods = (pod_problem(each, _news_of(each, mounts)) for each in pods)
-    found = [*_of_deployment(deployment or {}), *filter(None, of_pods)]
+    found = [problem for each in deployments for problem in _of_deployment(each or {})]
+    found += filter(None, of_pods)
     # The first among equals, by the order of the pods: a status that alternates would be written for ever.
     return min(found, key=lambda each: _ORDER.index(each.reason), default=None)
 

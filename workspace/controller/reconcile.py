@@ -24,12 +24,17 @@ from workspace.controller.objects import (
     asked_replicas,
     container_ports,
     deployed_version,
-    has_labels,
     is_owned,
     is_ready,
-    node_of,
 )
-from workspace.controller.observed import KEDA_GROUP, Decision, Observed, Reference, reference
+from workspace.controller.observed import (
+    KEDA_GROUP,
+    Annotate,
+    Decision,
+    Observed,
+    Reference,
+    reference,
+)
 from workspace.controller.ownership import owned_by, owned_or_conflicting, permitted
 from workspace.controller.prewarm_pods import prewarm_pod
 from workspace.controller.replica_goal import is_external, is_scaled_elsewhere, replica_goal
@@ -41,11 +46,17 @@ from workspace.controller.rollout_view import (
     stable_before,
 )
 from workspace.controller.route_objects import kept_objects, left_version, route_objects
+from workspace.controller.server_counts import ServerCounts, pod_marks, server_counts
+from workspace.controller.shares import Shares, divided, floor, startable
 from workspace.controller.stand_ins import left_servers, stand_ins
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
-from workspace.render.deployments import candidate_deployment, deployment
+from workspace.render.deployments import (
+    candidate_deployment,
+    deployment,
+    on_demand_deployment,
+)
 from workspace.render.kubernetes import (
     Routing,
     has_activator,
@@ -83,9 +94,12 @@ class _Reconciliation:
         # Another's Deployment of this name says nothing of our servers.
         found = observed.find("Deployment", workspace.name)
         self.current = found if found and is_owned(found, observed.uid) else None
+        beside = observed.find("Deployment", names.on_demand(workspace.name))
+        self.beside = beside if beside and is_owned(beside, observed.uid) else None
+        self.asked = Shares(*map(_asked, (self.current, self.beside)))
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
-        self.goal = replica_goal(workspace, observed, self.current)
+        self.goal = replica_goal(workspace, observed, self.asked.total if self.current else None)
         self._states: dict[tuple[str, int], CachedState] = {}
         self.rollout = self._rollout()
         # A version that was taken back is as if it had never been asked for.
@@ -97,11 +111,13 @@ class _Reconciliation:
         self.allowed = self._allowed()
         self.left_version = left_version(workspace, observed, self.rollout)
         self.stand_ins = stand_ins(workspace, observed, self.rollout, goal=self.goal)
+        self.counts = self._counts()
 
     def decide(self) -> Decision:
         wanted, conflicts = owned_or_conflicting(self._wanted(), self.observed)
         deleted = deletes(self.observed, keep=self._kept(wanted), surplus=self._surplus_versions())
-        actions = permitted([*applies(self.observed, wanted), *deleted], conflicts)
+        # Marks first: they say which pods go when a Deployment gets smaller.
+        actions = permitted([*self._marks(), *applies(self.observed, wanted), *deleted], conflicts)
         status = workspace_status.report(
             workspace_status.ReportInput(
                 workspace=self.workspace,
@@ -110,7 +126,7 @@ class _Reconciliation:
                 active=self.active,
                 cached_state=self.cached_state,
                 goal=self.goal,
-                allowed=self.allowed,
+                allowed=self.allowed.total,
                 conflicts=tuple(f"{each.kind} {each.name}" for each in conflicts),
                 keda_missing=self._keda_missing(),
                 versions=(*self.kept, *self._used()),
@@ -184,7 +200,8 @@ class _Reconciliation:
 
     def _state_for(self, revision: Revision, replicas: int) -> CachedState:
         if (revision.name, replicas) not in self._states:
-            found = cached_state(revision, self.observed, replicas=replicas)
+            on_demand = floor(self.workspace, revision, replicas)
+            found = cached_state(revision, self.observed, replicas=replicas, on_demand=on_demand)
             self._states[revision.name, replicas] = found
         return self._states[revision.name, replicas]
 
@@ -195,7 +212,7 @@ class _Reconciliation:
             return deployed
         if self.rollout is not None and self.rollout.keeps_stable:
             return deployed
-        serves = self._current_replicas() > 0 or (is_external(self.workspace) and self.goal > 0)
+        serves = self.asked.total > 0 or (is_external(self.workspace) and self.goal > 0)
         # With no running server to replace, the desired version is active right away.
         if self.current is None or not serves or (deployed and deployed.name == self.target.name):
             return self.target
@@ -231,70 +248,56 @@ class _Reconciliation:
         # More of them start once the nodes that will get them hold the model.
         if not self._state_for(target, count).is_cached:
             count = min(count, asked_candidates(self.observed, self.workspace.name))
+        on_demand = floor(self.workspace, target, count)
         made = candidate_deployment(
-            self.workspace, target.template, replicas=count, startup_seconds=target.startup_seconds,
+            self.workspace, target.template, replicas=count - on_demand, startup_seconds=target.startup_seconds,
             environment=self.observed.environment,
         )  # fmt: skip
-        return [made] if count else []
+        beside = [on_demand_deployment(made, replicas=on_demand)] if on_demand else []
+        return [*beside, made] if count else []
 
     # Replicas
 
-    def _current_replicas(self) -> int:
-        return asked_replicas(self.current) if self.current else 0
+    def _allowed(self) -> Shares:
+        """The replicas that may run now: at most the warm nodes, but never fewer than already run."""
+        if self.active is None:
+            return Shares()
+        goal = self.goal
+        if goal == 0 and self.asked.total > 0 and has_activator(self.workspace):
+            # The activator must receive requests before the last server stops.
+            return Shares() if self._service_role() == names.ACTIVATOR else self.asked
+        wanted = divided(goal, floor(self.workspace, self.active, goal))
+        deployed = self._deployed()
+        runs = deployed is not None and deployed.name == self.active.name
+        return startable(self._state_of(self.active), wanted, self.asked if runs else Shares())
 
-    def _replicas(self) -> int:
-        """The replicas of the Workspace's own Deployment."""
+    def _counts(self) -> ServerCounts:
+        """What the Workspace's own Deployments are asked for."""
+        if self.active is None:
+            return ServerCounts()
+        goal, allowed = self.goal, self.allowed
         if is_external(self.workspace):
             # From the start all of them: fewer would never become more.
             begins = self.current is None or left_servers(self.workspace, self.observed)
-            return self.goal if begins else self._current_replicas()
-        return min(self.allowed, self.rollout.own) if self.rollout else self.allowed
+            allowed = Shares(self.goal if begins else self.asked.total)
+        elif self.rollout is not None:
+            goal, allowed = min(goal, self.rollout.own), allowed.at_most(self.rollout.own)
+        return server_counts(
+            self.workspace, self.observed, active=self.active, state=self._state_of(self.active),
+            goal=goal, allowed=allowed, before=self.asked,
+        )  # fmt: skip
 
-    def _allowed(self) -> int:
-        """The replicas that may run now: at most the warm nodes, but never fewer than already run."""
-        if self.active is None:
-            return 0
-        goal, current = self.goal, self._current_replicas()
-        if goal == 0 and current > 0 and has_activator(self.workspace):
-            # The activator must receive requests before the last server stops.
-            return 0 if self._service_role() == names.ACTIVATOR else current
-        where = self._state_of(self.active)
-        if where.is_cached:
-            return goal
-        deployed = self._deployed()
-        running = current if deployed and deployed.name == self.active.name else 0
-        return min(goal, max(len(where.warm), running))
-
-    def _is_replaced_first(self) -> bool:
-        """Whether the only server stays until another is ready: where it runs, and where a node could take another."""
-        _, ready_count = server_count(self.observed)
-        if self.goal != 1 or not ready_count or self.active is None:
-            return False
-        return bool(self._state_of(self.active).eligible)
-
-    def _surges(self) -> bool:
-        """Whether to run one more replica: the only server is on a node that is being drained, and another is warm."""
-        if self.active is None or is_external(self.workspace) or not self._is_replaced_first():
-            return False
-        where, wanted = self._state_of(self.active), {names.REVISION: self.active.id}
-        servers = self.observed.pods(names.SERVER)
-        drained = {node.name for node in self.observed.nodes if node.ready} - set(where.eligible)
-        # A rollout brings a replacement itself.
-        is_rolling = not all(has_labels(pod, wanted) for pod in servers)
-        return (
-            not is_rolling and where.is_cached and any(node_of(pod) in drained for pod in servers)
-        )
+    def _marks(self) -> list[Annotate]:
+        deployed = Shares(*map(_replicas, (self.current, self.beside)))
+        return pod_marks(self.workspace, self.observed, self.counts, deployed=deployed)
 
     # Objects
 
     def _wanted(self) -> list[Json]:
         """Every object in its desired form, except those that must stay unchanged."""
-        surge = self._surges()
-        # An autoscaler of the cluster's takes the surplus replica away unless its own minimum says otherwise.
-        routing = self._routing()
-        wanted = surrounding_objects(
-            self.workspace, self.observed.environment, routing, least=2 if surge else 0
-        )
+        routing, environment = self._routing(), self.observed.environment
+        least = self.counts.autoscaler_least
+        wanted = surrounding_objects(self.workspace, environment, routing, least=least)
         # Weights before servers: none goes that still has a share of the requests.
         newest = self.active.id if self.active else None
         wanted += route_objects(
@@ -310,21 +313,22 @@ class _Reconciliation:
         if isinstance(self.target, NotBuilt):
             wanted.append(self._build_job())
         if self.active is not None:
-            wanted.append(
-                deployment(
-                    self.workspace,
-                    self.active.template,
-                    replicas=self._replicas(),
-                    startup_seconds=self.active.startup_seconds,
-                    environment=self.observed.environment,
-                    selector=self._selector(),
-                    surge=surge,
-                )
-            )
+            wanted += self._own_deployments(self.active)
         wanted += self._candidate_deployment()
         owned = [owned_by(each, self.observed.document) for each in wanted]
         # A route has others' parts: what was written last time says nothing of it.
         return [each if each["kind"] in SHARED_KINDS else with_intent(each) for each in owned]
+
+    def _own_deployments(self, active: Revision) -> list[Json]:
+        asked, surplus = self.counts.asked, self.counts.surplus
+        made = deployment(
+            self.workspace, active.template, replicas=asked.rest, startup_seconds=active.startup_seconds,
+            environment=self.observed.environment, selector=self._selector(), surge=surplus.rest,
+        )  # fmt: skip
+        if not asked.on_demand:
+            return [made]
+        count, more = asked.on_demand, surplus.on_demand
+        return [on_demand_deployment(made, replicas=count, surge=more), made]
 
     def _routing(self) -> Routing:
         """Where requests go. An edited port opens beside that of the version that still serves, not in its place."""
@@ -335,7 +339,7 @@ class _Reconciliation:
             role=self._wanted_role(),
             ports=tuple(sorted(ports)) or (server_port(self.workspace),),
             uid=self.observed.bound_uid,
-            replaced_first=self._is_replaced_first(),
+            least_ready=self.counts.least_ready,
             version=self.rollout.serving if self.rollout else None,
         )
 
@@ -390,12 +394,21 @@ class _Reconciliation:
         keep |= self.stand_ins
         # Without a version to run (registry unreachable) a running Deployment must not be deleted.
         if self.active is None:
-            keep.add(Reference("Deployment", self.workspace.name))
+            own = names.with_on_demand(self.workspace.name)
+            keep |= {Reference("Deployment", name) for name in own}
         if not isinstance(self.target, Revision):
             # Pods and Jobs in progress are kept while the registry doesn't say which version is desired.
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")
             keep |= {reference(each) for each in self.observed.objects if each["kind"] in unsure}
         return keep
+
+
+def _asked(own: Json | None) -> int:
+    return asked_replicas(own) if own else 0
+
+
+def _replicas(own: Json | None) -> int:
+    return int(own["spec"].get("replicas", 1)) if own else 0
 
 
 def _changed(observed: Observed, status: Json) -> Json | None:

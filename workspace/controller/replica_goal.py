@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from workspace.controller.objects import asked_replicas
 from workspace.controller.observed import Observed
 from workspace.controller.rollout_view import rollout_before
 from workspace.render import names
@@ -12,8 +9,6 @@ from workspace.render.kubernetes import wanted_range
 from workspace.rollout_spec import Strategy
 from workspace.rollout_status import RolloutPhase
 from workspace.schema import Autoscaler, Workspace
-
-Json = dict[str, Any]
 
 
 def is_external(workspace: Workspace) -> bool:
@@ -28,14 +23,17 @@ def is_scaled_elsewhere(workspace: Workspace) -> bool:
     return by_other or is_external(workspace)
 
 
-def replica_goal(workspace: Workspace, observed: Observed, deployment: Json | None) -> int:
-    """The desired number of servers, regardless of how many may start now. `deployment` is the Workspace's own."""
+def replica_goal(workspace: Workspace, observed: Observed, current: int | None) -> int:
+    """The desired number of servers, regardless of how many may start now.
+
+    `current` are those that the Workspace's own Deployments were asked for; None without one.
+    """
     least, most = wanted_range(workspace)
-    current = asked_replicas(deployment) if deployment else 0
+    exists, current = current is not None, current or 0
     if is_external(workspace):
         # Its servers may be another object's, such as a Rollout's, beside a Deployment of none. What an own rollout has
         # left beside it stands in for servers that it lacks.
-        if deployment is None or observed.find("Deployment", names.candidate(workspace.name)):
+        if not exists or observed.find("Deployment", names.candidate(workspace.name)):
             return max(least, current)
         return max(current, len(observed.pods(names.SERVER)))
     if is_scaled_elsewhere(workspace):

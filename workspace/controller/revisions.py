@@ -68,6 +68,9 @@ def requested(workspace: Workspace) -> Json:
     """The identity of a version: the parts of the spec that determine the pod."""
     spec = workspace.to_document()["spec"]
     parts = {name: spec[name] for name in POD_PARTS if name in spec}
+    # How many of the servers run where is no matter of the pod: an edit must not restart them.
+    capacity = parts.get("resources", {}).get("provisioning", {}).get("capacity", {})
+    capacity.pop("onDemandMinimum", None)
     restarted = workspace.spec.rollout.restarted_at
     return {**parts, **({"rollout": {"restartedAt": restarted}} if restarted else {})}
 

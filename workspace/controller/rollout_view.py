@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from workspace.controller.objects import (
-    asked_replicas,
+    asked_of,
     condition,
     deployed_version,
     has_labels,
@@ -215,14 +215,12 @@ def _traffic(
 
 
 def asked_candidates(observed: Observed, workspace: str) -> int:
-    """The replicas that the new version's own Deployment was given."""
-    found = observed.find("Deployment", names.candidate(workspace))
-    return int(found["spec"].get("replicas", 0)) if found else 0
+    """The replicas that the new version's own Deployments were given."""
+    return asked_of(observed.objects, names.with_on_demand(names.candidate(workspace)))
 
 
 def _is_served(observed: Observed, workspace: str) -> bool:
-    found = observed.find("Deployment", workspace)
-    return found is not None and asked_replicas(found) > 0
+    return asked_of(observed.objects, names.with_on_demand(workspace)) > 0
 
 
 def _is_candidate(pod: Json) -> bool:
@@ -234,15 +232,16 @@ def _servers_of(observed: Observed, version: Revision) -> list[Json]:
     return [pod for pod in pods if has_labels(pod, {names.REVISION: version.id})]
 
 
-def _deployment_of(observed: Observed, workspace: str, version: Revision) -> Json | None:
-    """The new version's own Deployment; None while it still is that of a version before."""
-    found = observed.find("Deployment", names.candidate(workspace))
-    return found if found is not None and deployed_version(found) == version.id else None
+def _deployments_of(observed: Observed, workspace: str, version: Revision) -> list[Json]:
+    """The new version's own Deployments, without those that still are of a version before."""
+    named = names.with_on_demand(names.candidate(workspace))
+    found = (observed.find("Deployment", name) for name in named)
+    return [each for each in found if each is not None and deployed_version(each) == version.id]
 
 
 def _hindrance(observed: Observed, workspace: str, version: Revision) -> Problem | None:
-    deployment = _deployment_of(observed, workspace, version)
-    return worst_problem(_servers_of(observed, version), deployment, mounts=observed.mounts)
+    deployments = _deployments_of(observed, workspace, version)
+    return worst_problem(_servers_of(observed, version), *deployments, mounts=observed.mounts)
 
 
 def _failure(observed: Observed, workspace: str, version: Revision) -> str:
@@ -256,15 +255,15 @@ def _failure(observed: Observed, workspace: str, version: Revision) -> str:
         found = worst_problem([pod])
         if found is not None and found.reason in _ENDINGS and max(restarts, default=0) >= _RESTARTS:
             return found.message
-    deployment = _deployment_of(observed, workspace, version)
-    late = worst_problem([], deployment)
-    if deployment is None or late is None or late.reason is not Reason.PROGRESS_DEADLINE:
+    deployments = _deployments_of(observed, workspace, version)
+    late = worst_problem([], *deployments)
+    if late is None or late.reason is not Reason.PROGRESS_DEADLINE:
         return ""
     cause = worst_problem(pods, mounts=observed.mounts)
     # A version that finds no room is no worse for it, nor one that has found some just now.
     if cause is not None and cause.reason is Reason.UNSCHEDULABLE:
         return ""
-    limit = int(deployment["spec"].get("progressDeadlineSeconds") or 0)
+    limit = int(deployments[0]["spec"].get("progressDeadlineSeconds") or 0)
     if not any(_is_late(pod, limit, observed.now) for pod in pods):
         return ""
     return cause.message if cause is not None else late.message

@@ -69,5 +69,6 @@ def kept_objects(workspace: Workspace, left: str | None) -> set[Reference]:
         # Others' rules are in it, so it outlives a kind of backend that the cluster lacks for a while.
         kept.add(Reference("HTTPRoute", workspace.name))
     if left:
-        kept.add(Reference("Deployment", names.candidate(workspace.name)))
+        deployments = names.with_on_demand(names.candidate(workspace.name))
+        kept |= {Reference("Deployment", name) for name in deployments}
     return kept

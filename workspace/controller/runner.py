@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,7 +28,14 @@ from workspace.controller.log_events import about
 from workspace.controller.metrics import Metrics
 from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.objects import condition
-from workspace.controller.observed import Action, Apply, Decision, Observed, reference
+from workspace.controller.observed import (
+    Action,
+    Annotate,
+    Apply,
+    Decision,
+    Observed,
+    reference,
+)
 from workspace.controller.pass_spans import acting, reconciling, tell_step
 from workspace.controller.pod_start import Starts
 from workspace.controller.queue import WorkQueue
@@ -266,6 +274,7 @@ class Runner:
             analysis=self.analyses.get(key),
             idle=self.idle.get(key, ""),
             probes=self.probes.get(key),
+            running=load.by_server if (load := self.loads.get(key)) else {},
             groups=self._groups,
         )
 
@@ -338,6 +347,8 @@ class Runner:
                 *_named(action.document),
                 extra=about("object applied", workspace="/".join(key)),
             )
+        elif isinstance(action, Annotate):
+            await self._annotate(key, action)
         else:
             await self.api.delete(action.reference, key[0], uid=action.uid)
             kind, name = action.reference.kind, action.reference.name
@@ -348,6 +359,13 @@ class Runner:
                 name,
                 extra=about("object deleted", workspace="/".join(key)),
             )
+
+    async def _annotate(self, key: Key, action: Annotate) -> None:
+        """Marks an object that others made. One that is gone by now needs no mark."""
+        kind, name = action.reference.kind, action.reference.name
+        patch = {"metadata": {"uid": action.uid, "annotations": dict(action.annotations)}}
+        with suppress(NotFound):
+            self.seen(await self.api.merge(kind, name, patch, namespace=key[0]))
 
     async def _write_status(self, key: Key, document: Json, status: Json | None) -> None:
         if status is None:

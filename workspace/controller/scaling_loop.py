@@ -23,7 +23,7 @@ from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.conditions import sentence
 from workspace.controller.log_events import about
 from workspace.controller.object_cache import Key
-from workspace.controller.objects import asked_replicas, has_labels, is_ready
+from workspace.controller.objects import asked_of, has_labels, is_ready
 from workspace.controller.reasons import News, Reason
 from workspace.controller.runner import Runner
 from workspace.controller.server_pages import AT_ONCE, read_answer, read_page, server_urls
@@ -50,11 +50,12 @@ PERIOD: Final = 2.0  # seconds between readings
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Where to read one Workspace's load: its ready servers, and its activator, if any."""
+    """Where to read one Workspace's load: its ready servers with their pods' uids, and its activator, if any."""
 
     current: int
     servers: tuple[str, ...]
     activator: str | None
+    uids: tuple[str, ...] = ()
 
 
 class Scaler:
@@ -101,7 +102,12 @@ async def read_load(
     held, trace = await _held(session, targets.activator) if targets.activator else (0, "")
     readings = tuple(each for each in pages if isinstance(each, Reading))
     refused = next((each for each in pages if isinstance(each, RemoteRefused)), None)
-    return Load(targets.current, len(targets.servers), readings, held, trace), refused
+    by_server = {
+        uid: each.running
+        for uid, each in zip(targets.uids, pages, strict=False)
+        if isinstance(each, Reading)
+    }
+    return Load(targets.current, len(targets.servers), readings, held, trace, by_server), refused
 
 
 class ScalingLoop:
@@ -218,18 +224,19 @@ def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
     deployment = _deployment(workspace.name, objects)
     servers = _addresses(deployment, objects)
     holding = _addresses(_deployment(names.activator(workspace.name), objects), objects)
-    current = asked_replicas(deployment) if deployment else 0
-    return Targets(current, servers, next(iter(holding), None))
+    current = asked_of(objects, names.with_on_demand(workspace.name))
+    urls, uids = tuple(url for _, url in servers), tuple(uid for uid, _ in servers)
+    return Targets(current, urls, next((url for _, url in holding), None), uids)
 
 
-def _addresses(deployment: Json | None, objects: Sequence[Json]) -> tuple[str, ...]:
-    """The URLs of a Deployment's ready pods, each at its own version's port."""
+def _addresses(deployment: Json | None, objects: Sequence[Json]) -> tuple[tuple[str, str], ...]:
+    """The uids and URLs of a Deployment's ready pods, each at its own version's port."""
     if deployment is None:
         return ()
     selector = deployment["spec"]["selector"]["matchLabels"]
     # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
     return tuple(
-        url
+        (str(pod["metadata"].get("uid")), url)
         for pod in objects
         if pod["kind"] == "Pod" and is_ready(pod) and has_labels(pod, selector)
         for url in server_urls(pod)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from workspace.controller.objects import deployed_version, has_labels, is_owned, is_ready
-from workspace.controller.observed import Observed, Reference, reference
+from workspace.controller.observed import Observed, Reference
 from workspace.controller.pod_problems import worst_problem
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import version_id
@@ -30,7 +30,7 @@ def left_servers(workspace: Workspace, observed: Observed) -> Json | None:
 def stand_ins(
     workspace: Workspace, observed: Observed, rollout: ActiveRollout | None, *, goal: int
 ) -> set[Reference]:
-    """The Deployment of a version that isn't on trial any more, while its servers are needed; else nothing.
+    """The Deployments of a version that isn't on trial any more, while its servers are needed; else nothing.
 
     With a route the Workspace's own Deployment keeps all of its servers; without room these are in the way.
     """
@@ -43,4 +43,7 @@ def stand_ins(
     own = [pod for pod in servers if not has_labels(pod, {names.TRACK: names.CANDIDATE})]
     problem = worst_problem(own)
     crowded = problem is not None and problem.reason is Reason.UNSCHEDULABLE
-    return set() if crowded or sum(map(is_ready, own)) >= goal else {reference(left)}
+    if crowded or sum(map(is_ready, own)) >= goal:
+        return set()
+    deployments = names.with_on_demand(names.candidate(workspace.name))
+    return {Reference("Deployment", name) for name in deployments}

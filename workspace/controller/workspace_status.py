@@ -239,8 +239,9 @@ def _server_problem(report_input: ReportInput, *, active: bool = True) -> Proble
         pod for pod in pods
         if active == (version is None or has_labels(pod, {names.REVISION: version.id}))
     ]  # fmt: skip
-    deployment = observed.find("Deployment", report_input.workspace.name)
-    return worst_problem(mine, deployment if active else None, mounts=observed.mounts)
+    named = names.with_on_demand(report_input.workspace.name) if active else ()
+    deployments = [observed.find("Deployment", name) for name in named]
+    return worst_problem(mine, *deployments, mounts=observed.mounts)
 
 
 def _scheduled(report_input: ReportInput) -> StatusCondition:

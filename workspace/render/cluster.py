@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from workspace.hardware import Hardware
+from workspace.node_demands import on_demand_share
 from workspace.render import names
-from workspace.render.deployments import deployment
+from workspace.render.deployments import deployment, on_demand_deployment
 from workspace.render.kubernetes import (
     Routing,
     SystemSettings,
@@ -50,14 +51,16 @@ def render_kubernetes(
     ]
     if scraped_from is not None:
         objects = [_open_metrics(each, scraped_from, release.plan.port) for each in objects]
+    floor = on_demand_share(workspace.spec.resources.provisioning, replicas)
     servers = deployment(
         workspace,
         template,
-        replicas=replicas,
+        replicas=replicas - floor,
         startup_seconds=release.plan.probes.startup_seconds,
         environment=environment,
     )
-    return [*objects, servers]
+    beside = [on_demand_deployment(servers, replicas=floor)] if floor else []
+    return [*objects, *beside, servers]
 
 
 def _needs_controller(workspace: Workspace, each: Json) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workspace.node_demands import queue_label
+from workspace.node_demands import kept_off_spot, queue_label
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings, meta
 from workspace.schema import Workspace
@@ -19,11 +19,11 @@ Json = dict[str, Any]
 
 def deployment(
     workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int,
-    environment: SystemSettings, selector: Mapping[str, str] | None = None, surge: bool = False,
+    environment: SystemSettings, selector: Mapping[str, str] | None = None, surge: int = 0,
 ) -> Json:  # fmt: skip
     """The servers' Deployment. A new version starts beside the old one, which stops once the new one is ready.
 
-    `selector` is that of the existing Deployment, which can't change. `surge` adds a replica.
+    `selector` is that of the existing Deployment, which can't change. `surge` adds replicas.
     """
     uid = template["metadata"]["labels"].get(names.UID)
     return {
@@ -31,7 +31,7 @@ def deployment(
         "kind": "Deployment",
         "metadata": {
             **_queued(workspace, workspace.name),
-            **({"annotations": {names.SURGE: "1"}} if surge else {}),
+            **({"annotations": {names.SURGE: f"{replicas}+{surge}"}} if surge else {}),
         },
         "spec": {
             "replicas": replicas + surge,
@@ -66,6 +66,38 @@ def candidate_deployment(
         selector={**selector, names.TRACK: names.CANDIDATE},
     )
     return {**made, "metadata": _queued(workspace, names.candidate(workspace.name))}
+
+
+def on_demand_deployment(made: Json, *, replicas: int, surge: int = 0) -> Json:
+    """The Deployment of those servers of `made` that never run on spot capacity.
+
+    A Deployment's pods are all alike, so a number of them that is placed otherwise takes a second one.
+    """
+    metadata, spec = made["metadata"], made["spec"]
+    template = spec["template"]
+    labels = {names.CAPACITY: names.ON_DEMAND}
+    pod = {**template["spec"], "affinity": kept_off_spot(template["spec"].get("affinity") or {})}
+    annotations = {names.SURGE: f"{replicas}+{surge}"} if surge else {}
+    return {
+        **made,
+        "metadata": {
+            **{name: each for name, each in metadata.items() if name != "annotations"},
+            "name": names.on_demand(metadata["name"]),
+            **({"annotations": annotations} if annotations else {}),
+        },
+        "spec": {
+            **spec,
+            "replicas": replicas + surge,
+            "selector": {"matchLabels": {**spec["selector"]["matchLabels"], **labels}},
+            "template": {
+                "metadata": {
+                    **template["metadata"],
+                    "labels": {**template["metadata"]["labels"], **labels},
+                },
+                "spec": pod,
+            },
+        },
+    }
 
 
 def _queued(workspace: Workspace, name: str) -> Json:

@@ -30,6 +30,8 @@ _CAPACITY: Final = {
 }
 # A server takes minutes to start, so its node isn't given up for a short lull, and one at a time.
 _CONSOLIDATE_AFTER: Final = "10m"
+# A server's replacement, and one of a new version, starts before it goes.
+_BESIDE: Final = 2
 
 
 def cloud_of(kind: str) -> Cloud:
@@ -58,7 +60,7 @@ def node_pool(
     gpus = release.plan.gpus
     replicas = max(1, wanted_range(workspace)[1])
     vendor = RESOURCE_NAMES[workspace.spec.resources.vendor]
-    limits = {"limits": {vendor: str(gpus * replicas)}} if gpus else {}
+    limits = {"limits": {vendor: str(gpus * replicas * _BESIDE)}} if gpus else {}
     taints = [{"key": vendor, "value": "true", "effect": "NoSchedule"}] if gpus else []
     return {
         "apiVersion": "karpenter.sh/v1",

@@ -53,14 +53,14 @@ class Routing:
     """What decides where requests go: the pods behind the Workspace's Service, and the ports of its servers.
 
     `ports` are those of all versions that run, which differ from the spec's while one replaces the other. `uid` binds
-    selectors to one Workspace; None where no controller has created it. With `replaced_first` a drain waits for a
-    replacement of the only server. `version` is the id of the version that alone gets requests.
+    selectors to one Workspace; None where no controller has created it. `least_ready` is how many servers drains must
+    leave ready; None lets one go at a time. `version` is the id of the version that alone gets requests.
     """
 
     role: str = names.SERVER
     ports: tuple[int, ...] = (DEFAULT_PORT,)
     uid: str | None = None
-    replaced_first: bool = False
+    least_ready: int | None = None
     version: str | None = None
 
 
@@ -110,10 +110,9 @@ def service_account(workspace: Workspace) -> Json:
 
 
 def disruption_budget(workspace: Workspace, routing: Routing) -> Json:
-    """Lets node drains evict one server at a time; the only one, where it can be replaced, after its replacement is
-    ready.
-    """
-    limit = {"minAvailable": 1} if routing.replaced_first else {"maxUnavailable": 1}
+    """Lets node drains evict one server at a time; where they can be replaced, after their replacements are ready."""
+    least = routing.least_ready
+    limit = {"maxUnavailable": 1} if least is None else {"minAvailable": least}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

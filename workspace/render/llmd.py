@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from modelimage.errors import InvalidInput
 from modelimage.source_uris import HUB
 from workspace.hardware import Hardware
+from workspace.node_demands import on_demand_share
 from workspace.render import drain, names
 from workspace.render.cluster import NO_HARDWARE
 from workspace.render.kubernetes import wanted_range
@@ -47,8 +49,13 @@ _CHART_FIELDS: Final = (
 
 
 def render_llmd(workspace: Workspace, release: Release, hardware: Hardware = NO_HARDWARE) -> Json:
-    """The values document. Its pods have the labels that `inference_pool` selects."""
+    """The values document. Its pods have the labels that `inference_pool` selects. Raises InvalidInput."""
     spec, plan = workspace.spec, release.plan
+    if on_demand_share(spec.resources.provisioning, 1):
+        raise InvalidInput(
+            "the chart has one Deployment of servers, and onDemandMinimum needs two",
+            hint="Leave onDemandMinimum out, or set spot to only or never.",
+        )
     accepted = tolerations(spec.resources, gpus=plan.gpus)
     found = affinity(spec, release, gpu_node_terms(workspace, release, hardware))
     extra = {

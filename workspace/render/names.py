@@ -22,10 +22,11 @@ REVISION: Final = f"{DOMAIN}/revision"
 VARIANT: Final = f"{DOMAIN}/variant"
 IMAGE: Final = f"{DOMAIN}/image"  # annotations: an image or a key is too long for a label
 KEY: Final = f"{DOMAIN}/model-key"
-SURGE: Final = f"{DOMAIN}/surge"  # replicas beyond those that were asked for
+SURGE: Final = f"{DOMAIN}/surge"  # the replicas that were asked for, and those beyond: 2+1
 TRACK: Final = (
     f"{DOMAIN}/track"  # CANDIDATE on servers of a new version that runs beside the one that serves
 )
+CAPACITY: Final = f"{DOMAIN}/capacity"  # ON_DEMAND on servers that never run on spot capacity
 ROUTED: Final = f"{DOMAIN}/routed"  # on Services behind a route: their EndpointSlices get it too
 # What people ask of a rollout, as annotations of a Workspace: so that GitOps can ask it too.
 PAUSE: Final = f"rollout.{DOMAIN}/pause"
@@ -42,6 +43,7 @@ ACTIVATOR: Final = "activator"
 PREWARM: Final = "prewarm"
 BUILD: Final = "build"
 CANDIDATE: Final = "candidate"
+ON_DEMAND: Final = "on-demand"
 
 SERVER_CONTAINER: Final = "server"
 MODEL_DIR: Final = "/model"
@@ -65,6 +67,16 @@ def candidate(workspace: str) -> str:
     Also the Service, or the InferencePool, by which a route reaches a new version.
     """
     return f"{workspace}--{CANDIDATE}"
+
+
+def on_demand(deployment: str) -> str:
+    """The Deployment of those servers of another that never run on spot capacity."""
+    return f"{deployment}{'-' if '--' in deployment else '--'}{ON_DEMAND}"
+
+
+def with_on_demand(deployment: str) -> tuple[str, str]:
+    """The two Deployments that together have one version's servers: the one named, and that beside it."""
+    return deployment, on_demand(deployment)
 
 
 def build_policy(workspace: str) -> str:

@@ -15,6 +15,7 @@ from workspace.node_demands import (
     capacity_tolerations,
     demanded_terms,
     queue_label,
+    zone_spread,
 )
 from workspace.node_terms import Term, both, is_in
 from workspace.render import drain, names
@@ -259,6 +260,7 @@ def _pod_spec(workspace: Workspace, release: Release, uid: str | None, parent: s
     accepted = tolerations(spec.resources, gpus=release.plan.gpus)
     selected = spec.resources.node_selector
     secret = spec.model.pull_secret
+    chosen = names.selector(workspace.name, names.SERVER, uid)
     return {
         "serviceAccountName": workspace.name,
         "automountServiceAccountToken": False,
@@ -272,8 +274,9 @@ def _pod_spec(workspace: Workspace, release: Release, uid: str | None, parent: s
                 "topologyKey": "kubernetes.io/hostname",
                 # Preferred only: a cluster with one node must still run all replicas.
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": names.selector(workspace.name, names.SERVER, uid)},
-            }
+                "labelSelector": {"matchLabels": dict(chosen)},
+            },
+            *zone_spread(spec.resources.provisioning, chosen),
         ],
         **({"nodeSelector": dict(selected)} if selected else {}),
         **({"tolerations": accepted} if accepted else {}),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -20,9 +21,11 @@ from workspace.analysis import AnalysisResult
 from workspace.controller.changes import OWN_KINDS
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import is_ready
-from workspace.controller.observed import Action, Apply, Decision, Observed
+from workspace.controller.observed import Action, Annotate, Apply, Decision, Observed
+from workspace.controller.pod_marks import COST
 from workspace.controller.reconcile import reconcile
 from workspace.document import workspace_of
+from workspace.node_terms import match
 from workspace.probes.verdicts import ProbeResult
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
@@ -170,6 +173,10 @@ class Cluster:
             self.api.apply(document, manager=names.MANAGER, status=True)
         elif isinstance(step, Apply):
             self.api.apply(step.document, manager=names.MANAGER)
+        elif isinstance(step, Annotate):
+            patch = {"metadata": {"annotations": dict(step.annotations)}}
+            with suppress(Missing):
+                self.api.merge_patch("Pod", step.reference.name, patch, namespace=NAMESPACE)
         else:
             try:
                 self.api.delete(step.reference.kind, NAMESPACE, step.reference.name, uid=step.uid)
@@ -244,7 +251,7 @@ class Cluster:
         if len(new) < count and len(pods) < count + (1 if old else 0):
             self._start_pod(name, spec["template"], hashed)
         elif len(new) > count:
-            self.api.delete("Pod", NAMESPACE, min(new, key=is_ready)["metadata"]["name"])
+            self.api.delete("Pod", NAMESPACE, min(new, key=_deletion_rank)["metadata"]["name"])
         else:
             ready = sum(map(is_ready, pods))
             for pod in old:
@@ -301,14 +308,15 @@ class Cluster:
                 continue
             name, labels = node["metadata"]["name"], node["metadata"].get("labels") or {}
             used = sum(_gpus(p) for p in self.api.list("Pod") if p["spec"].get("nodeName") == name)
-            fields = [f["values"] for term in required for f in term.get("matchFields", ())]
-            expressions = [e for term in required for e in term.get("matchExpressions", ())]
-            fits = all(name in values for values in fields)
-            fits = fits and all(labels.get(e["key"]) in e["values"] for e in expressions)
+            fits = not required or any(_selects(term, name, labels) for term in required)
+            fits = fits and self.admits(pod, node)
             if fits and used + wanted <= int(node["status"]["allocatable"][GPU]):
-                possible.append(name)
-        image = _image(pod)
-        return min(possible, key=lambda name: (image not in self.held[name], name), default=None)
+                possible.append((_image(pod) not in self.held[name], -_liking(terms, labels), name))
+        return min(possible)[-1] if possible else None
+
+    def admits(self, pod: Json, node: Json) -> bool:
+        """Whether a node's taints let a pod in. These nodes have none."""
+        return not node["spec"].get("taints")
 
     def run_kubelets(self) -> None:
         """Fetch, then mount and start: a pod's first step on a cold node brings the model, its second starts it."""
@@ -376,6 +384,29 @@ class Cluster:
             if len(self.api.writes) == before:
                 return number
         raise AssertionError(f"no fixed point in {rounds} rounds; last: {self.api.writes[-6:]}")
+
+
+def _selects(term: Json, name: str, labels: Json) -> bool:
+    """Whether a node selector term selects a node."""
+    named = all(name in each["values"] for each in term.get("matchFields", ()))
+    return named and match([term.get("matchExpressions", [])], labels)
+
+
+def _liking(affinity: Json, labels: Json) -> int:
+    """How much a pod prefers a node."""
+    preferred = affinity.get("preferredDuringSchedulingIgnoredDuringExecution", ())
+    return sum(
+        each["weight"]
+        for each in preferred
+        if match([each["preference"]["matchExpressions"]], labels)
+    )
+
+
+def _deletion_rank(pod: Json) -> tuple[bool, bool, int, int]:
+    """A ReplicaSet's order of what to delete first (k8s.io/kubernetes: ActivePodsWithRanks); the youngest of equals."""
+    cost = int(pod["metadata"].get("annotations", {}).get(COST, "0"))
+    age = int(pod["metadata"]["name"].rpartition("-")[2])
+    return bool(pod["spec"].get("nodeName")), is_ready(pod), cost, -age
 
 
 def _gpus(pod: Json) -> int:

@@ -17,6 +17,7 @@ from tests.workspace.controller.test_reconcile import (
     prewarm_pods,
 )
 from workspace.controller.objects import asked_replicas, is_ready
+from workspace.controller.pod_marks import COST
 from workspace.controller.scaling_loop import find_targets
 from workspace.document import workspace_of
 
@@ -75,13 +76,13 @@ def test_the_only_server_goes_after_its_replacement_is_ready(spec: Json) -> None
     check_replacement(made)
 
 
-def test_the_replacement_is_warmed_first() -> None:
+def test_a_replacement_is_asked_for_and_its_node_warmed_in_one_pass() -> None:
     made = cluster("n1", "n2", replicas=1)
     made.settle()
     (old,) = made.ready_servers()
     cordon(made, old["spec"]["nodeName"])
     made.reconcile()
-    assert deployment(made)["spec"]["replicas"] == 1
+    assert deployment(made)["spec"]["replicas"] == 2
     assert len(prewarm_pods(made)) == 1
 
 
@@ -91,7 +92,7 @@ def test_the_scaler_does_not_count_the_replacement() -> None:
     made.settle()
     (old,) = made.ready_servers()
     cordon(made, old["spec"]["nodeName"])
-    made.settle()
+    made.reconcile()
     assert deployment(made)["spec"]["replicas"] == 2
     workspace = workspace_of(made.api.get("Workspace", NAMESPACE, NAME))
     assert find_targets(workspace, [deployment(made)]).current == 1
@@ -107,16 +108,36 @@ def test_without_another_node_a_drain_is_not_held_up() -> None:
     assert made.ready_servers() == []
 
 
-def test_a_drain_that_is_called_off_ends_with_one_server() -> None:
+def test_a_drain_that_is_called_off_leaves_the_server_where_it_is() -> None:
     made = cluster("n1", "n2", replicas=1)
     made.settle()
     (old,) = made.ready_servers()
     cordon(made, old["spec"]["nodeName"])
-    made.settle()
-    assert len(made.ready_servers()) == 2
+    made.reconcile()
+    made.run_deployments()
+    assert len(made.servers()) == 2
     cordon(made, old["spec"]["nodeName"], out=False)
     made.settle()
-    assert len(made.ready_servers()) == 1
+    (left,) = made.ready_servers()
+    assert left["metadata"]["uid"] == old["metadata"]["uid"]
+    assert COST not in left["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_servers_leave_a_node_by_themselves_once_their_replacements_are_ready(
+    replicas: int,
+) -> None:
+    made = cluster(*(f"n{n}" for n in range(replicas + 2)), replicas=replicas)
+    made.settle()
+    gone = made.ready_servers()[0]["spec"]["nodeName"]
+    cordon(made, gone)
+    for _ in range(20):
+        made.reconcile()
+        made.step()
+        assert len(made.ready_servers()) >= replicas
+    made.settle()
+    assert len(made.ready_servers()) == replicas
+    assert gone not in {pod["spec"]["nodeName"] for pod in made.servers()}
 
 
 @given(nodes=st.integers(2, 4), drained=st.lists(st.integers(0, 3), max_size=3))

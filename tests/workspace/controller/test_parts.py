@@ -44,6 +44,7 @@ def pod(name: str, *, workspace: str = "chat", **more: Any) -> Json:
     metadata = {
         "name": name,
         "namespace": "team-a",
+        "uid": f"uid-{name}",
         "labels": labels,
         "managedFields": [{"x": "y"}],
     }
@@ -261,8 +262,9 @@ def test_load_is_read_from_ready_pods_of_either_address_family() -> None:
     # A version is read at its own port, whatever the spec now says.
     workspace = samples.workspace(runtime={"port": 7000})
     assert find_targets(workspace, objects) == Targets(
-        3, ("http://10.0.0.1:9000", "http://[fd00::1]:9000", "http://10.0.0.4:8000"), None
-    )
+        3, ("http://10.0.0.1:9000", "http://[fd00::1]:9000", "http://10.0.0.4:8000"), None,
+        ("uid-a", "uid-b", "uid-d"),
+    )  # fmt: skip
 
 
 def test_the_policy_is_the_specs_and_the_batch_is_the_servers() -> None:

@@ -67,9 +67,9 @@ def test_capacity(spot: str | None, types: list[str]) -> None:
     assert requirement(made, "karpenter.sh/capacity-type")["values"] == types
 
 
-def test_it_makes_no_more_than_the_replicas_need() -> None:
+def test_it_makes_no_more_than_the_replicas_and_their_replacements_need() -> None:
     made = pool(resources={"gpu": "L4", "gpus": 2}, scale={"max": 5})
-    assert made["spec"]["limits"] == {"nvidia.com/gpu": "10"}
+    assert made["spec"]["limits"] == {"nvidia.com/gpu": "20"}
     assert requirement(made, "karpenter.k8s.aws/instance-gpu-count")["values"] == ["1"]
 
 

@@ -1,0 +1,145 @@
+"""Servers on nodes that go: how many more are asked for, what evictions must leave, and which stop first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from workspace.controller.mount_news import MountNews
+from workspace.controller.pod_marks import COST, DO_NOT_DISRUPT, deletion_costs, disruption_marks
+from workspace.controller.replacements import Departures, least_ready, surplus
+from workspace.controller.shares import Shares, moved
+
+Json = dict[str, Any]
+GONE = Departures(leaving=frozenset({"old", "cut"}), interrupted=frozenset({"cut"}))
+
+
+def server(uid: str, node: str | None, *, ready: bool = True, **annotations: str) -> Json:
+    return {
+        "kind": "Pod", "metadata": {"name": uid, "uid": uid, "annotations": annotations},
+        "spec": {"nodeName": node} if node else {},
+        "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
+    }  # fmt: skip
+
+
+SERVERS = st.lists(
+    st.tuples(st.sampled_from(["old", "cut", "new", None]), st.booleans()), max_size=8
+).map(
+    lambda listed: [
+        server(f"p{n}", where, ready=ready and where is not None)
+        for n, (where, ready) in enumerate(listed)
+    ]
+)
+
+
+@given(servers=SERVERS, wanted=st.integers(0, 6))
+def test_a_server_on_a_node_that_goes_does_not_count(servers: list[Json], wanted: int) -> None:
+    more = surplus(servers, GONE, wanted=wanted)
+    leaving = sum(map(GONE.takes, servers))
+    staying = sum(pod["spec"].get("nodeName") == "new" and ready(pod) for pod in servers)
+    assert more == (leaving if staying < wanted else 0)
+    # A ReplicaSet of that size makes all that are wanted beside those that leave.
+    if more:
+        assert wanted + more - leaving >= wanted
+
+
+@given(servers=SERVERS, wanted=st.integers(1, 6), replaceable=st.booleans())
+def test_evictions_leave_all_that_are_wanted_but_those_that_end_anyway(
+    servers: list[Json], wanted: int, replaceable: bool
+) -> None:
+    least = least_ready(servers, GONE, wanted=wanted, replaceable=replaceable)
+    leaving = [pod for pod in servers if GONE.takes(pod)]
+    assert (least is None) == (not leaving)
+    assume(least is not None)
+    assert least is not None
+    ending = sum(map(GONE.interrupts, leaving))
+    assert least == max(0, wanted - max(ending, int(not replaceable)))
+
+
+COUNTS = st.integers(0, 5)
+
+
+@given(
+    wanted=st.builds(Shares, COUNTS, COUNTS),
+    asked=st.builds(Shares, COUNTS, COUNTS),
+    data=st.data(),
+)
+def test_servers_that_move_between_deployments_are_never_missing(
+    wanted: Shares, asked: Shares, data: st.DataObject
+) -> None:
+    ready = Shares(
+        data.draw(st.integers(0, asked.rest)), data.draw(st.integers(0, asked.on_demand))
+    )
+    found = moved(wanted, asked, ready, total=wanted.total)
+    assert found.rest >= wanted.rest
+    assert found.on_demand >= wanted.on_demand
+    # Of ready servers at least as many stay as are wanted, or as there are.
+    kept = Shares(min(ready.rest, found.rest), min(ready.on_demand, found.on_demand))
+    assert kept.total >= min(wanted.total, ready.total)
+    # When all are ready, nothing is left over.
+    settled = moved(wanted, found, found, total=wanted.total)
+    again = moved(wanted, settled, settled, total=wanted.total)
+    assert moved(wanted, again, again, total=wanted.total) == wanted
+
+
+@given(
+    servers=SERVERS,
+    running=st.dictionaries(st.sampled_from(["p0", "p1", "p2"]), st.integers(0, 50)),
+)
+def test_the_cheapest_to_lose_goes_first(servers: list[Json], running: dict[str, int]) -> None:
+    costs = deletion_costs(servers, GONE, spot=["new"], running=running, ordered=True)
+    for pod in servers:
+        pod["metadata"]["annotations"][COST] = costs.get(pod["metadata"]["uid"]) or "0"
+    order = sorted(servers, key=lambda pod: int(pod["metadata"]["annotations"][COST]))
+    ranks = [
+        (not GONE.takes(pod), pod["spec"].get("nodeName") != "new", running.get(pod["metadata"]["uid"], 0))
+        for pod in order
+        if not GONE.takes(pod)
+    ]  # fmt: skip
+    assert ranks == sorted(ranks)
+    assert [GONE.takes(pod) for pod in order] == sorted(map(GONE.takes, order), reverse=True)
+    # What is written is there: nothing is written again.
+    assert deletion_costs(servers, GONE, spot=["new"], running=running, ordered=True) == {}
+
+
+def test_costs_are_written_when_they_matter_and_only_then() -> None:
+    alike = [server("a", "new"), server("b", "other")]
+
+    def costs(pods: list[Json], *, ordered: bool, spot: tuple[str, ...] = ()) -> Json:
+        return dict(
+            deletion_costs(pods, GONE, spot=spot, running={"a": 3, "b": 3}, ordered=ordered)
+        )
+
+    assert costs(alike, ordered=True) == {}
+    assert costs(alike, ordered=False, spot=("new",)) == {}
+    assert costs(alike, ordered=True, spot=("new",)) == {"a": "-9997", "b": "3"}
+    going = [server("a", "old"), server("b", "other")]
+    assert costs(going, ordered=False) == {"a": "-20000"}
+    stays = [server("a", "new", **{COST: "-20000"}), server("b", "other", **{COST: "7"})]
+    assert costs(stays, ordered=False) == {"a": None}
+
+
+def ready(pod: Json) -> bool:
+    return bool(pod["status"]["conditions"][0]["status"] == "True")
+
+
+def marked(pod: Json, *, by_karpenter: bool = True, failed: bool = False) -> Json:
+    news = {"a": MountNews("fetching", failed)} if failed else {}
+    return dict(disruption_marks([pod], GONE, news, marked=by_karpenter))
+
+
+def test_karpenter_leaves_a_pod_alone_until_its_model_is_there() -> None:
+    mark = {DO_NOT_DISRUPT: "true"}
+    assert marked(server("a", "new", ready=False)) == {"a": "true"}
+    assert marked(server("a", "new", ready=False), by_karpenter=False) == {}
+    assert marked(server("a", None, ready=False)) == {}
+    assert marked(server("a", "old", ready=False)) == {}
+    assert marked(server("a", "old", ready=False, **mark)) == {"a": None}
+    assert marked(server("a", "new", ready=False), failed=True) == {}
+    assert marked(server("a", "new", ready=False, **mark)) == {}
+    assert marked(server("a", "new", **mark)) == {"a": None}
+    restarted = server("a", "new", ready=False, **mark)
+    restarted["status"]["containerStatuses"] = [{"restartCount": 1}]
+    assert marked(restarted) == {"a": None}

@@ -1,0 +1,87 @@
+"""Servers on nodes that go, and those that are to replace them. Pure.
+
+A server on such a node doesn't count: one more is asked for at once, before anything evicts it. When as many are ready
+as are wanted elsewhere, the surplus ends, and the pods' deletion costs make it the leaving ones that stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workspace.controller.node_signs import Departure, may_stay
+from workspace.controller.nodes import KubeNode
+from workspace.controller.objects import condition, is_ready, node_of
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Departures:
+    """The names of nodes that go: all of them, and those that end within a notice, whatever runs there."""
+
+    leaving: frozenset[str] = frozenset()
+    interrupted: frozenset[str] = frozenset()
+
+    def takes(self, pod: Json) -> bool:
+        """Whether a pod's node goes."""
+        return node_of(pod) in self.leaving
+
+    def interrupts(self, pod: Json) -> bool:
+        """Whether a pod's node ends within a notice."""
+        return node_of(pod) in self.interrupted
+
+
+def departures(nodes: Iterable[KubeNode], usable: Collection[str]) -> Departures:
+    """The nodes that go, for a version that `usable` nodes can run.
+
+    Also those that are ready and can't run it any more: they have got taints that nobody here knows.
+    """
+    listed = list(nodes)
+    return Departures(
+        leaving=frozenset(
+            node.name
+            for node in listed
+            if node.departure is not Departure.NONE
+            or (node.ready and node.name not in usable and not may_stay(node.taints))
+        ),
+        interrupted=frozenset(
+            node.name for node in listed if node.departure is Departure.INTERRUPTED
+        ),
+    )
+
+
+def surplus(servers: Sequence[Json], gone: Departures, *, wanted: int) -> int:
+    """How many more servers than `wanted` a Deployment with these is to have.
+
+    Law: none once the wanted number is ready on nodes that stay; until then one for each server on a node that goes.
+    While some of them aren't ready none can be given up: the first to be deleted would be those that are starting.
+    """
+    leaving = sum(map(gone.takes, servers))
+    staying = sum(is_ready(pod) and not gone.takes(pod) for pod in servers)
+    return leaving if wanted and staying < wanted else 0
+
+
+def least_ready(
+    servers: Sequence[Json], gone: Departures, *, wanted: int, replaceable: bool
+) -> int | None:
+    """How many servers evictions must leave ready; None while no server's node goes.
+
+    Law: all that are wanted, less those whose node ends anyway, which use its notice to finish their requests; without
+    a place for replacements one may go at a time.
+    """
+    leaving = [pod for pod in servers if gone.takes(pod)]
+    if not leaving:
+        return None
+    ending = sum(map(gone.interrupts, leaving))
+    return max(0, wanted - max(ending, 0 if replaceable else 1))
+
+
+def finds_no_place(servers: Iterable[Json], gone: Departures) -> bool:
+    """Whether the scheduler has no node for a server that replaces another."""
+    return any(
+        condition(pod, "PodScheduled").get("status") == "False"
+        for pod in servers
+        if not gone.takes(pod)
+    )

@@ -1,0 +1,149 @@
+"""How many servers the Workspace's own Deployments are asked for, and how many evictions must leave. Pure.
+
+Three things change the numbers that a scaler or a spec wants: nodes that don't hold the model yet, servers that must
+not run on spot capacity, and nodes that go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from workspace.controller.cluster_state import CachedState, is_on_demand
+from workspace.controller.objects import has_labels, is_ready
+from workspace.controller.observed import Annotate, Observed
+from workspace.controller.pod_marks import (
+    COST,
+    DO_NOT_DISRUPT,
+    deletion_costs,
+    disruption_marks,
+    marking,
+)
+from workspace.controller.replacements import (
+    Departures,
+    departures,
+    finds_no_place,
+    least_ready,
+    surplus,
+)
+from workspace.controller.replica_goal import is_external, is_scaled_elsewhere
+from workspace.controller.revisions import Revision
+from workspace.controller.shares import Shares, moved
+from workspace.node_demands import is_spot
+from workspace.provisioning_spec import Provisioner
+from workspace.render import names
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCounts:
+    """What the own Deployments are asked for, and the surplus that replaces servers on nodes that go.
+
+    `least_ready` is how many servers evictions must leave ready; None lets one go at a time.
+    """
+
+    asked: Shares = field(default_factory=Shares)
+    surplus: Shares = field(default_factory=Shares)
+    least_ready: int | None = None
+    gone: Departures = field(default_factory=Departures)
+
+    @property
+    def autoscaler_least(self) -> int:
+        """The replicas below which no autoscaler of the cluster's may go: it would take the surplus away."""
+        return self.asked.total + self.surplus.total if self.surplus.total else 0
+
+
+def server_counts(
+    workspace: Workspace, observed: Observed, *, active: Revision, state: CachedState, goal: int, allowed: Shares,
+    before: Shares,
+) -> ServerCounts:  # fmt: skip
+    """The numbers for a version that runs. `allowed` may run now, of `goal`; `before` was asked for last."""
+    servers = _own_servers(observed)
+    rest, beside = _divided(servers)
+    gone = departures(observed.nodes, state.eligible)
+    asked = allowed
+    more = Shares()
+    if not is_external(workspace):
+        ready = Shares(sum(map(is_ready, rest)), sum(map(is_ready, beside)))
+        asked = moved(allowed, before, ready, total=goal)
+        if _can_replace(workspace, observed, active, state, gone):
+            more = Shares(
+                surplus(rest, gone, wanted=asked.rest),
+                surplus(beside, gone, wanted=asked.on_demand),
+            )
+    least = _least_ready(workspace, servers, gone, state, goal)
+    return ServerCounts(asked, more, least, gone)
+
+
+def pod_marks(
+    workspace: Workspace, observed: Observed, counts: ServerCounts, *, deployed: Shares
+) -> list[Annotate]:
+    """The annotations of servers and pre-warm pods to write. `deployed` are the Deployments' numbers of replicas."""
+    rest, beside = _divided(_own_servers(observed))
+    spot = [node.name for node in observed.nodes if is_spot(node.labels)]
+    by_other = workspace.spec.scale is not None and is_scaled_elsewhere(workspace)
+    costs: dict[str, str | None] = {}
+    for pods, there, wanted in (
+        (rest, deployed.rest, counts.asked.rest + counts.surplus.rest),
+        (beside, deployed.on_demand, counts.asked.on_demand + counts.surplus.on_demand),
+    ):
+        costs |= deletion_costs(
+            pods, counts.gone, spot=spot, running=observed.running, ordered=by_other or wanted < there
+        )  # fmt: skip
+    pods = [*observed.pods(names.SERVER), *observed.pods(names.PREWARM)]
+    marked = disruption_marks(pods, counts.gone, observed.mounts, marked=_by_karpenter(workspace))
+    return marking(pods, {COST: costs, DO_NOT_DISRUPT: marked})
+
+
+def _own_servers(observed: Observed) -> list[Json]:
+    """The servers that aren't those of a new version beside them."""
+    servers = observed.pods(names.SERVER)
+    return [pod for pod in servers if not has_labels(pod, {names.TRACK: names.CANDIDATE})]
+
+
+def _divided(servers: Collection[Json]) -> tuple[list[Json], list[Json]]:
+    return (
+        [pod for pod in servers if not is_on_demand(pod)],
+        [pod for pod in servers if is_on_demand(pod)],
+    )
+
+
+def _can_replace(
+    workspace: Workspace, observed: Observed, active: Revision, state: CachedState, gone: Departures
+) -> bool:
+    """Whether servers on nodes that go are replaced by a surplus."""
+    servers = observed.pods(names.SERVER)
+    # A rollout brings replacements itself.
+    if not all(has_labels(pod, {names.REVISION: active.id}) for pod in servers):
+        return False
+    has_place = bool(state.eligible) or _makes_nodes(workspace)
+    return has_place or any(map(gone.interrupts, servers))
+
+
+def _least_ready(
+    workspace: Workspace, servers: list[Json], gone: Departures, state: CachedState, goal: int
+) -> int | None:
+    if not is_external(workspace) and goal:
+        has_place = bool(state.eligible) and not finds_no_place(servers, gone)
+        replaceable = has_place or _makes_nodes(workspace)
+        least = least_ready(servers, gone, wanted=goal, replaceable=replaceable)
+        if least is not None:
+            return least
+    # The only server is kept from the first moment of a drain, which evicts when it has cordoned. Karpenter tells
+    # before, and leaves nodes alone for ever whose pods can't be evicted.
+    only = goal == 1 and any(map(is_ready, servers)) and bool(state.eligible)
+    return 1 if only and not _by_karpenter(workspace) else None
+
+
+def _makes_nodes(workspace: Workspace) -> bool:
+    """Whether something is known to make nodes for pods that fit nowhere."""
+    provisioning = workspace.spec.resources.provisioning
+    return provisioning is not None and provisioning.by is not Provisioner.NONE
+
+
+def _by_karpenter(workspace: Workspace) -> bool:
+    provisioning = workspace.spec.resources.provisioning
+    return provisioning is not None and provisioning.by is Provisioner.KARPENTER
