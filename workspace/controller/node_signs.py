@@ -49,13 +49,18 @@ _TAINTS: Final[Mapping[str, _Sign]] = {
 }
 
 
-def departure_of(node: Json) -> Departure:
-    """Whether a Node goes, by the strongest of its signs."""
+def departure_of(node: Json, before: Departure = Departure.NONE) -> Departure:
+    """Whether a Node goes, by the strongest of its signs. `before`: what it showed last.
+
+    Karpenter deletes a Node and keeps it until it is empty. One that it replaces it taints first, and deletes it when
+    the replacement is there; one whose instance the cloud takes back it deletes first.
+    """
     metadata, spec = node["metadata"], node.get("spec") or {}
     signs = _signs(node)
-    # A Node that is deleted is kept only until it is empty (Karpenter does). On spot capacity its end may be set.
     is_deleted = bool(metadata.get("deletionTimestamp"))
-    if _Sign.ENDING in signs or (is_deleted and is_spot(metadata.get("labels") or {})):
+    was_announced = before is Departure.DRAINED and _Sign.LEAVING in signs
+    is_taken = is_deleted and not was_announced and is_spot(metadata.get("labels") or {})
+    if _Sign.ENDING in signs or is_taken:
         return Departure.INTERRUPTED
     if _Sign.LEAVING in signs or is_deleted or spec.get("unschedulable"):
         return Departure.DRAINED

@@ -53,11 +53,12 @@ class KubeNode:
     read_rate: float | None = field(default=None, compare=False)
 
     @classmethod
-    def from_document(cls, document: Json) -> KubeNode:
+    def from_document(cls, document: Json, before: KubeNode | None = None) -> KubeNode:
+        """The facts of a Node; `before`: those that were known of it."""
         spec, status = document.get("spec") or {}, document.get("status") or {}
         ready = condition(document, "Ready").get("status") == "True"
         labels = document["metadata"].get("labels") or {}
-        departure = departure_of(document)
+        departure = departure_of(document, before.departure if before else Departure.NONE)
         stays = departure is Departure.NONE and has_registered(document)
         return cls(
             name=document["metadata"]["name"],

@@ -182,7 +182,8 @@ class WatchCache:
         return told
 
     def _put_kube_node(self, document: Json) -> set[Key]:
-        return self._put_node(self._with_report(KubeNode.from_document(document)))
+        before = self._nodes.get(document["metadata"]["name"])
+        return self._put_node(self._with_report(KubeNode.from_document(document, before)))
 
     def _put_node(self, node: KubeNode) -> set[Key]:
         """Stores a node. Unread fields, such as heartbeats, affect no Workspace.

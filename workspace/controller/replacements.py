@@ -68,14 +68,15 @@ def least_ready(
 ) -> int | None:
     """How many servers evictions must leave ready; None while no server's node goes.
 
-    Law: all that are wanted, less those whose node ends anyway, which use its notice to finish their requests; without
-    a place for replacements one may go at a time.
+    Law: all that are wanted. Those whose node ends anyway may go at once, however few there are, and use its notice to
+    finish their requests; without a place for replacements one may go at a time.
     """
-    leaving = [pod for pod in servers if gone.takes(pod)]
-    if not leaving:
+    if not any(map(gone.takes, servers)):
         return None
-    ending = sum(map(gone.interrupts, leaving))
-    return max(0, wanted - max(ending, 0 if replaceable else 1))
+    ready = [pod for pod in servers if is_ready(pod)]
+    ending = sum(map(gone.interrupts, ready))
+    there = min(wanted, len(ready)) if ending else wanted
+    return max(0, there - max(ending, 0 if replaceable else 1))
 
 
 def finds_no_place(servers: Iterable[Json], gone: Departures) -> bool:

@@ -130,7 +130,7 @@ class Cluster:
         return Observed(
             document=self.api.get("Workspace", NAMESPACE, NAME),
             objects=tuple(objects),
-            nodes=tuple(map(KubeNode.from_document, self.api.list("Node"))),
+            nodes=self.nodes(),
             now=self.now,
             analysis=self.analysis,
             probes=self.probes,
@@ -140,6 +140,10 @@ class Cluster:
             groups=frozenset({"keda.sh", *self.gateway_groups}),
             idle=self.idle,
         )
+
+    def nodes(self) -> tuple[KubeNode, ...]:
+        """The nodes as the controller knows them."""
+        return tuple(map(KubeNode.from_document, self.api.list("Node")))
 
     def decide(self) -> Decision:
         observed = self.observe()

@@ -16,22 +16,23 @@ SPOT = {"karpenter.sh/capacity-type": "spot"}
 DELETED = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
 
 
-def node(
+def document(
     *taints: str, labels: Json | None = None, unschedulable: bool = False, effect: str = "NoSchedule", **metadata: Any
-) -> KubeNode:  # fmt: skip
-    return KubeNode.from_document(
-        {
-            "metadata": {"name": "n", "labels": labels or {}, **metadata},
-            "spec": {
-                "unschedulable": unschedulable,
-                "taints": [{"key": key, "effect": effect} for key in taints],
-            },
-            "status": {
-                "allocatable": {GPU: "1"},
-                "conditions": [{"type": "Ready", "status": "True"}],
-            },
-        }
-    )
+) -> Json:  # fmt: skip
+    return {
+        "metadata": {"name": "n", "labels": labels or {}, **metadata},
+        "spec": {
+            "unschedulable": unschedulable,
+            "taints": [{"key": key, "effect": effect} for key in taints],
+        },
+        "status": {
+            "allocatable": {GPU: "1"}, "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }  # fmt: skip
+
+
+def node(*taints: str, **more: Any) -> KubeNode:
+    return KubeNode.from_document(document(*taints, **more))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,26 @@ def node(
 def test_every_sign_is_known(found: KubeNode, departure: Departure) -> None:
     assert found.departure is departure
     assert found.usable == (departure is Departure.NONE)
+
+
+def test_a_spot_node_that_is_replaced_is_told_from_one_that_is_taken_back() -> None:
+    """By what comes first, as the controller's cache sees it: the taint, or the deletion."""
+    taint = "karpenter.sh/disrupted"
+    courses = {
+        Departure.DRAINED: [((), {}), ((taint,), {}), ((taint,), DELETED)],
+        Departure.INTERRUPTED: [((), {}), ((), DELETED), ((taint,), DELETED)],
+    }
+    for departure, course in courses.items():
+        found = None
+        for taints, metadata in course:
+            found = KubeNode.from_document(document(*taints, labels=SPOT, **metadata), found)
+        assert found is not None
+        assert found.departure is departure
+    # That its instance ends after all is always told.
+    ending = (taint, "aws-node-termination-handler/spot-itn")
+    drained = KubeNode.from_document(document(taint, labels=SPOT))
+    found = KubeNode.from_document(document(*ending, labels=SPOT), drained)
+    assert found.departure is Departure.INTERRUPTED
 
 
 def test_a_node_that_goes_takes_no_server_that_tolerates_everything() -> None:
