@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cache_agent.api.heartbeat import is_silent
-from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache
+from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache, NodeCacheStatus
 from cache_agent.api.node_reasons import NodeReason
 from cache_agent.api.page.view import NodeRows, Row
 from cache_agent.api.wire import ExplainView, LeaseView, SpaceReport, VictimView
@@ -107,11 +107,26 @@ def _node_row(node: NodeCache, look: AgentLook) -> Row:
         held=status.held,
         agent=status.node.agent_version,
         silent=is_silent(node),
-        evictNext=[
-            _filled(model=_id(each.key), image=each.image, frees=each.freed, why=each.why[:_MOST_SAID])
-            for each in look.victims[:_MOST_VICTIMS]
-        ],
+        evictNext=_own_victims(look) or _reported_victims(status),
     )  # fmt: skip
+
+
+def _own_victims(look: AgentLook) -> list[Row]:
+    return [
+        _filled(model=_id(each.key), image=each.image, frees=each.freed, why=each.why[:_MOST_SAID])
+        for each in look.victims[:_MOST_VICTIMS]
+    ]
+
+
+def _reported_victims(status: NodeCacheStatus) -> list[Row]:
+    images = {each.key: each.image for each in status.models}
+    return [
+        _filled(
+            model=_id(each.key), image=images.get(each.key, each.key), frees=each.frees,
+            uses=each.uses, used=each.last_used, took=each.fetch_seconds,
+        )
+        for each in status.next_victims
+    ]  # fmt: skip
 
 
 def _holders(held: Held, look: AgentLook) -> list[str]:

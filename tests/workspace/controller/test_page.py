@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.cache_agent.api.page.samples import GB, desired, held, node
+from tests.cache_agent.api.page.samples import GB, VERIFIED, desired, held, key_of, node
 from tests.servers.chromium import Page, chromium
 from tests.servers.process import until
 from tests.workspace.controller.httpapi import HttpApi
@@ -68,7 +68,16 @@ def small_cluster() -> Cluster:
         sources=["peer n1"], message=HOSTILE,
     )  # fmt: skip
     space = {"total": 100 * GB, "used": 32 * GB, "free": 68 * GB, "evictable": 16 * GB}
-    report(cluster, "n1", models=[held(1, leases=1), held(2)], space=space, held="2/2")
+    victim = {
+        "key": key_of(2),
+        "frees": 12 * GB,
+        "uses": 2,
+        "lastUsed": VERIFIED,
+        "fetchSeconds": 40,
+    }
+    report(
+        cluster, "n1", models=[held(1, leases=1), held(2)], space=space, held="2/2", nextVictims=[victim]
+    )  # fmt: skip
     report(cluster, "n2", desired=[fetching], held="0/1")
     return cluster
 
@@ -183,6 +192,25 @@ async def visit(page: Page, site: Served) -> None:
     assert "peer n1" in await page.ask("document.getElementById('move-rows').textContent")
 
 
+async def open_victims(page: Page, site: Served) -> None:
+    """What goes next is opened by keyboard, and stays open while the node's numbers change."""
+    summary = "document.querySelector('#space-rows summary')"
+    await page.ask(f"{summary}.focus()")
+    await page.press("Enter")
+    listed = "document.querySelector('#space-rows details[open] li')?.textContent"
+    said = await page.ask(listed)
+    assert "model-2" in said
+    assert "frees 12.0 GB: used 2 times, last " in said
+    assert said.endswith("ago; took 40 s to fetch")
+    victims = [{"key": key_of(1), "frees": 16 * GB, "lastUsed": VERIFIED}]
+    site.cluster.api.update(
+        "NodeCache", "", "n1", lambda document: document["status"].update(nextVictims=victims)
+    )
+    await page.wait(f"({listed})?.includes('model-1')")
+    assert "frees 16.0 GB: last used " in await page.ask(listed)
+    assert await page.ask(f"document.activeElement === {summary}")
+
+
 async def walk(page: Page) -> None:
     """By keyboard: the map is one stop, its cells are reached by arrows."""
     await page.ask("document.querySelector('#map-scroll [role=gridcell][tabindex=\"0\"]').focus()")
@@ -209,6 +237,7 @@ def test_a_person_signs_in_and_sees_the_cluster_live_by_keyboard_and_in_every_li
         async with served(small_cluster()) as site, chromium(tmp_path) as browser:
             page = await browser.page()
             await visit(page, site)
+            await open_victims(page, site)
             await walk(page)
             report(site.cluster, "n2", models=[held(2, tier="memory")], held="1/1")
             await page.wait(
