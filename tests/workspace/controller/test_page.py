@@ -6,20 +6,32 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
 
-from tests.cache_agent.api.page.samples import GB, VERIFIED, desired, held, key_of, node
+from cache_agent.api.page.node_rows import node_rows
+from cache_agent.api.page.view import MOST_NODES, MOST_WORKSPACES, compose
+from tests.cache_agent.api.page.samples import (
+    GB,
+    VERIFIED,
+    busy_node,
+    desired,
+    held,
+    key_of,
+    node,
+)
 from tests.servers.chromium import Page, chromium
 from tests.servers.process import until
+from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.living import control, make_runner
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.page import ClusterLook, serving_page
+from workspace.controller.page_rows import workspace_problem, workspace_row
 
 Json = dict[str, Any]
 TOKEN = "a-token-of-the-cluster"
@@ -168,6 +180,44 @@ def test_a_workspace_says_what_it_waits_for_until_it_is_up() -> None:
             )
 
     asyncio.run(scenario())
+
+
+def test_what_is_shown_of_more_than_a_page_has_is_what_whole_rows_of_everything_would_show() -> (
+    None
+):
+    nowhere = KubernetesApi(cast("Any", None))
+    runner, caching = make_runner(nowhere), CacheRunner(nowhere)
+    reports = [busy_node(number, 6) for number in range(MOST_NODES + 20)]
+    # Of the nodes that come last, one that begins, and one that knows what it waits for.
+    begins = [desired(99, "Pending", modelKey=None), desired(98, "Failed", message="no space")]
+    reports[7] = node(reports[7].name, desired=begins)
+    reports[-1] = node("z", desired=[desired(99, "Ready")])
+    for each in reports:
+        caching.view.put(each.to_document())
+    for number in range(MOST_WORKSPACES + 20):
+        ready = {
+            "type": "Ready",
+            "status": "True" if number % 3 else "False",
+            "reason": "CrashLoop",
+        }
+        document = samples.document(f"w{number}", namespace=NAMESPACE)
+        runner.cache.put({**document, "status": {"conditions": [ready]}})
+    rows = {
+        f"{space}/{name}": workspace_row(runner.cache.workspace((space, name)) or {}, (), {})
+        for space, name in runner.cache.workspaces()
+    }
+    problems = [found for row in rows.values() if (found := workspace_problem(row))]
+    about = {"kind": "cluster", "name": "cluster", "leads": True}
+    look = ClusterLook(runner, caching, lambda: True)
+
+    for _ in range(2):  # the second look uses what the first made
+        view = asyncio.run(look())
+        assert view == compose(about, list(map(node_rows, reports)), rows, problems)
+    assert view["about"][""]["leftOut"]["nodes"] == 20
+    assert view["about"][""]["leftOut"]["workspaces"] == 20
+    # Known by the node that isn't shown.
+    assert "z" not in view["nodes"]
+    assert f"{reports[7].name}/{key_of(99)[7:27]}" in view["cells"]
 
 
 async def visit(page: Page, site: Served) -> None:
