@@ -42,6 +42,7 @@ ACTIVATOR: Final = "activator"
 PREWARM: Final = "prewarm"
 BUILD: Final = "build"
 CANDIDATE: Final = "candidate"
+SPARE: Final = "spare"  # of pods that never exist: an autoscaler makes room for them
 
 SERVER_CONTAINER: Final = "server"
 MODEL_DIR: Final = "/model"
@@ -65,6 +66,11 @@ def candidate(workspace: str) -> str:
     Also the Service, or the InferencePool, by which a route reaches a new version.
     """
     return f"{workspace}--{CANDIDATE}"
+
+
+def spares(workspace: str) -> str:
+    """The CapacityBuffer and the PodTemplate of the Workspace's spare nodes."""
+    return f"{workspace}--spares"
 
 
 def build_policy(workspace: str) -> str:
