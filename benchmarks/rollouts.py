@@ -73,27 +73,27 @@ def _measure(
 ) -> int:
     url, token, authority = api.recv()
     config = directory / "kubeconfig"
-    config.write_text(_kubeconfig(url, token, authority))
+    config.write_text(kubeconfig(url, token, authority))
     command = [sys.executable, "-m", "weightyard", "controller", "--log-level", "warning"]
     environment = os.environ | {"KUBECONFIG": str(config)}
     with subprocess.Popen(command, env=environment) as controller:
         try:
             # Until each was compared, and the first comparisons are spread over the interval.
             _until(lambda: _ask(pages, "pages") > 2 * workspaces)
-            read, used, began = _ask(pages, "pages"), _cpu(controller.pid), time.monotonic()
+            read, used, began = _ask(pages, "pages"), cpu(controller.pid), time.monotonic()
             writes = _ask(api, "writes")
             time.sleep(seconds)
             passed = time.monotonic() - began
-            cpu = (_cpu(controller.pid) - used) / passed
+            share = (cpu(controller.pid) - used) / passed
             read = _ask(pages, "pages") - read
-            peak = _peak_mb(controller.pid)
+            peak = peak_mb(controller.pid)
             print(f"Workspaces in rollout: {_ask(api, 'comparing')} of {workspaces}")
             print(
                 f"metrics pages read: {read / passed:.0f} a second, writes: {_ask(api, 'writes') - writes}"
             )
-            print(f"CPU: {cpu * 60:.1f} s a minute, {cpu:.0%} of a core")
+            print(f"CPU: {share * 60:.1f} s a minute, {share:.0%} of a core")
             print(f"memory at its peak: {peak:.0f} MB of {LIMIT_MB:.0f} MB")
-            return int(cpu >= 1 or peak >= LIMIT_MB)
+            return int(share >= 1 or peak >= LIMIT_MB)
         finally:
             controller.terminate()
 
@@ -177,15 +177,15 @@ def _cluster(workspaces: int, port: int) -> FakeApi:
         made.create(node)
     for number in range(workspaces):
         namespace = f"ns{number}"
-        created = made.create(_moved(workspace, namespace))
+        created = made.create(moved(workspace, namespace))
         uid = created["metadata"]["uid"]
         for each in objects:
             text = json.dumps(each).replace(workspace["metadata"]["uid"], uid)
-            made.create(_served(_moved(json.loads(text), namespace), port))
+            made.create(_served(moved(json.loads(text), namespace), port))
     return made
 
 
-def _moved(document: Json, namespace: str) -> Json:
+def moved(document: Json, namespace: str) -> Json:
     return {**document, "metadata": {**document["metadata"], "namespace": namespace}}
 
 
@@ -200,7 +200,7 @@ def _served(document: Json, port: int) -> Json:
     return document
 
 
-def _kubeconfig(url: str, token: str, authority: bytes) -> str:
+def kubeconfig(url: str, token: str, authority: bytes) -> str:
     server = {"server": url, "certificate-authority-data": b64encode(authority).decode()}
     return yaml.safe_dump(
         {
@@ -211,13 +211,13 @@ def _kubeconfig(url: str, token: str, authority: bytes) -> str:
     )  # fmt: skip
 
 
-def _cpu(pid: int) -> float:
+def cpu(pid: int) -> float:
     """CPU seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _peak_mb(pid: int) -> float:
+def peak_mb(pid: int) -> float:
     """The most memory that a process has held at a time."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     (peak,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]

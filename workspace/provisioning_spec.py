@@ -10,6 +10,8 @@ from pydantic import Field, StringConstraints, model_validator
 from cache_agent.api.kube_objects import Strict
 from workspace.field_types import MOST_REPLICAS, as_enum
 
+# Each spare is a node with a GPU that nothing uses.
+_MOST_SPARES = 64
 # A Kueue LocalQueue's name, which is also a label's value.
 QueueName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max_length=63)
@@ -58,6 +60,10 @@ class Provisioning(Strict):
         default=None, description="The LocalQueue that admits the servers, with by: kueue."
     )
     capacity: Capacity | None = None
+    warm_spares: int = Field(
+        default=0, ge=0, le=_MOST_SPARES,
+        description="Nodes that hold the model beside those that serve it, for the next servers.",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _queued(self) -> Self:

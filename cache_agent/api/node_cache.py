@@ -32,6 +32,8 @@ CONDITIONS: Final = ("Ready", "Synced", "PinnedReady", "SpaceSufficient")
 
 # Sources named of one fetch. Those of a large cluster are many, and each change of them is a write.
 MOST_SOURCES: Final = 4
+# What is reported of a node's eviction order: people ask which model is the next, and every node writes them.
+MOST_VICTIMS: Final = 3
 
 # Pending: not begun yet. Waiting: for its window, for space, or in the queue. Failed: will be retried.
 DesiredModelState = Literal["Pending", "Waiting", "Fetching", "Warming", "Ready", "Failed"]
@@ -113,6 +115,20 @@ class Held(Reported):
     )
 
 
+class NextVictim(Reported):
+    """A model that would be evicted next, and what its turn follows from."""
+
+    key: ReportedLine = Field(description="The model's key, sha256:…")
+    frees: Count = Field(
+        description="Bytes that this frees, after those before it; files shared with another model stay."
+    )
+    uses: Count = Field(default=0, description="How often it was used; uses long ago count less.")
+    last_used: Timestamp | None = Field(default=None, description="When it was last used.")
+    fetch_seconds: Count | None = Field(
+        default=None, description="Seconds that it took to fetch; absent if unknown."
+    )
+
+
 class Space(Reported):
     """The store's space, in bytes."""
 
@@ -166,6 +182,11 @@ class NodeCacheStatus(Reported):
     )
     models: tuple[Held, ...] = Field(
         default=(), max_length=4096, description="The models that this node holds."
+    )
+    next_victims: tuple[NextVictim, ...] = Field(
+        default=(),
+        max_length=MOST_VICTIMS,
+        description="The models that a new one would evict first, the next one first.",
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from cache_agent.api.node_cache import MOST_VICTIMS
 from cache_agent.prewarm.values import CachedModelState, Inventory
-from cache_agent.store.policy import PIN, Candidate, evictable
+from cache_agent.store.policy import PIN, Candidate, evictable, next_victims
 from cache_agent.store.roots import Roots
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
@@ -21,7 +22,7 @@ def take_inventory(roots: Roots, now: float) -> Inventory:
     on other roots aren't evictable.
     """
     views = [(store, store.space.view(), store.space.candidates()) for store in roots.stores]
-    chosen, view, _ = max(views, key=lambda each: each[1].headroom + evictable(each[2]))
+    chosen, view, offered = max(views, key=lambda each: each[1].headroom + evictable(each[2]))
     held: dict[Digest, CachedModelState] = {}
     for store, _, candidates in views:
         held |= _holdings(candidates, store, chosen, now)
@@ -33,6 +34,7 @@ def take_inventory(roots: Roots, now: float) -> Inventory:
         total=sum(each.own + max(0, each.headroom) for _, each, _ in views),
         used=sum(each.own for _, each, _ in views),
         evictable=sum(evictable(candidates) for _, _, candidates in views),
+        next_victims=next_victims(offered, most=MOST_VICTIMS, now=now),
     )
 
 

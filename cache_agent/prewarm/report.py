@@ -8,7 +8,14 @@ from typing import Final, Literal, NamedTuple
 
 from cache_agent.api.cached_model import Tier
 from cache_agent.api.kube_objects import Condition, shown_bytes, timestamp
-from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCacheStatus, NodeFacts, Space
+from cache_agent.api.node_cache import (
+    DesiredModelStatus,
+    Held,
+    NextVictim,
+    NodeCacheStatus,
+    NodeFacts,
+    Space,
+)
 from cache_agent.api.node_reasons import NodeReason
 from cache_agent.prewarm.values import (
     DesiredModel,
@@ -18,6 +25,7 @@ from cache_agent.prewarm.values import (
     RuntimeImage,
     TargetState,
 )
+from cache_agent.store.policy import Candidate
 from cache_agent.store.values import StoredModel
 from modelimage.digest import Digest
 
@@ -100,6 +108,7 @@ def status(
         held=f"{held}/{len(desired)}",
         desired=desired,
         models=tuple(_held(view, model) for _, model in sorted(inventory.models.items())),
+        next_victims=tuple(_victim(each, frees) for each, frees in inventory.next_victims),
     )
 
 
@@ -167,6 +176,17 @@ def _held(view: NodeReportInput, model: StoredModel) -> Held:
         pinned=model.pinned,
         leases=len(model.leases),
         verified_at=timestamp(model.verified) if model.verified else None,
+    )
+
+
+def _victim(candidate: Candidate, frees: int) -> NextVictim:
+    took = candidate.fetch_seconds
+    return NextVictim(
+        key=str(candidate.key),
+        frees=frees,
+        uses=round(candidate.uses),
+        last_used=timestamp(candidate.last_used),
+        fetch_seconds=max(1, round(took)) if took else None,
     )
 
 

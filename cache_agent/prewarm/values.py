@@ -91,7 +91,10 @@ class CachedModelState:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """A snapshot of the store. `free`: the space that a new model may take at most."""
+    """A snapshot of the store. `free`: the space that a new model may take at most.
+
+    `next_victims`: what would be evicted first where a new model would go, with the bytes that each frees.
+    """
 
     models: Mapping[Digest, StoredModel] = field(default_factory=dict)
     held: Mapping[Digest, CachedModelState] = field(default_factory=dict)
@@ -99,6 +102,7 @@ class Inventory:
     total: int = 0
     used: int = 0
     evictable: int = 0
+    next_victims: tuple[tuple[Candidate, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ pre-warming evict in this order; pre-warming ranks models by their priorities fi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from modelimage.digest import Digest
@@ -83,26 +84,38 @@ def plan_eviction(candidates: Sequence[Candidate], *, need: int, now: float) -> 
 
     Laws: no victim is held; without any one victim, too little is freed; equal input gives an equal plan.
     """
-    free_to_go = [candidate for candidate in candidates if not candidate.held_by]
     chosen: list[Candidate] = []
-    # Held models count too: a file that they share frees nothing.
-    references = _references(candidates)
-    freed = 0
-    while freed < need:
-        # Values are computed again after each choice: of a shared file only the last chosen holder frees bytes.
-        best = _least_valuable(free_to_go, chosen, references, now)
-        if best is None:
-            break
-        freed += _release(best, references)
-        chosen.append(best)
+    freed, order = 0, _order(candidates, now)
+    while freed < need and (best := next(order, None)) is not None:
+        chosen.append(best[0])
+        freed += best[1]
     chosen = _without_needless(chosen, candidates, need)
     held = sorted({holder for candidate in candidates for holder in candidate.held_by})
     return _explained(chosen, candidates, now, tuple(held))
 
 
+def next_victims(
+    candidates: Sequence[Candidate], *, most: int, now: float
+) -> tuple[tuple[Candidate, int], ...]:
+    """The models that would go first, at most so many, with the bytes that each frees after those before it."""
+    return tuple(islice(_order(candidates, now), most))
+
+
 def evictable(candidates: Sequence[Candidate]) -> int:
     """Bytes freed by evicting every model that isn't held."""
     return _freed_by([c for c in candidates if not c.held_by], candidates)
+
+
+def _order(candidates: Sequence[Candidate], now: float) -> Iterator[tuple[Candidate, int]]:
+    """The models that may go, the least valuable of the lowest rank first, with the bytes that each frees in turn."""
+    free_to_go = [candidate for candidate in candidates if not candidate.held_by]
+    chosen: list[Candidate] = []
+    # Held models count too: a file that they share frees nothing.
+    references = _references(candidates)
+    # Values are computed again after each choice: of a shared file only the last chosen holder frees bytes.
+    while (best := _least_valuable(free_to_go, chosen, references, now)) is not None:
+        chosen.append(best)
+        yield best, _release(best, references)
 
 
 def _least_valuable(

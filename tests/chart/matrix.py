@@ -70,6 +70,7 @@ MATRIX: dict[str, Json] = {
             "small": {"image": "registry.example/team/small:v1", "pullSecret": "team", "nodeSelector": {"pool": "a"}},
         },
         "agent": {"pullSecrets": ["team"]},
+        "controller": {"nodeConditions": True},
         "crds": {"upgrade": False},
     },
     "peers-given": {

@@ -123,6 +123,43 @@ def test_the_controller_marks_nodes_and_changes_nothing_else(
     assert refusals(policy, other, new, old) == []
 
 
+PINNED = {"type": "cache.weightyard.dev/PinnedReady", "status": "True"}
+READY = {"type": "Ready", "status": "True"}
+CPUS = {"capacity": {"cpu": "8"}, "allocatable": {"cpu": "8"}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "allowed"),
+    [
+        ({}, {"conditions": [PINNED]}, True),
+        ({"conditions": [READY]}, {"conditions": [READY, PINNED]}, True),
+        ({"conditions": [READY, PINNED]}, {"conditions": [READY]}, True),
+        ({"conditions": [PINNED], **CPUS}, {"conditions": [{**PINNED, "status": "False"}], **CPUS}, True),
+        ({"conditions": [READY]}, {"conditions": [PINNED]}, False),
+        ({"conditions": [READY]}, {"conditions": [{**READY, "status": "False"}]}, False),
+        ({}, {"conditions": [READY]}, False),
+        (CPUS, {**CPUS, "allocatable": {"cpu": "9"}}, False),
+        (CPUS, {"capacity": {"cpu": "8"}}, False),
+        ({}, CPUS, False),
+        ({"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}, {"addresses": []}, False),
+    ],
+)  # fmt: skip
+def test_of_a_nodes_status_the_controller_changes_its_own_condition_alone(
+    old: Json, new: Json, allowed: bool
+) -> None:
+    policy = find(
+        render({"controller": {"nodeConditions": True}}), "ValidatingAdmissionPolicy", "-controller"
+    )
+    (rule,) = policy["spec"]["matchConstraints"]["resourceRules"]
+    assert rule["resources"] == ["nodes", "nodes/status"]
+    request = {"operation": "UPDATE", "userInfo": user(CONTROLLER), "name": "n1"}
+    found = refusals(policy, request, {**node(), "status": new}, {**node(), "status": old})
+    assert (found == []) == allowed
+    # The metadata comes with it.
+    labelled = {**node(labels=ZONE), "status": old}
+    assert refusals(policy, request, labelled, {**node(), "status": old})
+
+
 @pytest.mark.parametrize(
     ("kube", "setting", "there"),
     [(OLDEST, "auto", 0), ("1.36.0", "auto", 3), (OLDEST, "always", 3), ("1.36.0", "never", 0)],

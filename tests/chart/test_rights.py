@@ -161,6 +161,12 @@ def test_a_namespaces_quota_is_written_only_where_the_operator_allows_it() -> No
     )
 
 
+def test_nodes_status_is_patched_only_where_nodes_get_a_condition() -> None:
+    rules = rules_of(render({"controller": {"nodeConditions": True}}), "weightyard-controller")
+    more = rights_of([rule for _, rule in rules]) - controller_rights()
+    assert more == rights_on("Node", "patch", part="/status")
+
+
 def test_a_controller_with_this_role_alone_is_refused_nothing() -> None:
     """It leads, serves a Workspace with an activator, reports a CachedModel and labels a node."""
     rights = Rights(controller_rights())

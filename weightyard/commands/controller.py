@@ -112,6 +112,10 @@ def _labels(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..
     type=PathName(exists=True, dir_okay=False), help="A file with the bearer token for it.  [default: none]",
 )  # fmt: skip
 @click.option(
+    "--node-conditions/--no-node-conditions", cls=AdvancedOption, default=False,
+    help="Give Nodes the condition cache.weightyard.dev/PinnedReady.",
+)  # fmt: skip
+@click.option(
     "--health",
     metavar="HOST:PORT",
     help="Serve /livez, /readyz and /metrics at this address.  [default: nowhere]",
@@ -133,7 +137,7 @@ def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
     build_limits: tuple[str, ...], blocked: tuple[str, ...], quotas: bool, metrics_from: tuple[str, ...],
     trace_servers: str | None, traces_in: tuple[str, ...], gateways_from: tuple[str, ...], prometheus: str | None,
-    token_file: Path | None,
+    token_file: Path | None, node_conditions: bool,
     health: str | None, page: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
 ) -> None:  # fmt: skip
     """Reconcile every Workspace of a cluster with its spec.
@@ -175,6 +179,7 @@ def controller(
         prometheus=PrometheusAddress.parse(prometheus, token_file, trusting(access.ca_file))
         if prometheus
         else None,
+        node_conditions=node_conditions,
     )
     with exporting(os.environ, service="weightyard-controller"):
         asyncio.run(_run(options, liveness, health=where))

@@ -18,6 +18,7 @@ from cache_agent.api.shared_names import MODEL_LABELS
 from modelimage.errors import InvalidInput
 from modelimage.reference import parse_image
 from workspace.controller import node_labels
+from workspace.controller.node_condition import NodeCondition
 from workspace.controller.node_labels import NodeLabels
 from workspace.controller.reasons import Reason
 from workspace.sources import require_registry
@@ -43,6 +44,7 @@ class NodeView:
 
     labels: dict[str, str]
     marks: NodeLabels
+    condition: NodeCondition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,15 @@ class CacheView:
 
 @dataclass
 class ClusterView:
-    """All watched objects. `put` returns the affected keys: those to handle immediately, and those that may wait."""
+    """All watched objects. `put` returns the affected keys: those to handle immediately, and those that may wait.
+
+    `conditions`: nodes get a condition, which follows what is pinned for as long as they are there.
+    """
 
     models: dict[str, ParsedModel] = field(default_factory=dict)
     caches: dict[str, CacheView] = field(default_factory=dict)
     nodes: dict[str, NodeView] = field(default_factory=dict)
+    conditions: bool = False
 
     def put(self, document: Json) -> tuple[set[Key], set[Key]]:
         """Stores the newest state of an object."""
@@ -141,7 +147,11 @@ class ClusterView:
         return {(MODEL, name) for name in self.models}
 
     def _starting_nodes(self) -> set[Key]:
-        return {(NODE, name) for name, view in self.nodes.items() if view.marks.starting}
+        return {
+            (NODE, name)
+            for name, view in self.nodes.items()
+            if self.conditions or view.marks.starting
+        }
 
 
 def _known(document: Json) -> ParsedModel:
@@ -166,7 +176,9 @@ def _known(document: Json) -> ParsedModel:
 
 def _node(document: Json) -> NodeView:
     return NodeView(
-        dict(document["metadata"].get("labels") or {}), NodeLabels.from_document(document)
+        dict(document["metadata"].get("labels") or {}),
+        NodeLabels.from_document(document),
+        NodeCondition.from_document(document),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from cache_agent.api.cached_model import CachedModel
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import NotFound
-from workspace.controller import cached_models, conditions, node_labels
+from workspace.controller import cached_models, conditions, node_condition, node_labels
 from workspace.controller.cache_view import MODEL, NODE, ClusterView, Key, NodeView, ParsedModel
 from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.kube_api import RESOURCES, KubernetesApi
@@ -37,14 +37,14 @@ class CacheRunner:
 
     def __init__(
         self, api: KubernetesApi, *, workers: int = 4, metrics: Metrics | None = None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC), node_conditions: bool = False,
     ) -> None:  # fmt: skip
         self._api = api
         self._workers = workers
         self._now = now
         self._metrics = metrics or Metrics()
         self._events = EventRecorder(api, now, self._metrics.recorded)
-        self.view = ClusterView()
+        self.view = ClusterView(conditions=node_conditions)
         self.queue: WorkQueue[Key] = WorkQueue()
 
     def seen(self, document: Json, *, deleted: bool = False) -> None:
@@ -126,6 +126,21 @@ class CacheRunner:
                     name,
                     extra=about("startup taint removed", node=name),
                 )
+
+        if self.view.conditions:
+            await self._condition(name, view)
+
+    async def _condition(self, name: str, view: NodeView) -> None:
+        cache = self.view.caches.get(name)
+        wanted = node_condition.wanted_condition(
+            cache.cache if cache else None, self.view.readable_models(), view.labels
+        )
+        if wanted == view.condition:
+            return
+        now = timestamp(self._now().timestamp())
+        document = node_condition.to_apply(name, wanted, view.condition, now)
+        manager = node_condition.MANAGER
+        self._took(await self._api.apply(document, status=True, manager=manager))
 
     def _took(self, node: Json) -> None:
         self.seen({**node, "kind": NODE})

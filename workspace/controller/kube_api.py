@@ -56,6 +56,8 @@ RESOURCES: Final = {
     "ScaledObject": ApiResource("keda.sh/v1alpha1", "scaledobjects"),
     "HTTPRoute": ApiResource("gateway.networking.k8s.io/v1", "httproutes"),
     "InferencePool": ApiResource("inference.networking.k8s.io/v1", "inferencepools"),
+    "CapacityBuffer": ApiResource("autoscaling.x-k8s.io/v1beta1", "capacitybuffers"),
+    "PodTemplate": ApiResource("v1", "podtemplates"),
     "EndpointSlice": ApiResource("discovery.k8s.io/v1", "endpointslices"),
     "CustomResourceDefinition": ApiResource(
         "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False

@@ -46,6 +46,7 @@ class ControllerOptions:
     """`me` identifies this controller among those that may lead; `allowed` are the registries of Workspaces' images.
 
     `page` is the host and port of the page; None doesn't serve it. `prometheus` answers the queries of rollouts.
+    `node_conditions`: Nodes get the condition of their pinned models.
     """
 
     me: str
@@ -57,6 +58,7 @@ class ControllerOptions:
     page: tuple[str, int] | None = None
     metrics: Metrics = field(default_factory=Metrics)
     prometheus: PrometheusAddress | None = None
+    node_conditions: bool = False
 
 
 async def run_controller(
@@ -96,7 +98,9 @@ async def _work(
         environment=options.environment,
         metrics=options.metrics,
     )
-    cached_models = CacheRunner(api, metrics=options.metrics)
+    cached_models = CacheRunner(
+        api, metrics=options.metrics, node_conditions=options.node_conditions
+    )
     options.metrics.watch(
         lambda: ControllerSnapshot(
             leads=options.liveness.leads,

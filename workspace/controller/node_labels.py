@@ -75,18 +75,27 @@ def wanted_marks(
 
 def has_started(cache: NodeCache, models: Iterable[CachedModel], labels: Mapping[str, str]) -> bool:
     """Whether every pinned model that selects the node is held and verified at the model's current generation."""
+    return missing_pinned(cache, models, labels) == []
+
+
+def missing_pinned(
+    cache: NodeCache, models: Iterable[CachedModel], labels: Mapping[str, str]
+) -> list[str] | None:
+    """The pinned models that select the node and aren't verified there; None while its agent can't say it."""
+    reports = {each.name: each for each in cache.status.desired}
+    pinned = [each for each in models if each.spec.pin and each.selects(dict(labels))]
+    missing = [
+        each.name
+        for each in pinned
+        if (report := reports.get(each.name)) is None
+        or report.state != "Ready"
+        or report.observed_generation < each.metadata.generation
+    ]
     # Synced is required: until the agent has the current desired state, its reports may omit a
     # model.
     if any(_condition(cache, each) != "True" for each in _ALL_TRUE):
-        return False
-    reports = {each.name: each for each in cache.status.desired}
-    pinned = [each for each in models if each.spec.pin and each.selects(dict(labels))]
-    return all(
-        (report := reports.get(each.name)) is not None
-        and report.state == "Ready"
-        and report.observed_generation >= each.metadata.generation
-        for each in pinned
-    )
+        return missing if missing and _condition(cache, "Synced") == "True" else None
+    return missing
 
 
 def patch(there: NodeLabels, wanted: NodeLabels) -> Json | None:

@@ -32,6 +32,7 @@ UNDER_WAY: Final = conditions.IN_PROGRESS | {
     Reason.ROLLING_OUT, Reason.COMPARING, Reason.INCONCLUSIVE, Reason.PAUSED, Reason.PROMOTING, Reason.STOPPED,
     Reason.SCALED_TO_ZERO, Reason.NOT_NEEDED, Reason.ACTIVATOR_NOT_READY, "",
 }  # fmt: skip
+_BRIEF: Final = ("name", "space", "ready", "bad", "reason", "why")
 _ID_DIGITS: Final = 20
 _MOST_SAID: Final = 1000  # characters
 _MOST_PODS: Final = 64
@@ -74,6 +75,11 @@ def workspace_row(
         **(load or {}),
     }
     return {name: value for name, value in row.items() if value not in (None, "", [])}
+
+
+def workspace_brief(row: Row) -> Row:
+    """Of a row, what decides whether a view shows it, and what it says of a Workspace that isn't shown."""
+    return {name: row[name] for name in _BRIEF if name in row}
 
 
 def is_bad(found: Json) -> bool:

@@ -51,6 +51,14 @@ class Reason(StrEnum):
     WARM = ("Warm", "All chosen nodes hold the model.")
     FETCHING = ("Fetching", "Nodes are fetching the model.")
     FETCH_FAILED = ("FetchFailed", "A node can't get the model or the server's image.")
+    SPARES_MISSING = (
+        "SparesMissing",
+        "Fewer nodes hold the model than warmSpares asks for beside the servers'.",
+    )
+    CAPACITY_BUFFER_MISSING = (
+        "CapacityBufferMissing",
+        "Nodes for warmSpares are missing, and the cluster has no CapacityBuffer by which they would be made.",
+    )
     NO_NODE = ("NoNode", "No ready node is selected, or fits spec.resources.")
     # Places for servers
     NOT_NEEDED = ("NotNeeded", "No replicas are requested.")

@@ -48,6 +48,7 @@ from workspace.controller.rollout_view import (
 from workspace.controller.route_objects import kept_objects, left_version, route_objects
 from workspace.controller.server_counts import ServerCounts, pod_marks, server_counts
 from workspace.controller.shares import Shares, divided, floor, startable
+from workspace.controller.spares import spares_of
 from workspace.controller.stand_ins import left_servers, stand_ins
 from workspace.document import workspace_of
 from workspace.render import names
@@ -108,6 +109,7 @@ class _Reconciliation:
         shown = self._target_or_deployed()
         self.cached_state = None if shown is None else self._state_of(shown)
         self.active = self._active()
+        self.spares = spares_of(workspace, observed, self.active, self._state_of, goal=self.goal)
         self.allowed = self._allowed()
         self.left_version = left_version(workspace, observed, self.rollout)
         self.stand_ins = stand_ins(workspace, observed, self.rollout, goal=self.goal)
@@ -129,6 +131,7 @@ class _Reconciliation:
                 allowed=self.allowed.total,
                 conflicts=tuple(f"{each.kind} {each.name}" for each in conflicts),
                 keda_missing=self._keda_missing(),
+                spares=self.spares,
                 versions=(*self.kept, *self._used()),
                 rollout=self.rollout.status if self.rollout else None,
                 new_weight=self.rollout.new_weight if self.rollout else 0,
@@ -315,6 +318,7 @@ class _Reconciliation:
         if self.active is not None:
             wanted += self._own_deployments(self.active)
         wanted += self._candidate_deployment()
+        wanted += self.spares.objects(self.workspace)
         owned = [owned_by(each, self.observed.document) for each in wanted]
         # A route has others' parts: what was written last time says nothing of it.
         return [each if each["kind"] in SHARED_KINDS else with_intent(each) for each in owned]
@@ -371,12 +375,14 @@ class _Reconciliation:
         wanted = [(self.target, self._new_servers())] if isinstance(self.target, Revision) else []
         if self.rollout is not None and self.rollout.status.is_open and self.active is not None:
             wanted.append((self.active, self.rollout.own))
-        return [
-            prewarm_pod(self.workspace, each, node, uid=self.observed.uid)
+        found = [
+            (each, node)
             for each, count in wanted
             if count or self.workspace.spec.scale is not None
             for node in nodes_to_warm(self._state_of(each), each, self.observed, replicas=count)
         ]
+        found += self.spares.places
+        return [prewarm_pod(self.workspace, *each, uid=self.observed.uid) for each in found]
 
     def _used(self) -> list[Revision]:
         found = (self.target, self.spec_target, self._deployed(), self.active)

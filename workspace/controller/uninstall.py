@@ -13,8 +13,9 @@ from typing import Any, Final
 from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.shared_names import CSI_DRIVER
 from modelimage.errors import InUse, NotFound, TimedOut, WeightyardError
-from workspace.controller import node_labels
+from workspace.controller import node_condition, node_labels
 from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.node_condition import NodeCondition
 from workspace.controller.objects import has_labels
 
 Json = dict[str, Any]
@@ -136,6 +137,8 @@ async def _unmark(api: KubernetesApi, name: str) -> bool:
             )
             if patch is not None:
                 node, changed = await api.merge("Node", name, patch), True
+            if NodeCondition.from_document(node) is not None:
+                node, changed = await _without_condition(api, name), True
             untainted = node_labels.without_taint(node)
             if untainted is not None:
                 await api.merge("Node", name, untainted)
@@ -146,6 +149,11 @@ async def _unmark(api: KubernetesApi, name: str) -> bool:
             continue  # changed in between: read it again
         return changed
     raise Conflict(f"node {name} keeps being changed by others", hint="Try again.")
+
+
+async def _without_condition(api: KubernetesApi, name: str) -> Json:
+    document = node_condition.to_apply(name, None, None, "")
+    return await api.apply(document, status=True, manager=node_condition.MANAGER)
 
 
 async def _all(api: KubernetesApi, kind: str) -> list[Json]:

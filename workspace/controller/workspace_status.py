@@ -17,6 +17,7 @@ from workspace.controller.pod_problems import Problem, pull_progress, scaler_pro
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
 from workspace.controller.route_view import route_status, routed_conditions
+from workspace.controller.spares import Spares
 from workspace.controller.startups import startups
 from workspace.crd import MOST_REASONS
 from workspace.render import names
@@ -49,6 +50,7 @@ class ReportInput:
     allowed: int
     conflicts: tuple[str, ...]
     keda_missing: bool
+    spares: Spares
     versions: tuple[Revision, ...] = ()
     rollout: RolloutStatus | None = None
     new_weight: int = 0
@@ -206,9 +208,10 @@ def _cached(report_input: ReportInput) -> StatusCondition:
         )  # fmt: skip
     held = len(set(cached_state.chosen) & cached_state.warm)
     if cached_state.is_cached:
-        return StatusCondition(
-            kind, True, Reason.WARM, f"{held} of {_nodes(len(cached_state.chosen))} the model."
-        )
+        text = f"{held} of {_nodes(len(cached_state.chosen))} the model."
+        # Servers have what they need: spares that lack something keep nothing from being ready.
+        reason, more = report_input.spares.problem or (Reason.WARM, "")
+        return StatusCondition(kind, True, reason, f"{text} {more}".strip())
     waiting = ", ".join(cached_state.missing[:5])
     problem = _prewarm_problem(report_input)
     observed = report_input.observed

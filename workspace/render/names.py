@@ -44,6 +44,7 @@ PREWARM: Final = "prewarm"
 BUILD: Final = "build"
 CANDIDATE: Final = "candidate"
 ON_DEMAND: Final = "on-demand"
+SPARE: Final = "spare"  # of pods that never exist: an autoscaler makes room for them
 
 SERVER_CONTAINER: Final = "server"
 MODEL_DIR: Final = "/model"
@@ -77,6 +78,11 @@ def on_demand(deployment: str) -> str:
 def with_on_demand(deployment: str) -> tuple[str, str]:
     """The two Deployments that together have one version's servers: the one named, and that beside it."""
     return deployment, on_demand(deployment)
+
+
+def spares(workspace: str) -> str:
+    """The CapacityBuffer and the PodTemplate of the Workspace's spare nodes."""
+    return f"{workspace}--spares"
 
 
 def build_policy(workspace: str) -> str:

@@ -5,14 +5,14 @@ From its NodeCache alone for a cluster's page; with what only its agent knows fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cache_agent.api.heartbeat import is_silent
-from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache
+from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache, NodeCacheStatus
 from cache_agent.api.node_reasons import NodeReason
-from cache_agent.api.page.view import NodeRows, Row
+from cache_agent.api.page.view import UNKNOWN_MODEL, NodeRows, Row
 from cache_agent.api.wire import ExplainView, LeaseView, SpaceReport, VictimView
 
 _COMPLAINING: Final = ("Ready", "Synced", "SpaceSufficient")
@@ -71,7 +71,7 @@ def node_rows(node: NodeCache, look: AgentLook = AgentLook()) -> NodeRows:
         cells[_id(held.key)] = _held_cell(held, look)
     names: dict[str, str] = {}
     for desired in status.desired:
-        key = _id(desired.model_key) if desired.model_key else f"name:{desired.name}"
+        key = _id(desired.model_key) if desired.model_key else UNKNOWN_MODEL + desired.name
         if desired.model_key:
             names[desired.name] = key
         if key not in cells:
@@ -86,6 +86,28 @@ def node_rows(node: NodeCache, look: AgentLook = AgentLook()) -> NodeRows:
         node.name, _node_row(node, look), models, cells, _moves(node, look),
         tuple(_problems(node, look)), names,
     )  # fmt: skip
+
+
+def node_brief(node: NodeCache) -> NodeRows:
+    """What decides whether a view shows a node, and what it says of one that isn't shown: a fraction of its rows."""
+    look = AgentLook()
+    return NodeRows(node.name, {}, moves=_moves(node, look), problems=tuple(_problems(node, look)))
+
+
+def known_names(nodes: Iterable[NodeCache], wanted: Container[str]) -> dict[str, str]:
+    """The ids of CachedModels' models, of those that are wanted and that any node knows."""
+    return {
+        each.name: _id(each.model_key)
+        for node in nodes
+        for each in node.status.desired
+        if each.model_key and each.name in wanted
+    }
+
+
+def unknown_names(rows: Iterable[NodeRows]) -> set[str]:
+    """The CachedModels whose models these nodes don't know yet."""
+    models = {model for each in rows for model in each.models if model.startswith(UNKNOWN_MODEL)}
+    return {each.removeprefix(UNKNOWN_MODEL) for each in models}
 
 
 def _node_row(node: NodeCache, look: AgentLook) -> Row:
@@ -107,11 +129,26 @@ def _node_row(node: NodeCache, look: AgentLook) -> Row:
         held=status.held,
         agent=status.node.agent_version,
         silent=is_silent(node),
-        evictNext=[
-            _filled(model=_id(each.key), image=each.image, frees=each.freed, why=each.why[:_MOST_SAID])
-            for each in look.victims[:_MOST_VICTIMS]
-        ],
+        evictNext=_own_victims(look) or _reported_victims(status),
     )  # fmt: skip
+
+
+def _own_victims(look: AgentLook) -> list[Row]:
+    return [
+        _filled(model=_id(each.key), image=each.image, frees=each.freed, why=each.why[:_MOST_SAID])
+        for each in look.victims[:_MOST_VICTIMS]
+    ]
+
+
+def _reported_victims(status: NodeCacheStatus) -> list[Row]:
+    images = {each.key: each.image for each in status.models}
+    return [
+        _filled(
+            model=_id(each.key), image=images.get(each.key, each.key), frees=each.frees,
+            uses=each.uses, used=each.last_used, took=each.fetch_seconds,
+        )
+        for each in status.next_victims
+    ]  # fmt: skip
 
 
 def _holders(held: Held, look: AgentLook) -> list[str]:

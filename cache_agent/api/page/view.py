@@ -22,9 +22,16 @@ MOST_WORKSPACES: Final = 500
 MOST_PROBLEMS: Final = 100
 
 
+# How the id of a model begins whose key a node doesn't know yet; its CachedModel's name follows.
+UNKNOWN_MODEL: Final = "name:"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeRows:
-    """What is shown of one node. `models` and `cells` are by model id, `names`: ids by CachedModel, where known."""
+    """What is shown of one node. `models` and `cells` are by model id, `names`: ids by CachedModel, where known.
+
+    Of a node that isn't shown, its problems alone are.
+    """
 
     name: str
     node: Row
@@ -52,23 +59,24 @@ def compose(
     workspaces: Mapping[str, Row],
     problems: Iterable[Row] = (),
     limits: PageLimits = PageLimits(),
+    *,
+    names: Mapping[str, str] = {},
 ) -> View:
     """One view of some nodes and Workspaces. What exceeds a limit is counted in `about.leftOut`.
 
-    Nodes with problems and transfers come first, and models that most nodes have, and Workspaces that aren't ready.
+    Shown are `shown_nodes`, models that most of them have, and `shown_workspaces`. `names`: ids by CachedModel that are
+    known besides.
     """
-    shown = sorted(nodes, key=lambda each: (not each.problems, not each.moves, each.name))
-    shown = sorted(shown[: limits.nodes], key=lambda each: each.name)
-    names = {name: key for each in nodes for name, key in each.names.items()}
-    models, cells, every = _models(shown, names, limits.models)
+    shown = sorted(shown_nodes(nodes, limits.nodes), key=lambda each: each.name)
+    known = {**names, **{name: key for each in nodes for name, key in each.names.items()}}
+    models, cells, every = _models(shown, known, limits.models)
     moves = [item for each in shown for item in each.moves.items()]
-    urgent = sorted(workspaces.items(), key=lambda item: (item[1].get("ready") is True, item[0]))
     said = [*problems, *(problem for each in nodes for problem in each.problems)]
     left = {
         "nodes": len(nodes) - len(shown),
         "models": every - len(models),
         "moves": len(moves) - limits.moves,
-        "workspaces": len(urgent) - limits.workspaces,
+        "workspaces": len(workspaces) - limits.workspaces,
         "problems": len(said) - limits.problems,
     }
     left = {name: count for name, count in left.items() if count > 0}
@@ -78,13 +86,27 @@ def compose(
         "models": models,
         "cells": cells,
         "moves": dict(moves[: limits.moves]),
-        "workspaces": dict(sorted(urgent[: limits.workspaces])),
+        "workspaces": {
+            name: workspaces[name]
+            for name in sorted(shown_workspaces(workspaces, limits.workspaces))
+        },
         # By their words: a problem that stays is the same row, whatever comes before it.
         "problems": {
             f"{each.get('where', '')}: {each.get('what', '')}": each
             for each in said[: limits.problems]
         },
     }
+
+
+def shown_nodes(nodes: Iterable[NodeRows], most: int = MOST_NODES) -> list[NodeRows]:
+    """The nodes that a view shows: those with problems first, then those with transfers."""
+    return sorted(nodes, key=lambda each: (not each.problems, not each.moves, each.name))[:most]
+
+
+def shown_workspaces(workspaces: Mapping[str, Row], most: int = MOST_WORKSPACES) -> set[str]:
+    """The Workspaces that a view shows: those that aren't ready first."""
+    order = sorted(workspaces, key=lambda name: (workspaces[name].get("ready") is True, name))
+    return set(order[:most])
 
 
 def difference(before: View, after: View) -> Row | None:
@@ -128,7 +150,7 @@ def _models(
     rows: Section = {}
     count: Counter[str] = Counter()
     # A node that has not begun knows a model by its CachedModel alone; another may know its key.
-    known = {f"name:{name}": key for name, key in names.items()}
+    known = {UNKNOWN_MODEL + name: key for name, key in names.items()}
     for each in nodes:
         for model in each.cells:
             count[known.get(model, model)] += 1

@@ -40,6 +40,9 @@ def urgency(written: NodeCacheStatus | None, now: NodeCacheStatus) -> float | No
         return PROGRESS
     if written.models != now.models or written.conditions != now.conditions:
         return SELDOM
+    # Uses alone change nothing that is to be done.
+    if [each.key for each in written.next_victims] != [each.key for each in now.next_victims]:
+        return SELDOM
     share = max(1, now.space.total) * _SPACE_SHARE
     moved = (
         abs(getattr(written.space, name) - getattr(now.space, name)) > share

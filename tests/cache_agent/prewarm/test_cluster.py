@@ -13,7 +13,7 @@ from typing import Any
 from cache_agent.api.kube.backoff import JitteredBackoff
 from cache_agent.api.kube.follower import Follower
 from cache_agent.api.kube.kube_client import KubeClient
-from cache_agent.api.node_cache import DesiredModelStatus, NodeCache, NodeCacheStatus
+from cache_agent.api.node_cache import DesiredModelStatus, NextVictim, NodeCache, NodeCacheStatus
 from cache_agent.prewarm.cluster.desired_models import (
     MODELS_PATH,
     NODES_PATH,
@@ -271,3 +271,13 @@ def test_only_news_is_written_and_progress_seldom() -> None:
     assert urgency(status, status) is None
     waits = [urgency(None, status), urgency(status, done), urgency(status, moved)]
     assert waits == [0.5, 0.5, 5.0]
+
+
+def test_another_next_victim_is_written_seldom_and_one_that_was_only_used_is_not() -> None:
+    first, second = (NextVictim(key=f"sha256:{each}", frees=1) for each in "ab")
+    status = NodeCacheStatus(next_victims=(first, second))
+    turned = status.model_copy(update={"next_victims": (second, first)})
+    used = status.model_copy(
+        update={"next_victims": (first.model_copy(update={"uses": 7}), second)}
+    )
+    assert [urgency(status, each) for each in (turned, used)] == [300.0, None]

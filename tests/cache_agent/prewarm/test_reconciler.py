@@ -174,6 +174,28 @@ def test_what_is_leased_stays_and_the_wish_says_what_it_lacks(open_node: NodeFac
     run(test())
 
 
+def test_the_least_valuable_models_are_reported_as_the_next_victims_and_those_in_use_are_not(
+    open_node: NodeFactory,
+) -> None:
+    node = open_node(images(5))
+    pull(node, "reg.test/m0:v1")
+    lease(node)
+    for number in range(1, 5):
+        pull(node, f"reg.test/m{number}:v1")
+    (order,) = (store.space.plan(1 << 62).victims for store in node.store.stores)
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            await until(lambda: len(at.status().models) == 5, what="an inventory")
+            victims = at.status().next_victims
+            assert [(each.key, each.frees) for each in victims] == [
+                (str(each.key), each.freed) for each in order[:3]
+            ]
+            assert all(each.last_used is not None for each in victims)
+
+    run(test())
+
+
 def test_a_pod_s_pull_goes_before_what_is_warmed_ahead(open_node: NodeFactory) -> None:
     """It may take the room of what was fetched ahead, which waits then, and doesn't fight for it."""
     limits = SpaceLimits(Amount.parse("600000"), Amount.parse("0"))

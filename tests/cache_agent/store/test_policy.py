@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_agent.store.policy import Candidate, evictable, expected_use, plan_eviction
+from cache_agent.store.policy import (
+    Candidate,
+    evictable,
+    expected_use,
+    next_victims,
+    plan_eviction,
+)
 from cache_agent.store.space import Amount, SpaceView, refusal
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
@@ -76,6 +82,17 @@ def test_a_plan_takes_nothing_that_is_held_frees_what_it_says_and_no_model_in_va
     else:
         assert plan.freed == evictable(candidates)
     assert plan == plan_eviction(candidates, need=need, now=NOW)
+
+
+@given(candidates=candidate_lists(), most=st.integers(0, 7))
+def test_the_next_victims_are_the_first_of_those_that_go_when_everything_must(
+    candidates: list[Candidate], most: int
+) -> None:
+    whole = plan_eviction(candidates, need=1 << 62, now=NOW).victims
+    found = next_victims(candidates, most=most, now=NOW)
+    assert [(each.key, frees) for each, frees in found] == [
+        (each.key, each.freed) for each in whole[:most]
+    ]
 
 
 def test_the_older_the_rarer_the_cheaper_go_first() -> None:

@@ -6,20 +6,32 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
 
-from tests.cache_agent.api.page.samples import GB, desired, held, node
+from cache_agent.api.page.node_rows import node_rows
+from cache_agent.api.page.view import MOST_NODES, MOST_WORKSPACES, compose
+from tests.cache_agent.api.page.samples import (
+    GB,
+    VERIFIED,
+    busy_node,
+    desired,
+    held,
+    key_of,
+    node,
+)
 from tests.servers.chromium import Page, chromium
 from tests.servers.process import until
+from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.living import control, make_runner
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from workspace.controller.cached_model_controller import CacheRunner
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.page import ClusterLook, serving_page
+from workspace.controller.page_rows import workspace_problem, workspace_row
 
 Json = dict[str, Any]
 TOKEN = "a-token-of-the-cluster"
@@ -68,7 +80,16 @@ def small_cluster() -> Cluster:
         sources=["peer n1"], message=HOSTILE,
     )  # fmt: skip
     space = {"total": 100 * GB, "used": 32 * GB, "free": 68 * GB, "evictable": 16 * GB}
-    report(cluster, "n1", models=[held(1, leases=1), held(2)], space=space, held="2/2")
+    victim = {
+        "key": key_of(2),
+        "frees": 12 * GB,
+        "uses": 2,
+        "lastUsed": VERIFIED,
+        "fetchSeconds": 40,
+    }
+    report(
+        cluster, "n1", models=[held(1, leases=1), held(2)], space=space, held="2/2", nextVictims=[victim]
+    )  # fmt: skip
     report(cluster, "n2", desired=[fetching], held="0/1")
     return cluster
 
@@ -161,6 +182,44 @@ def test_a_workspace_says_what_it_waits_for_until_it_is_up() -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_shown_of_more_than_a_page_has_is_what_whole_rows_of_everything_would_show() -> (
+    None
+):
+    nowhere = KubernetesApi(cast("Any", None))
+    runner, caching = make_runner(nowhere), CacheRunner(nowhere)
+    reports = [busy_node(number, 6) for number in range(MOST_NODES + 20)]
+    # Of the nodes that come last, one that begins, and one that knows what it waits for.
+    begins = [desired(99, "Pending", modelKey=None), desired(98, "Failed", message="no space")]
+    reports[7] = node(reports[7].name, desired=begins)
+    reports[-1] = node("z", desired=[desired(99, "Ready")])
+    for each in reports:
+        caching.view.put(each.to_document())
+    for number in range(MOST_WORKSPACES + 20):
+        ready = {
+            "type": "Ready",
+            "status": "True" if number % 3 else "False",
+            "reason": "CrashLoop",
+        }
+        document = samples.document(f"w{number}", namespace=NAMESPACE)
+        runner.cache.put({**document, "status": {"conditions": [ready]}})
+    rows = {
+        f"{space}/{name}": workspace_row(runner.cache.workspace((space, name)) or {}, (), {})
+        for space, name in runner.cache.workspaces()
+    }
+    problems = [found for row in rows.values() if (found := workspace_problem(row))]
+    about = {"kind": "cluster", "name": "cluster", "leads": True}
+    look = ClusterLook(runner, caching, lambda: True)
+
+    for _ in range(2):  # the second look uses what the first made
+        view = asyncio.run(look())
+        assert view == compose(about, list(map(node_rows, reports)), rows, problems)
+    assert view["about"][""]["leftOut"]["nodes"] == 20
+    assert view["about"][""]["leftOut"]["workspaces"] == 20
+    # Known by the node that isn't shown.
+    assert "z" not in view["nodes"]
+    assert f"{reports[7].name}/{key_of(99)[7:27]}" in view["cells"]
+
+
 async def visit(page: Page, site: Served) -> None:
     await page.go(site.url)
     await page.wait("!document.getElementById('entry').hidden")
@@ -181,6 +240,25 @@ async def visit(page: Page, site: Served) -> None:
     assert HOSTILE in await page.ask("document.getElementById('move-rows').textContent")
     assert await page.ask("document.images.length") == 0
     assert "peer n1" in await page.ask("document.getElementById('move-rows').textContent")
+
+
+async def open_victims(page: Page, site: Served) -> None:
+    """What goes next is opened by keyboard, and stays open while the node's numbers change."""
+    summary = "document.querySelector('#space-rows summary')"
+    await page.ask(f"{summary}.focus()")
+    await page.press("Enter")
+    listed = "document.querySelector('#space-rows details[open] li')?.textContent"
+    said = await page.ask(listed)
+    assert "model-2" in said
+    assert "frees 12.0 GB: used 2 times, last " in said
+    assert said.endswith("ago; took 40 s to fetch")
+    victims = [{"key": key_of(1), "frees": 16 * GB, "lastUsed": VERIFIED}]
+    site.cluster.api.update(
+        "NodeCache", "", "n1", lambda document: document["status"].update(nextVictims=victims)
+    )
+    await page.wait(f"({listed})?.includes('model-1')")
+    assert "frees 16.0 GB: last used " in await page.ask(listed)
+    assert await page.ask(f"document.activeElement === {summary}")
 
 
 async def walk(page: Page) -> None:
@@ -209,6 +287,7 @@ def test_a_person_signs_in_and_sees_the_cluster_live_by_keyboard_and_in_every_li
         async with served(small_cluster()) as site, chromium(tmp_path) as browser:
             page = await browser.page()
             await visit(page, site)
+            await open_victims(page, site)
             await walk(page)
             report(site.cluster, "n2", models=[held(2, tier="memory")], held="1/1")
             await page.wait(

@@ -15,6 +15,7 @@ from tests.workspace.controller.httpapi import HttpApi
 from weightyard.cli import main
 from weightyard.commands import cleanup as command
 from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.node_condition import MANAGER, NodeCondition, to_apply
 from workspace.controller.uninstall import Installation, Removed, leave, users
 
 Json = dict[str, Any]
@@ -50,6 +51,8 @@ def api() -> FakeApi:
     made = FakeApi()
     for each in (node("n1", marked=True), node("n2", marked=False), node("n3", marked=True)):
         made.create(each)
+    told = NodeCondition("True", "Held", "")
+    made.apply(to_apply("n1", told, None, "now"), manager=MANAGER, status=True)
     template = {
         "metadata": {"labels": LABELS},
         "spec": {"containers": [{"name": "c", "image": "c"}]},
@@ -96,6 +99,7 @@ def marks(api: FakeApi) -> list[str]:
         metadata = each["metadata"]
         named = [*(metadata.get("labels") or {}), *(metadata.get("annotations") or {})]
         named += [taint["key"] for taint in each["spec"].get("taints") or ()]
+        named += [told["type"] for told in (each.get("status") or {}).get("conditions") or ()]
         found += [name for name in named if name.startswith("cache.weightyard.dev/")]
     return found
 
@@ -108,6 +112,7 @@ def test_nodes_lose_every_mark_and_nothing_else(api: FakeApi) -> None:
     assert first["metadata"]["labels"] == {"zone": "a"}
     assert first["metadata"]["annotations"] == {"other": "1"}
     assert [taint["key"] for taint in first["spec"]["taints"]] == ["nvidia.com/gpu"]
+    assert not first.get("status")
 
 
 def test_leaving_twice_changes_nothing(api: FakeApi) -> None:

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from tests.workspace import openapi, samples
+from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.cluster import render_kubernetes
 from workspace.render.http_route import http_route, version_services
 from workspace.render.kubernetes import Routing, SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
+from workspace.render.pod import pod_template
+from workspace.render.spare_nodes import spare_nodes
 
 Json = dict[str, Any]
 PUBLISHED = Path(__file__).parent / "published"
@@ -107,6 +110,40 @@ def test_the_schema_for_routes_tells_wrong_from_right(broken: Json) -> None:
     document = http_route(workspace, workspace.spec.route, None, weight=10)
     document["spec"]["rules"][0]["backendRefs"][0] |= broken
     assert problems(document, "httproute.json") != []
+
+
+@pytest.mark.parametrize("placement", ["required", "any"])
+@pytest.mark.parametrize("resources", RESOURCES)
+def test_an_autoscaler_takes_the_buffer_and_its_template(resources: Json, placement: str) -> None:
+    asked = {**resources, "provisioning": {"warmSpares": 3, "capacity": {"spot": "preferred"}}}
+    workspace = samples.workspace(resources=asked, placement=placement)
+    release = samples.release(workspace)
+    server = pod_template(workspace, release, revision="abc", uid="u")
+    template, buffer = spare_nodes(workspace, server, gpus=release.plan.gpus)
+    assert problems(buffer, "capacitybuffer.json") == []
+    assert openapi.problems(template, openapi.OLDEST) == []
+    assert buffer["spec"]["podTemplateRef"]["name"] == template["metadata"]["name"]
+    pod, served = template["template"]["spec"], server["spec"]
+    assert pod["containers"][0]["resources"] == served["containers"][0]["resources"]
+    assert pod.get("nodeSelector") == served.get("nodeSelector")
+    assert pod.get("tolerations") == served.get("tolerations")
+    # A node that is yet to be made holds no model, and what a pod mounts or may read decides no node.
+    assert names.node_label(release.key) not in json.dumps(template)
+    assert not {"volumes", "serviceAccountName", "imagePullSecrets"} & set(pod)
+    # Another's pods are selected by neither the Workspace's nor the spares' labels.
+    assert template["template"]["metadata"]["labels"] == names.selector(workspace.name, names.SPARE)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"podTemplateRef": {"name": ""}}, {"replicas": -1}, {"podTemplateRef": {}}, {"replica": 1}],
+)
+def test_the_schema_for_buffers_tells_wrong_from_right(broken: Json) -> None:
+    workspace = samples.workspace(resources={"gpu": "L4", "provisioning": {"warmSpares": 1}})
+    release = samples.release(workspace)
+    _, buffer = spare_nodes(workspace, pod_template(workspace, release, revision="a"), gpus=1)
+    buffer["spec"] |= broken
+    assert problems(buffer, "capacitybuffer.json") != []
 
 
 @pytest.mark.parametrize("resources", RESOURCES)

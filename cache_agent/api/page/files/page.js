@@ -69,7 +69,7 @@ function drawNow(now, cells) {
     if (about.kind === "node") drawModels(view);
     else drawMap(view, cells);
   }
-  if (has("nodes")) drawSpace(view);
+  if (has("nodes", "ages")) drawSpace(view, has("ages"));
 }
 
 function drawAbout(about) {

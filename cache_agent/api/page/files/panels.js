@@ -1,7 +1,7 @@
 // The summary, problems, servers, transfers and space: lists and tables that are kept row by row.
 
 import { byId, first, keep, make, name, say, sayRarely, show } from "./dom.js";
-import { bytes, duration, percent, plural } from "./words.js";
+import { ago, bytes, duration, percent, plural } from "./words.js";
 import { inWords, moreOf } from "./map.js";
 import { kindOf, shareOf } from "./why.js";
 
@@ -83,9 +83,11 @@ export function drawMoves(view) {
   });
 }
 
-export function drawSpace(view) {
+// `again`: write ages anew, which change without the rows.
+export function drawSpace(view, again) {
+  if (again) for (const line of byId("space-rows").children) if (line.querySelector("details")) line.row = null;
   const nodes = [...view.nodes].sort(([, a], [, b]) => (a.free ?? 0) - (b.free ?? 0));
-  keep(byId("space-rows"), first(nodes, FEW.nodes, byId("space-more"), "nodes"), "li", (row) => {
+  keep(byId("space-rows"), first(nodes, FEW.nodes, byId("space-more"), "nodes"), "li", (row, line) => {
     const held = (row.used ?? 0) - (row.evictable ?? 0);
     const leased = Math.min(row.leased ?? 0, held);
     const parts = { leased, pinned: held - leased, evictable: row.evictable ?? 0, free: Math.max(0, (row.total ?? 0) - (row.used ?? 0)) };
@@ -101,14 +103,20 @@ export function drawSpace(view) {
       plural(row.models ?? 0, "model"), row.held && row.held !== "0/0" && `${row.held} desired models held`,
     ];
     return [name(row.name, "b"), row.silent ? make("span", { class: "mark", "data-kind": "bad" }, " – its agent is silent") : "",
-      bar, make("span", { class: "quiet" }, said.filter(Boolean).join(" · ")), victims(row)];
+      bar, make("span", { class: "quiet" }, said.filter(Boolean).join(" · ")), victims(row, line.querySelector("details")?.open)];
   });
 }
 
-function victims(row) {
+function victims(row, open) {
   if (!row.evictNext?.length) return "";
-  return make("details", {}, make("summary", { "data-focus": "victims" }, "Next to be evicted"),
-    make("ol", {}, row.evictNext.map((each) => make("li", {}, name(each.image), ` – frees ${bytes(each.frees)}: `, name(each.why ?? "")))));
+  return make("details", { open }, make("summary", { "data-focus": "victims" }, "Next to be evicted"),
+    make("ol", {}, row.evictNext.map((each) => make("li", {}, name(each.image), ` – frees ${bytes(each.frees)}: `, name(each.why ?? useOf(each))))));
+}
+
+// Why a model's turn comes, from what its agent reported.
+function useOf(victim) {
+  const used = victim.uses ? `used ${plural(victim.uses, "time")}, last ${ago(victim.used)}` : `last used ${ago(victim.used)}`;
+  return victim.took ? `${used}; took ${duration(victim.took)} to fetch` : used;
 }
 
 // A node's own page has a list instead of a map of one line.

@@ -120,6 +120,21 @@ def test_an_agent_knows_its_own_space_and_what_it_would_evict_next() -> None:
     ]
 
 
+def test_a_cluster_s_page_has_what_the_agent_reported_of_its_next_victims() -> None:
+    victims = [
+        {"key": key_of(2), "frees": 3, "uses": 2, "lastUsed": VERIFIED, "fetchSeconds": 40},
+        {"key": key_of(9), "frees": 5},
+    ]
+
+    rows = node_rows(node(models=[held(1), held(2)], nextVictims=victims))
+
+    assert rows.node["evictNext"] == [
+        {"model": id_of(2), "image": held(2)["image"], "frees": 3, "uses": 2, "used": VERIFIED, "took": 40},
+        # Of another moment than the models: named by its key.
+        {"model": id_of(9), "image": key_of(9), "frees": 5, "uses": 0},
+    ]  # fmt: skip
+
+
 def test_a_node_that_has_not_begun_is_in_the_column_of_the_model_that_others_know() -> None:
     not_begun = desired(1, "Pending", modelKey=None)
 
