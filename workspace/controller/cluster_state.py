@@ -34,7 +34,7 @@ class CachedState:
 
 
 def cached_state(revision: Revision, observed: Observed, *, replicas: int) -> CachedState:
-    """The state of a version for a number of desired replicas.
+    """The state of a version for a number of desired replicas, each of which may span nodes.
 
     Besides the nodes that already run its servers, one warm node is chosen for each replica without a server that has
     mounted it. A server that has, but isn't ready yet, must not count twice: that would warm a node too many for each
@@ -42,15 +42,16 @@ def cached_state(revision: Revision, observed: Observed, *, replicas: int) -> Ca
     """
     nodes = observed.nodes
     label = names.node_label(revision.key)
-    possible = eligible(nodes, revision.resources, gpus=revision.gpus)
-    servers, warming = observed.pods(names.SERVER), observed.pods(names.PREWARM)
+    possible = eligible(nodes, revision.resources, gpus=revision.node_gpus)
+    servers, warming = serving_pods(observed), observed.pods(names.PREWARM)
+    wanted = replicas * revision.nodes
     serving = _nodes_with(servers, revision)
     usable = {node.name for node in possible}
     placed = [pod for pod in _mounted(servers, revision) if node_of(pod) in usable]
     labelled = {node.name for node in nodes if node.holds(label)} & usable
     chosen = choose_warm(
         possible,
-        max(1, len(serving & usable) + max(0, replicas - len(placed))),
+        max(revision.nodes, len(serving & usable) + max(0, wanted - len(placed))),
         label=label,
         preference=(serving, labelled, _nodes_of(warming), _nodes_of(servers)),
     )
@@ -68,9 +69,9 @@ def nodes_to_warm(
     """The chosen nodes that need a pre-warm pod for a version, until that many of its servers are ready."""
     # Servers on nodes that are being drained need replacements, ready as they are.
     wanted, usable = {names.REVISION: revision.id}, set(state.eligible)
-    servers = [pod for pod in observed.pods(names.SERVER) if has_labels(pod, wanted)]
+    servers = [pod for pod in serving_pods(observed) if has_labels(pod, wanted)]
     staying = [pod for pod in servers if is_ready(pod) and node_of(pod) in usable]
-    if replicas > 0 and len(staying) >= replicas:
+    if replicas > 0 and len(staying) >= replicas * revision.nodes:
         return []
     # A node whose server has mounted the model needs no pre-warm pod: the server's volume is the lease.
     held = state.labelled | {node_of(pod) for pod in servers if is_mounted(pod)}
@@ -89,6 +90,13 @@ def _mounted(pods: list[Json], revision: Revision) -> list[Json]:
 
 def _nodes_of(pods: list[Json]) -> set[str]:
     return {name for pod in pods if (name := node_of(pod)) is not None}
+
+
+def serving_pods(observed: Observed, *, ended: bool = False) -> list[Json]:
+    """The pods that serve: servers, and the workers of those that span nodes. `ended`: those that did."""
+    return [
+        pod for role in (names.SERVER, names.WORKER) for pod in observed.pods(role, ended=ended)
+    ]
 
 
 def server_count(observed: Observed, revision: Revision | None = None) -> tuple[int, int]:

@@ -56,6 +56,7 @@ RESOURCES: Final = {
     "ScaledObject": ApiResource("keda.sh/v1alpha1", "scaledobjects"),
     "HTTPRoute": ApiResource("gateway.networking.k8s.io/v1", "httproutes"),
     "InferencePool": ApiResource("inference.networking.k8s.io/v1", "inferencepools"),
+    "LeaderWorkerSet": ApiResource("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
     "EndpointSlice": ApiResource("discovery.k8s.io/v1", "endpointslices"),
     "CustomResourceDefinition": ApiResource(
         "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False

@@ -42,10 +42,11 @@ from workspace.controller.rollout_view import (
 )
 from workspace.controller.route_objects import kept_objects, left_version, route_objects
 from workspace.controller.stand_ins import left_servers, stand_ins
+from workspace.controller.workloads import is_missing, own_workloads, replaced_workloads, workload
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
-from workspace.render.deployments import candidate_deployment, deployment
+from workspace.render.deployments import candidate_deployment
 from workspace.render.kubernetes import (
     Routing,
     has_activator,
@@ -80,9 +81,7 @@ class _Reconciliation:
         self.kept = revisions.history(
             [each for each in observed.objects if is_owned(each, observed.uid)], workspace.name
         )
-        # Another's Deployment of this name says nothing of our servers.
-        found = observed.find("Deployment", workspace.name)
-        self.current = found if found and is_owned(found, observed.uid) else None
+        self.current = next(iter(own_workloads(workspace, observed)), None)
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
         self.goal = replica_goal(workspace, observed, self.current)
@@ -163,7 +162,7 @@ class _Reconciliation:
         return nodes.read_rate(self.observed.nodes, self.workspace.spec.resources)
 
     def _deployed(self) -> Revision | None:
-        """The version that the Deployment runs now, or ran, if somebody deleted it while a new one is on trial."""
+        """The version that serves now, or did, if somebody deleted what keeps it while a new one is on trial."""
         if self.current is None:
             stable = stable_before(self.observed.document)
             return next((each for each in self.kept if each.name == stable), None)
@@ -195,6 +194,8 @@ class _Reconciliation:
             return deployed
         if self.rollout is not None and self.rollout.keeps_stable:
             return deployed
+        if deployed is not None and is_missing(self.target, self.observed):
+            return deployed
         serves = self._current_replicas() > 0 or (is_external(self.workspace) and self.goal > 0)
         # With no running server to replace, the desired version is active right away.
         if self.current is None or not serves or (deployed and deployed.name == self.target.name):
@@ -205,11 +206,12 @@ class _Reconciliation:
     # A new version beside the one that serves
 
     def _rollout(self) -> ActiveRollout | None:
-        target = self.spec_target
-        if not isinstance(target, Revision):
+        target, deployed = self.spec_target, self._deployed()
+        # A LeaderWorkerSet replaces its groups, and is replaced, one by one.
+        if not isinstance(target, Revision) or (deployed and deployed.worker is not None):
             return None
         return active_rollout(
-            self.workspace, self.observed, target=target, deployed=self._deployed(), goal=self.goal,
+            self.workspace, self.observed, target=target, deployed=deployed, goal=self.goal,
             movable=not is_scaled_elsewhere(self.workspace),
             is_warm=lambda count: self._state_for(target, count).is_cached,
         )  # fmt: skip
@@ -263,7 +265,7 @@ class _Reconciliation:
             return goal
         deployed = self._deployed()
         running = current if deployed and deployed.name == self.active.name else 0
-        return min(goal, max(len(where.warm), running))
+        return min(goal, max(len(where.warm) // self.active.nodes, running))
 
     def _is_replaced_first(self) -> bool:
         """Whether the only server stays until another is ready: where it runs, and where a node could take another."""
@@ -309,18 +311,14 @@ class _Reconciliation:
         # Only while the image is missing: once there is a version to run, the Job is surplus and is deleted.
         if isinstance(self.target, NotBuilt):
             wanted.append(self._build_job())
-        if self.active is not None:
+        if self.active is not None and not is_missing(self.active, self.observed):
+            where = self.observed.environment
             wanted.append(
-                deployment(
-                    self.workspace,
-                    self.active.template,
-                    replicas=self._replicas(),
-                    startup_seconds=self.active.startup_seconds,
-                    environment=self.observed.environment,
-                    selector=self._selector(),
-                    surge=surge,
+                workload(
+                    self.workspace, self.active, replicas=self._replicas(), environment=where,
+                    current=self.current, surge=surge,
                 )
-            )
+            )  # fmt: skip
         wanted += self._candidate_deployment()
         owned = [owned_by(each, self.observed.document) for each in wanted]
         # A route has others' parts: what was written last time says nothing of it.
@@ -337,11 +335,10 @@ class _Reconciliation:
             uid=self.observed.bound_uid,
             replaced_first=self._is_replaced_first(),
             version=self.rollout.serving if self.rollout else None,
+            nodes=self.active.nodes if self.active else 1,
+            workers=any(each.worker is not None for each in (self._deployed(), self.active) if each)
+            or bool(self.observed.pods(names.WORKER)),
         )
-
-    def _selector(self) -> Json | None:
-        """The existing Deployment's selector."""
-        return None if self.current is None else self.current["spec"]["selector"]["matchLabels"]
 
     def _keda_missing(self) -> bool:
         scale = self.workspace.spec.scale
@@ -388,9 +385,10 @@ class _Reconciliation:
         keep = {reference(each) for each in wanted}
         keep |= kept_objects(self.workspace, self.left_version)
         keep |= self.stand_ins
-        # Without a version to run (registry unreachable) a running Deployment must not be deleted.
+        # Without a version to run (registry unreachable) what runs must not be deleted.
         if self.active is None:
-            keep.add(Reference("Deployment", self.workspace.name))
+            keep |= {reference(each) for each in own_workloads(self.workspace, self.observed)}
+        keep |= replaced_workloads(self.workspace, self.observed, self.active, goal=self.goal)
         if not isinstance(self.target, Revision):
             # Pods and Jobs in progress are kept while the registry doesn't say which version is desired.
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")

@@ -1,4 +1,4 @@
-"""The Deployments of a Workspace's servers: its own, and that of a new version beside it.
+"""What keeps a Workspace's servers: its own Deployment, or its LeaderWorkerSet, and the Deployment of a new version.
 
 The pod template is passed as data, since a version's template is stored in its ControllerRevision and outlives upgrades
 of this code.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workspace.node_demands import queue_label
-from workspace.render import names
+from workspace.render import groups, names
 from workspace.render.kubernetes import SystemSettings, meta
 from workspace.schema import Workspace
 
@@ -49,6 +49,16 @@ def deployment(
             "template": template,
         },
     }
+
+
+def group_set(
+    workspace: Workspace, leader: Json, worker: Json, *, size: int, replicas: int, surge: bool = False
+) -> Json:  # fmt: skip
+    """The LeaderWorkerSet of servers on `size` nodes each. `surge` adds a replica."""
+    metadata = _queued(workspace, names.group(workspace.name))
+    if surge:
+        metadata["annotations"] = {names.SURGE: "1"}
+    return groups.leader_worker_set(metadata, leader, worker, size=size, replicas=replicas + surge)
 
 
 def candidate_deployment(

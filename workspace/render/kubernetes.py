@@ -12,6 +12,7 @@ from typing import Any, Final
 from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.build_settings import BuildSettings
+from workspace.render.groups import group_policy, members
 from workspace.render.pod import container_security, named_values, pod_security
 from workspace.render.quantities import canonical_all
 from workspace.render.trace_settings import TraceSettings
@@ -54,7 +55,8 @@ class Routing:
 
     `ports` are those of all versions that run, which differ from the spec's while one replaces the other. `uid` binds
     selectors to one Workspace; None where no controller has created it. With `replaced_first` a drain waits for a
-    replacement of the only server. `version` is the id of the version that alone gets requests.
+    replacement of the only server. `version` is the id of the version that alone gets requests. `nodes` are those of
+    each server of the version to run; `workers` tells that some server runs on several.
     """
 
     role: str = names.SERVER
@@ -62,6 +64,8 @@ class Routing:
     uid: str | None = None
     replaced_first: bool = False
     version: str | None = None
+    nodes: int = 1
+    workers: bool = False
 
 
 DIRECT: Final = Routing()
@@ -113,14 +117,16 @@ def disruption_budget(workspace: Workspace, routing: Routing) -> Json:
     """Lets node drains evict one server at a time; the only one, where it can be replaced, after its replacement is
     ready.
     """
-    limit = {"minAvailable": 1} if routing.replaced_first else {"maxUnavailable": 1}
+    # A server on several nodes goes with any of its pods.
+    limit = {"minAvailable": routing.nodes} if routing.replaced_first else {"maxUnavailable": 1}
+    selected = {"matchLabels": _selected(workspace, names.SERVER, routing)}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": meta(workspace, workspace.name),
         "spec": {
             **limit,
-            "selector": {"matchLabels": _selected(workspace, names.SERVER, routing)},
+            "selector": members(workspace, routing.uid) if routing.nodes > 1 else selected,
         },
     }
 
@@ -282,6 +288,7 @@ def surrounding_objects(
     activator = has_activator(workspace)
     objects = [
         network_policy(workspace, environment, routing),
+        *([_group_policy(workspace, routing)] if routing.workers else ()),
         *([activator_policy(workspace, environment, routing)] if activator else ()),
         *(
             [build_policy(workspace, environment, routing.uid)]
@@ -292,12 +299,18 @@ def surrounding_objects(
         service(workspace, routing),
         disruption_budget(workspace, routing),
         *(quota(workspace) if environment.quotas else ()),
-        *autoscaler(workspace, meta(workspace, workspace.name), least=least),
+        *autoscaler(
+            workspace, meta(workspace, workspace.name), least=least, grouped=routing.nodes > 1
+        ),
     ]
     if activator:
         objects.append(server_service(workspace, routing))
         objects.append(activator_deployment(workspace, environment, routing))
     return objects
+
+
+def _group_policy(workspace: Workspace, routing: Routing) -> Json:
+    return group_policy(workspace, meta(workspace, names.group(workspace.name)), routing.uid)
 
 
 def _selected(workspace: Workspace, role: str, routing: Routing) -> dict[str, str]:

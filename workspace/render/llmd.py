@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from modelimage.errors import InvalidInput
 from modelimage.source_uris import HUB
 from workspace.hardware import Hardware
 from workspace.render import drain, names
@@ -47,8 +48,16 @@ _CHART_FIELDS: Final = (
 
 
 def render_llmd(workspace: Workspace, release: Release, hardware: Hardware = NO_HARDWARE) -> Json:
-    """The values document. Its pods have the labels that `inference_pool` selects."""
+    """The values document. Its pods have the labels that `inference_pool` selects. Raises InvalidInput.
+
+    The chart makes one kind of pod for each server.
+    """
     spec, plan = workspace.spec, release.plan
+    if plan.nodes > 1:
+        raise InvalidInput(
+            f"spec.resources.nodes is {plan.nodes}, and these values describe servers of one pod",
+            hint="Render it for kubernetes; the InferencePool of --to llm-d-pool selects the leaders of its groups.",
+        )
     accepted = tolerations(spec.resources, gpus=plan.gpus)
     found = affinity(spec, release, gpu_node_terms(workspace, release, hardware))
     extra = {
