@@ -17,8 +17,10 @@ from workspace.controller.cluster_state import (
     cached_state,
     nodes_to_warm,
     server_count,
+    serving_pods,
 )
 from workspace.controller.compare import with_intent
+from workspace.controller.group_drain import has_room, needs_replacement
 from workspace.controller.objects import (
     SHARED_KINDS,
     asked_replicas,
@@ -27,7 +29,6 @@ from workspace.controller.objects import (
     has_labels,
     is_owned,
     is_ready,
-    node_of,
 )
 from workspace.controller.observed import KEDA_GROUP, Decision, Observed, Reference, reference
 from workspace.controller.ownership import owned_by, owned_or_conflicting, permitted
@@ -272,19 +273,22 @@ class _Reconciliation:
         _, ready_count = server_count(self.observed)
         if self.goal != 1 or not ready_count or self.active is None:
             return False
-        return bool(self._state_of(self.active).eligible)
+        return has_room(self._state_of(self.active), self.active, self.observed, goal=self.goal)
 
     def _surges(self) -> bool:
         """Whether to run one more replica: the only server is on a node that is being drained, and another is warm."""
         if self.active is None or is_external(self.workspace) or not self._is_replaced_first():
             return False
         where, wanted = self._state_of(self.active), {names.REVISION: self.active.id}
-        servers = self.observed.pods(names.SERVER)
         drained = {node.name for node in self.observed.nodes if node.ready} - set(where.eligible)
         # A rollout brings a replacement itself.
-        is_rolling = not all(has_labels(pod, wanted) for pod in servers)
+        is_rolling = not all(has_labels(pod, wanted) for pod in serving_pods(self.observed))
         return (
-            not is_rolling and where.is_cached and any(node_of(pod) in drained for pod in servers)
+            not is_rolling
+            and where.is_cached
+            and needs_replacement(
+                self.observed, self.active, self.current, goal=self.goal, drained=drained
+            )
         )
 
     # Objects

@@ -117,8 +117,9 @@ def disruption_budget(workspace: Workspace, routing: Routing) -> Json:
     """Lets node drains evict one server at a time; the only one, where it can be replaced, after its replacement is
     ready.
     """
-    # A server on several nodes goes with any of its pods.
-    limit = {"minAvailable": routing.nodes} if routing.replaced_first else {"maxUnavailable": 1}
+    # A server on several nodes goes with any of its pods, so all pods of its replacement have to be ready.
+    least = 2 * routing.nodes - 1
+    limit = {"minAvailable": least} if routing.replaced_first else {"maxUnavailable": 1}
     selected = {"matchLabels": _selected(workspace, names.SERVER, routing)}
     return {
         "apiVersion": "policy/v1",

@@ -36,6 +36,7 @@ ROLLOUT_COMMANDS: Final = frozenset({PAUSE, RESUME, PROMOTE, ABORT})
 CA: Final = f"{DOMAIN}/ca"
 TRACE: Final = f"{DOMAIN}/traceparent"  # the trace of a version's starts
 INTENT: Final = f"{DOMAIN}/intent"
+GROUP_INDEX: Final = "leaderworkerset.sigs.k8s.io/group-index"  # on pods of a LeaderWorkerSet
 
 SERVER: Final = "server"
 WORKER: Final = "worker"  # computes for a server on another node
