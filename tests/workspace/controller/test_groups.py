@@ -281,4 +281,4 @@ class Groups(Controller):
 
 
 TestGroups = Groups.TestCase
-TestGroups.settings = settings(max_examples=examples(15), stateful_step_count=20)
+TestGroups.settings = settings(max_examples=examples(25), stateful_step_count=25)
