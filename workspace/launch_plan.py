@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from modelimage.architectures import is_draft, own_adapters
+from modelimage.architectures import has_stages, is_draft, own_adapters
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.gguf import gguf_files
@@ -137,7 +137,7 @@ def choose_variant(
         data=data,
         expert_parallel="--enable-expert-parallel" in arguments.given(user),
         nodes=spec.resources.nodes,
-        most_nodes=MOST_NODES if _may_spread(spec, hardware) else 1,
+        most_nodes=MOST_NODES if _may_spread(spec, records, hardware) else 1,
     )
     environment = {each.name: each.value or "" for each in spec.runtime.env}
     served = {
@@ -149,7 +149,7 @@ def choose_variant(
     return choose(served, hardware, demand)
 
 
-def _may_spread(spec: Spec, hardware: Hardware) -> bool:
+def _may_spread(spec: Spec, records: Mapping[str, Servable], hardware: Hardware) -> bool:
     """Whether spec.resources.nodes could be more, and is all that would have to change."""
     resources, given = spec.resources, arguments.given(spec.runtime.args)
     return (
@@ -157,6 +157,7 @@ def _may_spread(spec: Spec, hardware: Hardware) -> bool:
         and bool(TEMPLATES[spec.runtime.engine].worker_command)
         and not (resources.fraction or resources.mig_profile)
         and not any("parallel-size" in flag for flag in given)
+        and all(has_stages(each.facts.architecture) for each in records.values())
     )
 
 
@@ -209,7 +210,9 @@ def plan_launch(
     if spec.runtime.engine is Engine.VLLM:
         engine_arguments.check_dtype(record.facts, hardware.gpu, spec.runtime.args)
     pipeline, _ = _parallel_sizes(spec)
-    node_groups.check_stages(spec, pipeline=pipeline, gpus=fit.gpus)
+    node_groups.check_stages(
+        spec, architecture=record.facts.architecture, pipeline=pipeline, gpus=fit.gpus
+    )
     gguf = gguf_files(file.path for file in record.files)
     launch = Launch(
         model_dir=site.model_dir,

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from modelimage.architectures import has_stages
 from modelimage.errors import InvalidInput
 from workspace import arguments
 from workspace.arguments import Argument
-from workspace.schema import Spec
+from workspace.schema import Engine, Spec
 
 # Where the leader waits for the workers. Messages then take ports that the system chooses.
 GROUP_PORT: Final = 29_500
@@ -68,9 +69,16 @@ def check_arguments(spec: Spec) -> None:
         )
 
 
-def check_stages(spec: Spec, *, pipeline: int, gpus: int) -> None:
-    """Refuses what stops vLLM's pipeline stages on CPUs. Raises InvalidInput."""
-    if gpus or pipeline == 1:
+def check_stages(spec: Spec, *, architecture: str, pipeline: int, gpus: int) -> None:
+    """Refuses what vLLM doesn't run in pipeline stages. Raises InvalidInput."""
+    if pipeline == 1 or spec.runtime.engine is not Engine.VLLM:
+        return
+    if not has_stages(architecture):
+        raise InvalidInput(
+            f"vLLM doesn't split {architecture} into pipeline stages",
+            hint=f"Take spec.resources.nodes and {_PIPELINE} away: it runs on the GPUs of one node.",
+        )
+    if gpus:
         return
     if spec.runtime.adapters or "--enforce-eager" in arguments.given(spec.runtime.args):
         raise InvalidInput(

@@ -144,6 +144,16 @@ def test_what_ends_stages_on_cpus_is_refused(runtime: dict[str, Any]) -> None:
         samples.release(workspace)
 
 
+def test_a_model_that_has_no_stages_is_refused_and_not_told_to_spread() -> None:
+    model = large(architecture="Gemma3nForCausalLM")
+    workspace = samples.workspace(resources={"gpu": "B300", "nodes": 2})
+    with pytest.raises(InvalidInput, match="doesn't split Gemma3nForCausalLM"):
+        samples.release(workspace, model=model)
+    with pytest.raises(DoesNotFit) as error:
+        samples.release(samples.workspace(resources={"gpu": "L4"}), model=model)
+    assert "resources.nodes" not in str(error.value.hint)
+
+
 def test_cpus_of_several_nodes_share_the_model() -> None:
     one = samples.release(samples.workspace(resources={"gpus": 0}))
     two = samples.release(samples.workspace(resources={"gpus": 0, "nodes": 2}))
