@@ -31,6 +31,24 @@ _GENERATING: Final = frozenset(
 _WITH_ADAPTERS: Final = frozenset({"Phi4MMForCausalLM", "GraniteSpeechForConditionalGeneration"})
 _ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 
+# What vLLM doesn't split into pipeline stages: classes without `SupportsPP` in its registry (0.32).
+_WHOLE: Final = frozenset({
+    "AriaForConditionalGeneration", "BertForMaskedLM", "BertForSequenceClassification",
+    "BertForTokenClassification", "BertModel", "BertSpladeSparseEmbeddingModel", "BgeM3EmbeddingModel",
+    "CLIPModel", "ColBERTJinaRobertaModel", "ColBERTLfm2Model", "ColBERTModernBertModel",
+    "ColModernVBertForRetrieval", "DeepseekV4ForConditionalGeneration", "FireRedASR2ForConditionalGeneration",
+    "GPT2ForSequenceClassification", "Gemma3TextModel", "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration",
+    "GteModel", "GteNewForSequenceClassification", "GteNewModel", "HF_ColBERT", "HrmTextForCausalLM",
+    "IQuestLoopCoderForCausalLM", "Idefics3ForConditionalGeneration", "JinaForRanking", "Mamba2ForCausalLM",
+    "ModernBertForSequenceClassification", "ModernBertForTokenClassification", "ModernBertModel",
+    "NemotronParseForConditionalGeneration", "NomicBertModel", "OpenAIPrivacyFilterForTokenClassification",
+    "PaddleOCRVLForConditionalGeneration", "Phi4MMForCausalLM", "RobertaForMaskedLM",
+    "RobertaForSequenceClassification", "RobertaForTokenClassification", "RobertaModel", "SiglipModel",
+    "SmolVLMForConditionalGeneration", "VoyageQwen3BidirectionalEmbedModel", "WhisperForConditionalGeneration",
+    "XLMRobertaForSequenceClassification", "XLMRobertaForTokenClassification", "XLMRobertaModel",
+    "Zamba2ForCausalLM",
+})  # fmt: skip
+
 # Drafts of speculative decoding, by the words that vLLM's registry names them with. Eagle 2.5 is a model.
 _DRAFT: Final = re.compile(
     r"Eagle(?!2)|eagle|MTP(Model)?$|Draft|DSpark|DFlash|Medusa|Speculator|AssistantModel$|ExtractHiddenStates"
@@ -52,6 +70,11 @@ def pools(architecture: str, modules: object = None) -> bool:
 def is_draft(architecture: str) -> bool:
     """Whether a model only proposes tokens for another one (speculative decoding), and answers nothing alone."""
     return _DRAFT.search(architecture) is not None
+
+
+def has_stages(architecture: str) -> bool:
+    """Whether several nodes, or GPUs, can each run some of a model's layers (pipeline parallelism)."""
+    return architecture not in _WHOLE
 
 
 def brings_adapters(architecture: str) -> bool:

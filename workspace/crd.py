@@ -23,7 +23,7 @@ from cache_agent.api.crd_schema import (
 )
 from cache_agent.api.kube_objects import GENERATION, Conditions, Count, Reported, ReportedLine
 from workspace.rollout_status import RolloutStatus, RouteStatus
-from workspace.schema import KIND, Spec
+from workspace.schema import KIND, MOST_GROUP_NAME, Spec
 from workspace.startup import MOST_STARTS, Startup
 
 Json = dict[str, Any]
@@ -36,6 +36,12 @@ CONDITIONS: Final = ("ModelResolved", "Cached", "Scheduled", "Available", "Route
 _NAME_RULE: Final = (
     "self.metadata.name.matches('^[a-z](-?[a-z0-9])*$') && self.metadata.name.size() <= 52",
     "a Workspace's name is at most 52 lower-case letters, digits and single '-', and starts with a letter",
+)
+
+_SPREAD: Final = "has({0}resources) && has({0}resources.nodes) && {0}resources.nodes > 1"
+_GROUP_NAME_RULE: Final = (
+    f"!({_SPREAD.format('self.spec.')}) || self.metadata.name.size() <= {MOST_GROUP_NAME}",
+    f"with resources.nodes above 1 a Workspace's name is at most {MOST_GROUP_NAME} characters",
 )
 
 # Maps of labels and of resources.
@@ -63,6 +69,23 @@ RULES: Final[Rules] = {
             "(!has(self.rollout) || !has(self.rollout.strategy) || self.rollout.strategy != 'external')",
             "onDemandMinimum divides the replicas between two Deployments: with by: hpa, by: keda or strategy: "
             "external another program sets those of one",
+        ),
+        (
+            f"!({_SPREAD.format('self.')}) || !has(self.runtime) || !has(self.runtime.engine) || "
+            "self.runtime.engine == 'vllm'",
+            "resources.nodes above 1 is for the engine vllm",
+        ),
+        (
+            f"!({_SPREAD.format('self.')}) || !has(self.rollout) || !has(self.rollout.strategy) || "
+            "self.rollout.strategy == 'rolling'",
+            "with resources.nodes above 1, rollout.strategy is rolling",
+        ),
+        (
+            f"!({_SPREAD.format('self.')}) || !has(self.resources.provisioning) || "
+            "!has(self.resources.provisioning.capacity) || "
+            "!has(self.resources.provisioning.capacity.onDemandMinimum) || "
+            "self.resources.provisioning.capacity.onDemandMinimum == 0",
+            "with resources.nodes above 1, capacity.onDemandMinimum isn't possible",
         ),
     ),
     ("model",): (
@@ -97,6 +120,14 @@ RULES: Final[Rules] = {
         (
             "!(has(self.fraction) || has(self.migProfile)) || !has(self.gpus) || self.gpus == 1",
             "a shared GPU means gpus: 1",
+        ),
+        (
+            "!(has(self.fraction) || has(self.migProfile)) || !has(self.nodes) || self.nodes == 1",
+            "a shared GPU is on one node: leave nodes out",
+        ),
+        (
+            "!has(self.gpus) || !has(self.nodes) || self.gpus % self.nodes == 0",
+            "gpus are those of all nodes together: make it a multiple of nodes",
         ),
     ),
     ("resources", "provisioning"): (
@@ -199,7 +230,7 @@ def definition() -> Json:
             spec=spec_schema(),
             status=status_schema(),
             columns=_COLUMNS,
-            rules=(_NAME_RULE,),
+            rules=(_NAME_RULE, _GROUP_NAME_RULE),
             subresources={
                 "scale": {
                     "specReplicasPath": ".spec.replicas",

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from workspace.arguments import Argument
+from workspace.node_groups import TRACED, GroupAddress, group_arguments
 from workspace.schema import Engine
 
 # vLLM's `--max-lora-rank` where nothing is given.
@@ -26,6 +27,7 @@ class Launch:
     `projector` is its file for pictures, `lora_files` are the adapters in its image; `sampling` are the image's default
     parameters, by Ollama's names.
     `traces` is where spans are sent.
+    `group`: one process of several on `nodes` nodes, with `pipeline` stages in all; it `leads`, or is a worker.
     `sequences` is the number of concurrent requests; `kv_dtype` is the KV cache's format in vLLM's spelling.
     """
 
@@ -49,11 +51,18 @@ class Launch:
     lora_files: tuple[str, ...] = ()
     sampling: tuple[tuple[str, float], ...] = ()
     traces: str | None = None
+    group: GroupAddress | None = None
+    nodes: int = 1
+    pipeline: int = 1
+    leads: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """One engine. `command` starts it in a container; `module` is run with `python -m` on this machine, if any."""
+    """One engine. `command` starts it in a container; `module` is run with `python -m` on this machine, if any.
+
+    `worker_command` starts a process that only computes for another one; empty for engines that run on one machine.
+    """
 
     command: tuple[str, ...]
     module: str | None
@@ -63,6 +72,7 @@ class Template:
     health_path: str
     arguments: Callable[[Launch], list[Argument]]
     fixed_flags: frozenset[str]
+    worker_command: tuple[str, ...] = ()
 
 
 def _vllm(launch: Launch) -> list[Argument]:
@@ -82,13 +92,11 @@ def _vllm(launch: Launch) -> list[Argument]:
         arguments.append(("--kv-cache-dtype", launch.kv_dtype))
     if launch.prefix_caching:
         arguments.append(("--enable-prefix-caching",))
-    if launch.gpus:
-        arguments.append(("--gpu-memory-utilization", f"{launch.utilization:.2f}"))
-        if launch.tensor_parallel > 1:
-            arguments.append(("--tensor-parallel-size", str(launch.tensor_parallel)))
-    else:
-        # On a CPU, compilation takes longer than it saves for models small enough to run there.
-        arguments.append(("--enforce-eager",))
+    arguments += _vllm_devices(launch)
+    if launch.group is not None:
+        arguments += group_arguments(
+            launch.nodes, launch.pipeline, launch.group, leads=launch.leads
+        )
     if launch.pooling:
         arguments.append(("--runner", "pooling"))
     if launch.traces:
@@ -98,6 +106,17 @@ def _vllm(launch: Launch) -> list[Argument]:
         if launch.lora_rank > DEFAULT_LORA_RANK:
             arguments.append(("--max-lora-rank", str(launch.lora_rank)))
         arguments.append(("--lora-modules", *(f"{name}={path}" for name, path in launch.adapters)))
+    return arguments
+
+
+def _vllm_devices(launch: Launch) -> list[Argument]:
+    if not launch.gpus:
+        # On a CPU, compilation takes longer than it saves for models small enough to run there.
+        stages = launch.pipeline > 1
+        return [("--compilation-config", TRACED) if stages else ("--enforce-eager",)]
+    arguments: list[Argument] = [("--gpu-memory-utilization", f"{launch.utilization:.2f}")]
+    if launch.tensor_parallel > 1:
+        arguments.append(("--tensor-parallel-size", str(launch.tensor_parallel)))
     return arguments
 
 
@@ -207,6 +226,8 @@ TEMPLATES: Final[Mapping[Engine, Template]] = {
         health_path="/health",
         arguments=_vllm,
         fixed_flags=_WHERE | {"--model"},
+        # The module above starts a server, whatever its arguments say.
+        worker_command=("python3", "-m", "vllm.entrypoints.cli.main", "serve"),
     ),
     Engine.SGLANG: Template(
         command=("python3", "-m", "sglang.launch_server"),

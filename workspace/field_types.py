@@ -16,6 +16,7 @@ _ADAPTER = r"[a-z]([a-z0-9-]{0,50}[a-z0-9])?"
 _ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 # Kubernetes' numbers have 32 bits; nothing here is near this.
 MOST_REPLICAS = 10_000
+MOST_NODES = 32  # of one replica
 
 
 def refuse_repeats(field: str, names: list[str]) -> None:

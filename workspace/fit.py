@@ -3,7 +3,8 @@
     per GPU   1.05 x weights / GPUs + context x KV cache per token / shares + overhead  <=  GPU memory x utilization
     on a CPU   weights + context x KV cache per token  + overhead         <=  memory
 
-`GPUs` are those of one copy of the model: tensor x pipeline parallel size; data parallel sizes multiply them. `shares`
+`GPUs` are those of one copy of the model: tensor x pipeline parallel size; data parallel sizes multiply them. Several
+nodes share a copy evenly, by pipeline stages; without GPUs each node's memory counts as one GPU's does. `shares`
 is less where the cache isn't divided: a GPU holds at least one KV head, and latent attention's whole cache. Only tensor
 parallel sizes of the record, with which vLLM starts, are chosen. `overhead` (activations, runtime, and a reserve where
 the KV cache's size is unknown) is the record's GPU memory minus weights and KV cache. The 5% are captured graphs and
@@ -51,7 +52,8 @@ class DoesNotFit(NoSpace):
 class Demand:
     """The requested limits of a fit; None where the planner may choose. `kv_dtype` is in vLLM's spelling.
 
-    `pipeline` and `data` are the user's parallel sizes; `gpus` counts the GPUs of all groups.
+    `pipeline` and `data` are the parallel sizes; `gpus` counts the GPUs of all groups, on all `nodes`. The error for a
+    model that doesn't fit names how many of `most_nodes` it fits.
     """
 
     variant: str = AUTO_VARIANT
@@ -63,6 +65,8 @@ class Demand:
     pipeline: int = 1
     data: int = 1
     expert_parallel: bool = False
+    nodes: int = 1
+    most_nodes: int = 1
 
     @property
     def groups(self) -> int:
@@ -75,7 +79,7 @@ class Fit:
     """The chosen variant. `gpus` 0 means a CPU; `context` is None when the model's bytes per token are unknown.
 
     `kv_tokens` is the KV cache's capacity in tokens of all requests together, in one copy of the model; None when
-    unknown. `groups` is the number of tensor parallel groups.
+    unknown. `groups` is the number of tensor parallel groups, `nodes` that of the nodes which share the GPUs.
     """
 
     variant: str
@@ -85,6 +89,12 @@ class Fit:
     kv_dtype: str = KV_NATIVE
     kv_tokens: int | None = None
     groups: int = 1
+    nodes: int = 1
+
+    @property
+    def node_gpus(self) -> int:
+        """GPUs of each node; 0 on CPUs."""
+        return self.gpus // self.nodes
 
     @property
     def tensor_parallel(self) -> int:
@@ -106,12 +116,18 @@ def choose(candidates: Mapping[str, ModelFacts], hardware: Hardware, demand: Dem
             tokens = _tokens_that_fit(facts, hardware, demand, gpus)
             context = _context(facts, hardware, demand, tokens)
             passed = tuple(dict.fromkeys(reasons))
-            return Fit(variant, gpus, context, passed, kv_dtype, tokens, demand.groups)
+            return Fit(
+                variant, gpus, context, passed, kv_dtype, tokens, demand.groups, demand.nodes
+            )
         # What holds for any cache is said once.
         if why_not not in reasons:
             reasons.append(f"{why_not} with an {kv_dtype} cache" if kv_dtype == KV_FP8 else why_not)
     chosen = {variant: candidates[variant] for variant in variants}
-    raise _nothing_fits(chosen, hardware, demand, "; ".join(dict.fromkeys(reasons)))
+    error = _nothing_fits(chosen, hardware, demand, "; ".join(dict.fromkeys(reasons)))
+    nodes = _enough_nodes(chosen, hardware, demand)
+    if nodes is not None:
+        error.hint = f"{error.hint} In a cluster {nodes} such nodes can share it: spec.resources.nodes: {nodes}."
+    raise error
 
 
 def overhead_bytes(facts: ModelFacts) -> int:
@@ -121,9 +137,12 @@ def overhead_bytes(facts: ModelFacts) -> int:
     return max(0, facts.gpu_memory_bytes - held)
 
 
-def needed_bytes(facts: ModelFacts, *, context: int, gpus: int, pipeline: int = 1) -> int:
-    """Memory needed on each of the `gpus` GPUs of one copy, or on the machine when `gpus` is 0."""
-    ways, shares = max(gpus, 1), _cache_shares(facts, gpus, pipeline)
+def needed_bytes(
+    facts: ModelFacts, *, context: int, gpus: int, pipeline: int = 1, nodes: int = 1
+) -> int:
+    """Memory needed on each of the `gpus` GPUs of one copy, or on each of its `nodes` when `gpus` is 0."""
+    ways = max(gpus, nodes)
+    shares = _cache_shares(facts, ways, pipeline)
     cache = context * facts.kv_cache_bytes_per_token
     # Weights and cache are divided among the GPUs (rounded up together); activations and runtime
     # exist on each.
@@ -192,6 +211,30 @@ def _nothing_fits(
     return DoesNotFit(
         f"the model doesn't run here: {reasons}", hint=f"{choice if runs else 'Serve'} on {where}."
     )
+
+
+def _enough_nodes(
+    tried: Mapping[str, ModelFacts], hardware: Hardware, demand: Demand
+) -> int | None:
+    """The fewest nodes that a variant fits, with as many GPUs on each; None if it fits none that may be had."""
+    for nodes in range(demand.nodes + 1, demand.most_nodes + 1):
+        gpus = None if demand.gpus is None else demand.gpus // demand.nodes * nodes
+        wider = replace(demand, nodes=nodes, pipeline=nodes, gpus=gpus)
+        machines = replace(hardware, count=hardware.count // demand.nodes * nodes)
+        tries = product(_gpu_counts(machines, wider), _kv_dtypes(machines, wider), tried)
+        if any(
+            _obstacle(
+                variant,
+                _with_cache(_computed(tried[variant], machines), kv_dtype),
+                machines,
+                wider,
+                gpus,
+            )
+            is None
+            for gpus, kv_dtype, variant in tries
+        ):
+            return nodes
+    return None
 
 
 def _gpu_counts(hardware: Hardware, demand: Demand) -> Iterator[int]:
@@ -283,11 +326,18 @@ def _obstacle(
         context=_least_context(facts, demand),
         gpus=gpus // demand.data,
         pipeline=demand.pipeline,
+        nodes=demand.nodes,
     )
     # Unknown memory must not refuse a model that may fit.
     if budget is None or need <= budget:
         return None
     where = f"on {gpus} GPU{'s' * (gpus > 1)}, each" if gpus else "of memory,"
+    if demand.nodes > 1:
+        where = (
+            f"on {gpus} GPUs of {demand.nodes} nodes, each"
+            if gpus
+            else f"on {demand.nodes} nodes, each"
+        )
     return f"{variant} needs {need / 1e9:.1f} GB {where} offering {budget / 1e9:.1f} GB"
 
 

@@ -40,7 +40,7 @@ class Gpu:
 class Hardware:
     """Hardware available to one replica: up to `count` equal GPUs, or a CPU (`gpu` None).
 
-    `memory_bytes` is the machine's memory for a CPU server; 0 means unknown. `cpus` are the instruction sets of each
+    `memory_bytes` is the memory of a machine for a CPU server; 0 means unknown. `cpus` are the instruction sets of each
     CPU that the server may get, as Linux names them; empty means unknown.
     """
 
@@ -126,7 +126,7 @@ def requested_hardware(resources: Resources) -> Hardware:
         return Hardware(memory_bytes=memory)
     gpu = _asked_gpu(resources)
     shared = resources.fraction is not None or resources.mig_profile is not None
-    return Hardware(gpu, 1 if shared else resources.gpus or _NODE_GPUS)
+    return Hardware(gpu, 1 if shared else resources.gpus or _NODE_GPUS * resources.nodes)
 
 
 def kernels_of(variant: str, facts: ModelFacts) -> str:

@@ -8,18 +8,20 @@ targets. The user's `runtime.args` override derived arguments.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from modelimage.architectures import is_draft, own_adapters
+from modelimage.architectures import has_stages, is_draft, own_adapters
 from modelimage.digest import Digest
 from modelimage.errors import InvalidInput
 from modelimage.gguf import gguf_files
-from workspace import arguments, engine_arguments
+from workspace import arguments, engine_arguments, node_groups
 from workspace.engines import TEMPLATES, Launch, Template
+from workspace.field_types import MOST_NODES
 from workspace.fit import KV_NATIVE, Demand, Fit, choose
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype, kernels_of
+from workspace.node_groups import GroupAddress
 from workspace.schema import Engine, EnvVar, Spec, Workspace
 from workspace.servable import Servable
 from workspace.served_file import of_file
@@ -46,7 +48,8 @@ _CPU_SEQUENCES: Final = 4  # full-length requests that a CPU server's KV cache h
 class Site:
     """Where the server will run: directories of the model and the adapters, and the listening address.
 
-    `read_rate` is the rate of reading weights in bytes a second; None when not measured.
+    `read_rate` is the rate of reading weights in bytes a second; None when not measured. `group` is where the processes
+    of a replica on several nodes find each other; None where all run on one machine.
     """
 
     model_dir: PurePosixPath
@@ -54,6 +57,7 @@ class Site:
     port: int
     read_rate: float | None = None
     adapter_dirs: Mapping[str, PurePosixPath] = field(default_factory=dict)
+    group: GroupAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Probes:
 class LaunchPlan:
     """One server to start. `gpus` 0 means a CPU server; `reasons` explains why better variants weren't chosen.
 
+    On several `nodes` the process with `args` leads, and those on the others get `worker_args`.
     `kernels` names those that the weights need: a published quantization, else the variant.
     """
 
@@ -92,6 +97,13 @@ class LaunchPlan:
     context: int | None
     probes: Probes
     reasons: tuple[str, ...]
+    nodes: int = 1
+    worker_args: tuple[str, ...] = ()
+
+    @property
+    def node_gpus(self) -> int:
+        """GPUs of each node."""
+        return self.gpus // self.nodes
 
     @property
     def template(self) -> Template:
@@ -107,6 +119,7 @@ def choose_variant(
     """
     spec = workspace.spec
     user = spec.runtime.args
+    node_groups.check_arguments(spec)
     # These flags change the fit itself, so the user's values enter it instead of only being passed
     # on.
     pipeline, data = _parallel_sizes(spec)
@@ -123,6 +136,8 @@ def choose_variant(
         pipeline=pipeline,
         data=data,
         expert_parallel="--enable-expert-parallel" in arguments.given(user),
+        nodes=spec.resources.nodes,
+        most_nodes=MOST_NODES if _may_spread(spec, records, hardware) else 1,
     )
     environment = {each.name: each.value or "" for each in spec.runtime.env}
     served = {
@@ -134,10 +149,22 @@ def choose_variant(
     return choose(served, hardware, demand)
 
 
+def _may_spread(spec: Spec, records: Mapping[str, Servable], hardware: Hardware) -> bool:
+    """Whether spec.resources.nodes could be more, and is all that would have to change."""
+    resources, given = spec.resources, arguments.given(spec.runtime.args)
+    return (
+        hardware.gpu is not None
+        and bool(TEMPLATES[spec.runtime.engine].worker_command)
+        and not (resources.fraction or resources.mig_profile)
+        and not any("parallel-size" in flag for flag in given)
+        and all(has_stages(each.facts.architecture) for each in records.values())
+    )
+
+
 def _parallel_sizes(spec: Spec) -> tuple[int, int]:
-    """The user's pipeline and data parallel sizes. Data parallel groups on other machines take no GPUs here."""
+    """The pipeline and data parallel sizes. Data parallel groups on other machines take no GPUs here."""
     user = spec.runtime.args
-    pipeline = arguments.count_of(user, "--pipeline-parallel-size") or 1
+    pipeline = arguments.count_of(user, "--pipeline-parallel-size") or spec.resources.nodes
     # SGLang's attention then divides the GPUs of its tensor parallel group.
     if "--enable-dp-attention" in arguments.given(user):
         return pipeline, 1
@@ -182,6 +209,10 @@ def plan_launch(
     _check_code(spec)
     if spec.runtime.engine is Engine.VLLM:
         engine_arguments.check_dtype(record.facts, hardware.gpu, spec.runtime.args)
+    pipeline, _ = _parallel_sizes(spec)
+    node_groups.check_stages(
+        spec, architecture=record.facts.architecture, pipeline=pipeline, gpus=fit.gpus
+    )
     gguf = gguf_files(file.path for file in record.files)
     launch = Launch(
         model_dir=site.model_dir,
@@ -206,7 +237,11 @@ def plan_launch(
         pooling=record.facts.pooling,
         lora_rank=engine_arguments.lora_rank((record.facts.lora_rank, *lora_ranks)),
         traces=spec.runtime.tracing.endpoint if spec.runtime.tracing else None,
+        group=_group(spec, site),
+        nodes=spec.resources.nodes,
+        pipeline=pipeline,
     )
+    worker = template.arguments(replace(launch, leads=False)) if launch.group else ()
     return LaunchPlan(
         name=workspace.name,
         engine=spec.runtime.engine,
@@ -224,7 +259,21 @@ def plan_launch(
             spec.runtime.startup_seconds or startup_seconds(record, site, gpus=fit.gpus),
         ),
         reasons=fit.reasons,
+        nodes=launch.nodes,
+        worker_args=arguments.merge(worker, spec.runtime.args) if worker else (),
     )
+
+
+def _group(spec: Spec, site: Site) -> GroupAddress | None:
+    """Where the processes of a replica find each other. Raises InvalidInput where there is one machine for several."""
+    if spec.resources.nodes == 1:
+        return None
+    if site.group is None:
+        raise InvalidInput(
+            f"spec.resources.nodes is {spec.resources.nodes}, and this runs on one machine",
+            hint="Several nodes are for a cluster: apply the Workspace there, or `weightyard render --to kubernetes`.",
+        )
+    return site.group
 
 
 def _adapters(spec: Spec, site: Site) -> Iterator[tuple[str, PurePosixPath]]:
@@ -330,15 +379,18 @@ def _kv_tokens(spec: Spec, *, record: Servable, fit: Fit, hardware: Hardware) ->
     is_given = spec.runtime.engine is Engine.VLLM and not given_by_user
     if not is_given or not record.facts.kv_cache_bytes_per_token:
         return None
-    given = _cpu_cache_gib(record, fit, hardware) * _GIB
+    given = _cpu_cache_gib(record, fit, hardware) * _GIB * spec.resources.nodes
     return given // record.facts.kv_cache_bytes_per_token
 
 
 def _cpu_cache_gib(record: Servable, fit: Fit, hardware: Hardware) -> int:
-    """GiB of KV cache on a CPU: a few full-length requests, at most half of the memory left by the weights."""
+    """GiB of KV cache on a CPU: a few full-length requests, at most half of the memory left by the weights.
+
+    Of a replica on several nodes, the GiB of each.
+    """
     tokens = _CPU_SEQUENCES * (fit.context or 0)
-    wanted = -(-tokens * record.facts.kv_cache_bytes_per_token // _GIB)
+    wanted = -(-tokens * record.facts.kv_cache_bytes_per_token // (_GIB * fit.nodes))
     if not hardware.memory_bytes:
         return max(1, wanted)
-    free = hardware.memory_bytes - record.facts.weight_bytes
+    free = hardware.memory_bytes - record.facts.weight_bytes // fit.nodes
     return max(1, min(wanted, free // 2 // _GIB))

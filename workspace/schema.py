@@ -25,6 +25,7 @@ from cache_agent.api.kube_objects import (
 )
 from modelimage.quantization import Variant
 from workspace.field_types import (
+    MOST_NODES,
     MOST_REPLICAS,
     AdapterName,
     EnvName,
@@ -44,6 +45,9 @@ from workspace.trace_context import Tracing
 KIND: Final = "Workspace"
 DEFAULT_PORT: Final = 8000
 AUTO_VARIANT: Final = "auto"  # the most accurate one that fits
+# Of a Workspace whose replicas span nodes: the StatefulSet of a replica's workers has its name, a suffix and a number,
+# in at most the 52 characters that Kubernetes can label pods with.
+MOST_GROUP_NAME: Final = 39
 
 
 class Engine(Enum):
@@ -248,6 +252,10 @@ class Resources(Strict):
     gpus: Annotated[int, Field(ge=0, le=64)] | None = Field(
         default=None, description="GPUs of one replica; by default as many as the model needs."
     )
+    nodes: Annotated[int, Field(ge=1, le=MOST_NODES)] = Field(
+        default=1,
+        description="Nodes of one replica, for a model that fits no single one; they share its GPUs evenly.",
+    )
     vendor: Annotated[Vendor, as_enum(Vendor)] = Vendor.NVIDIA
     gpu: NonEmpty | None = Field(
         default=None, description="A GPU that `weightyard help gpus` lists, such as L4 or H100."
@@ -279,6 +287,19 @@ class Resources(Strict):
         if (self.fraction or self.mig_profile) and self.gpus not in (None, 1):
             raise ValueError("a shared GPU means gpus: 1")
         return self
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if self.nodes > 1 and (self.fraction or self.mig_profile):
+            raise ValueError("a shared GPU is on one node: leave nodes out")
+        if self.gpus is not None and self.gpus % self.nodes:
+            raise ValueError("gpus are those of all nodes together: make it a multiple of nodes")
+        return self
+
+    @property
+    def node_gpus(self) -> int | None:
+        """GPUs of each node of a replica; None where the planner chooses."""
+        return None if self.gpus is None else self.gpus // self.nodes
 
 
 class Scale(Strict):
@@ -357,6 +378,21 @@ class Spec(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _spread(self) -> Self:
+        if self.resources.nodes == 1:
+            return self
+        provisioning = self.resources.provisioning
+        if provisioning and provisioning.capacity and provisioning.capacity.on_demand_minimum:
+            raise ValueError(
+                "with resources.nodes above 1, capacity.onDemandMinimum isn't possible"
+            )
+        if self.runtime.engine is not Engine.VLLM:
+            raise ValueError("resources.nodes above 1 is for the engine vllm")
+        if self.rollout.strategy is not Strategy.ROLLING:
+            raise ValueError("with resources.nodes above 1, rollout.strategy is rolling")
+        return self
+
     @property
     def _is_external(self) -> bool:
         return self.rollout.strategy is Strategy.EXTERNAL
@@ -378,6 +414,14 @@ class Workspace(Strict):
     kind: Literal["Workspace"]
     metadata: Metadata
     spec: Spec
+
+    @model_validator(mode="after")
+    def _short_name(self) -> Self:
+        if self.spec.resources.nodes > 1 and len(self.metadata.name) > MOST_GROUP_NAME:
+            raise ValueError(
+                f"with resources.nodes above 1 a Workspace's name is at most {MOST_GROUP_NAME} characters"
+            )
+        return self
 
     @property
     def name(self) -> str:

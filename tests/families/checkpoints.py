@@ -1,6 +1,6 @@
 """Makes tiny random models of many families with transformers, in the layout in which their kind is published.
 
-    python tests/families/checkpoints.py DIR
+    python tests/families/checkpoints.py DIR [NAME...]
 
 The same call writes the same bytes. Weights are large enough that layers matter to the answer: with usual
 initializations a random model repeats its last token.
@@ -231,9 +231,11 @@ def _write(path: Path, document: object) -> None:
 
 
 def main() -> None:
+    wanted = sys.argv[2:] or FAMILIES
     for number, (name, make) in enumerate(FAMILIES.items()):
-        torch.manual_seed(number)
-        make(Path(sys.argv[1]) / name)
+        if name in wanted:
+            torch.manual_seed(number)
+            make(Path(sys.argv[1]) / name)
 
 
 if __name__ == "__main__":

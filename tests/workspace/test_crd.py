@@ -164,7 +164,7 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Json]:
 
 
 TEXT = st.sampled_from(["", "a", "x/y:z"])
-NAMES = st.sampled_from(["a", "b", "A", "9a", "a" * 52, "a" * 53, ""])
+NAMES = st.sampled_from(["a", "b", "A", "9a", "a" * 39, "a" * 40, "a" * 52, "a" * 53, ""])
 COUNTS = st.integers(-1, 3)
 LABELS = st.dictionaries(TEXT, TEXT, max_size=2)
 AMOUNTS = st.dictionaries(TEXT, st.sampled_from(["4", "500m", "1e3", "-1", ""]), max_size=2)
@@ -203,7 +203,8 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         ]),
     },
     Resources: {
-        "gpus": COUNTS, "fraction": st.sampled_from([0, 0.0, 0.5, 1.0]), "migProfile": TEXT,
+        "gpus": COUNTS, "nodes": st.sampled_from([0, 1, 2, 3, 33]),
+        "fraction": st.sampled_from([0, 0.0, 0.5, 1.0]), "migProfile": TEXT,
         "vendor": st.sampled_from(["nvidia", "amd", "other"]),
         "gpu": TEXT, "cpu": st.sampled_from(["4", "500m", "-1"]),
         "gpuMemory": st.sampled_from(["24Gi", "24GiB", "", "1"]),
@@ -306,6 +307,10 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"runtime": {"env": [{"name": "A"}]}},
         {"runtime": {"engine": "tgi", "tracing": {"endpoint": "http://c:4317"}}},
         {"resources": {"fraction": 0.5, "migProfile": "1g.10gb"}},
+        {"resources": {"fraction": 0.5, "nodes": 2}},
+        {"resources": {"gpus": 3, "nodes": 2}},
+        {"resources": {"nodes": 2}, "runtime": {"engine": "sglang"}},
+        {"resources": {"nodes": 2}, "rollout": {"strategy": "canary"}},
         {"resources": {"fraction": 0.5, "gpus": 2}},
         {"resources": {"provisioning": {"by": "kueue"}}},
         {"resources": {"provisioning": {"queue": "a"}}},

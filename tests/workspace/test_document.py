@@ -107,6 +107,8 @@ def test_defaults() -> None:
         ("  resources: {fraction: 0.5, migProfile: 1g.10gb}\n", 8,
          "spec.resources: give fraction or migProfile, not both"),
         ("  resources: {fraction: 0.5, gpus: 2}\n", 8, "spec.resources: a shared GPU means gpus: 1"),
+        ("  resources: {gpus: 8, nodes: 3}\n", 8,
+         "spec.resources: gpus are those of all nodes together: make it a multiple of nodes"),
     ],
 )  # fmt: skip
 def test_complaints(more: str, line: int, says: str) -> None:
@@ -219,6 +221,8 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     },
     Resources: {
         "gpus": st.none() | st.integers(0, 8),
+        # The rollout below excludes more.
+        "nodes": st.just(1),
         "vendor": st.sampled_from(Vendor),
         "gpu": st.none() | texts,
         "gpu_memory": st.none() | st.sampled_from(["24Gi", "80G", "500Mi"]),

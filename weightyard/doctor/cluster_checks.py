@@ -21,7 +21,7 @@ _ENFORCE: Final = "pod-security.kubernetes.io/enforce"
 _GPUS: Final = ("nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915")
 _OPTIONAL: Final = {
     "monitoring.coreos.com": "Prometheus operator", "keda.sh": "KEDA", "karpenter.sh": "Karpenter",
-    "kueue.x-k8s.io": "Kueue", "nvidia.com": "NVIDIA GPU Operator",
+    "kueue.x-k8s.io": "Kueue", "leaderworkerset.x-k8s.io": "LeaderWorkerSet", "nvidia.com": "NVIDIA GPU Operator",
 }  # fmt: skip
 # The values of the chart's CSIDriver; with others, kubelet mounts volumes differently.
 DRIVER_SPEC: Final[Mapping[str, object]] = {

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 OWN_KINDS: Final = (
     "Deployment", "Service", "ServiceAccount", "PodDisruptionBudget", "NetworkPolicy", "ResourceQuota",
     "LimitRange", "HorizontalPodAutoscaler", "ScaledObject", "HTTPRoute", "InferencePool", "ControllerRevision",
-    "PodTemplate", "CapacityBuffer", "Pod", "Job",
+    "PodTemplate", "CapacityBuffer", "Pod", "Job", "LeaderWorkerSet",
 )  # fmt: skip
 
 

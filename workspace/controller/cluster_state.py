@@ -19,8 +19,8 @@ Json = dict[str, Any]
 class CachedState:
     """A version's state. `chosen` nodes should hold it, `warm` nodes do.
 
-    `parts` are the states for the servers that run on any capacity, and for those that never run on spot, where some
-    must not; `on_demand` is their number.
+    A server spans `nodes`. `parts` are the states for the servers that run on any capacity, and for those that never
+    run on spot, where some must not; `on_demand` is their number.
     """
 
     eligible: tuple[str, ...]
@@ -29,6 +29,7 @@ class CachedState:
     labelled: frozenset[str]
     on_demand: int = 0
     parts: tuple[CachedState, CachedState] | None = None
+    nodes: int = 1
 
     @property
     def is_cached(self) -> bool:
@@ -41,7 +42,9 @@ class CachedState:
 
     def startable(self, replicas: int, running: int) -> int:
         """How many of some replicas may run now: at most the warm nodes, but never fewer than already run."""
-        return replicas if self.is_cached else min(replicas, max(len(self.warm), running))
+        if self.is_cached:
+            return replicas
+        return min(replicas, max(len(self.warm) // self.nodes, running))
 
 
 def cached_state(
@@ -49,15 +52,17 @@ def cached_state(
 ) -> CachedState:
     """The state of a version for a number of desired replicas, of which some must not run on spot capacity.
 
+    A replica may span nodes.
+
     Besides the nodes that already run its servers, one warm node is chosen for each replica without a server that has
     mounted it. A server that has, but isn't ready yet, must not count twice: that would warm a node too many for each
     replica that starts. Servers on nodes that can't take pods any more, such as cordoned ones, need a replacement.
     """
-    possible = eligible(observed.nodes, revision.resources, gpus=revision.gpus)
-    servers = observed.pods(names.SERVER)
+    possible = eligible(observed.nodes, revision.resources, gpus=revision.node_gpus)
+    servers = serving_pods(observed)
     if not on_demand:
         return _state(revision, observed, possible, servers, replicas=replicas)
-    apart = eligible(observed.nodes, off_spot(revision.resources), gpus=revision.gpus)
+    apart = eligible(observed.nodes, off_spot(revision.resources), gpus=revision.node_gpus)
     others = [pod for pod in servers if not is_on_demand(pod)]
     beside = [pod for pod in servers if is_on_demand(pod)]
     second = _state(revision, observed, apart, beside, replicas=on_demand)
@@ -72,6 +77,7 @@ def cached_state(
         labelled=first.labelled | second.labelled,
         on_demand=on_demand,
         parts=(first, second),
+        nodes=revision.nodes,
     )
 
 
@@ -81,10 +87,10 @@ def nodes_to_warm(
     """The chosen nodes that need a pre-warm pod for a version, until that many of its servers are ready."""
     # Servers on nodes that are being drained need replacements, ready as they are.
     wanted, usable = {names.REVISION: revision.id}, set(state.eligible)
-    servers = [pod for pod in observed.pods(names.SERVER) if has_labels(pod, wanted)]
+    servers = [pod for pod in serving_pods(observed) if has_labels(pod, wanted)]
     staying = [pod for pod in servers if is_ready(pod) and node_of(pod) in usable]
-    beside = sum(map(is_on_demand, staying))
-    if replicas > 0 and len(staying) >= replicas and beside >= min(state.on_demand, replicas):
+    beside, pods = sum(map(is_on_demand, staying)), replicas * revision.nodes
+    if replicas > 0 and len(staying) >= pods and beside >= min(state.on_demand, pods):
         return []
     # A node whose server has mounted the model needs no pre-warm pod: the server's volume is the lease.
     held = state.labelled | {node_of(pod) for pod in servers if is_mounted(pod)}
@@ -107,16 +113,20 @@ def _state(
     labelled = {node.name for node in observed.nodes if node.holds(label)} & usable
     chosen = choose_warm(
         possible,
-        max(1, len(serving & usable) + max(0, replicas - len(placed))),
+        max(
+            revision.nodes,
+            len(serving & usable) + max(0, replicas * revision.nodes - len(placed)),
+        ),
         label=label,
         preference=(serving, labelled, _nodes_of(warming), _nodes_of(servers)),
     )
-    everywhere = _nodes_with(observed.pods(names.SERVER), revision)
+    everywhere = _nodes_with(serving_pods(observed), revision)
     return CachedState(
         eligible=tuple(node.name for node in possible),
         chosen=tuple(node.name for node in chosen),
         warm=frozenset(labelled | (everywhere | _nodes_with(warming, revision)) & usable),
         labelled=frozenset(labelled),
+        nodes=revision.nodes,
     )
 
 
@@ -132,6 +142,13 @@ def _mounted(pods: list[Json], revision: Revision) -> list[Json]:
 
 def _nodes_of(pods: list[Json]) -> set[str]:
     return {name for pod in pods if (name := node_of(pod)) is not None}
+
+
+def serving_pods(observed: Observed, *, ended: bool = False) -> list[Json]:
+    """The pods that serve: servers, and the workers of those that span nodes. `ended`: those that did."""
+    return [
+        pod for role in (names.SERVER, names.WORKER) for pod in observed.pods(role, ended=ended)
+    ]
 
 
 def server_count(observed: Observed, revision: Revision | None = None) -> tuple[int, int]:

@@ -58,6 +58,7 @@ RESOURCES: Final = {
     "InferencePool": ApiResource("inference.networking.k8s.io/v1", "inferencepools"),
     "CapacityBuffer": ApiResource("autoscaling.x-k8s.io/v1beta1", "capacitybuffers"),
     "PodTemplate": ApiResource("v1", "podtemplates"),
+    "LeaderWorkerSet": ApiResource("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
     "EndpointSlice": ApiResource("discovery.k8s.io/v1", "endpointslices"),
     "CustomResourceDefinition": ApiResource(
         "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False

@@ -87,7 +87,7 @@ class KubeNode:
 
 
 def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> list[KubeNode]:
-    """Nodes that could run a replica with `gpus` GPUs, sorted by name."""
+    """Nodes that could run a pod with `gpus` GPUs, sorted by name."""
     accepted = tolerations(resources, gpus=gpus)
     terms = demanded_terms(resources, gpus=gpus)
     return sorted(
@@ -115,7 +115,7 @@ def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:
         return replace(requested_hardware(resources), cpus=_cpus(possible))
     if resources.gpu or resources.gpu_memory or resources.mig_profile:
         return requested_hardware(resources)
-    least = resources.gpus or 1
+    least = resources.node_gpus or 1
     found = [
         (gpu, node.count(gpu_resource(resources)))
         for node in eligible(nodes, resources, gpus=least)
@@ -128,12 +128,13 @@ def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:
         )
     # The weakest, since the scheduler may put a replica on any of these nodes.
     weakest = min((gpu for gpu, _ in found), key=lambda gpu: (gpu.memory_bytes, gpu.capability))
-    return Hardware(weakest, resources.gpus or min(count for _, count in found))
+    most = min(count for _, count in found) * resources.nodes
+    return Hardware(weakest, resources.gpus or most)
 
 
 def read_rate(nodes: Iterable[KubeNode], resources: Resources) -> float | None:
     """The slowest measured read rate of the nodes that a replica could run on; None when none was measured."""
-    least = 1 if resources.gpus is None else resources.gpus
+    least = 1 if resources.node_gpus is None else resources.node_gpus
     rates = (node.read_rate for node in eligible(nodes, resources, gpus=least))
     return min((rate for rate in rates if rate), default=None)
 

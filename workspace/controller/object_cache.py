@@ -20,6 +20,7 @@ from workspace.controller.node_labels import held_labels, parse_node_cache
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import SHARED_KINDS
 from workspace.controller.pod_news import PublishedVolumes
+from workspace.controller.revisions import has_version
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -72,6 +73,9 @@ class WatchCache:
         if found is None:
             return set()
         if kind == "ControllerRevision":
+            # Those of the StatefulSets of groups have the labels of their pods, ours among them.
+            if not has_version(document):
+                return set()
             label = names.node_label(Digest.parse(document["data"]["key"]))
             self._labels.setdefault(found, set()).add(label)
         return _changed(self._objects.setdefault(found, {}), (kind, name), _pack(document), {found})

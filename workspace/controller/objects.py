@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from modelimage.bounds import parse_count
 from workspace.field_types import MOST_REPLICAS
-from workspace.render.names import PORT_NAME, REVISION, SURGE
+from workspace.render.names import PORT_NAME, REVISION, ROLE, SURGE, UID, WORKSPACE
 
 Json = dict[str, Any]
 
@@ -82,7 +82,7 @@ def node_of(pod: Json) -> str | None:
 
 
 def asked_replicas(deployment: Json) -> int:
-    """The replicas of a Deployment that were asked for, without those that replace servers on leaving nodes.
+    """The replicas that were asked for, without those that replace servers on leaving nodes.
 
     Another autoscaler may not have added these yet; and if it asks for more than all, it needs all of them.
     """
@@ -105,9 +105,27 @@ def asked_of(documents: Iterable[Json], deployments: Collection[str]) -> int:
 
 
 def deployed_version(deployment: Json) -> str:
-    """The id of the version that a Deployment's pods are made from; empty where it has none."""
-    labels = deployment["spec"]["template"]["metadata"].get("labels") or {}
+    """The id of the version that the pods of a Deployment or LeaderWorkerSet are made from; empty where it has none."""
+    labels = pod_template(deployment)["metadata"].get("labels") or {}
     return str(labels.get(REVISION, ""))
+
+
+def pod_template(workload: Json) -> Json:
+    """The pod template of the servers that a Deployment or a LeaderWorkerSet keeps."""
+    spec: Json = workload["spec"]
+    found: Json = (
+        spec["template"] if "template" in spec else spec["leaderWorkerTemplate"]["leaderTemplate"]
+    )
+    return found
+
+
+def server_labels(workload: Json) -> Mapping[str, str]:
+    """The labels that select the servers of a Deployment, or the leaders of a LeaderWorkerSet."""
+    if "selector" in workload["spec"]:
+        selected: Json = workload["spec"]["selector"]["matchLabels"]
+        return selected
+    labels = pod_template(workload)["metadata"]["labels"]
+    return {name: labels[name] for name in (WORKSPACE, ROLE, UID) if name in labels}
 
 
 def container_ports(spec: Json) -> list[int]:

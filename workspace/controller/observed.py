@@ -27,6 +27,7 @@ Json = dict[str, Any]
 KEDA_GROUP: Final = "keda.sh"
 GATEWAY_GROUP: Final = "gateway.networking.k8s.io"
 POOL_GROUP: Final = "inference.networking.k8s.io"
+LWS_GROUP: Final = "leaderworkerset.x-k8s.io"
 
 
 @dataclass(frozen=True, slots=True)

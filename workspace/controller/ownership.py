@@ -12,10 +12,12 @@ Json = dict[str, Any]
 
 # With a conflict of the first kinds, objects of the second kinds stay as they are: requests could reach another's
 # servers, or servers run without their policy or with another's identity.
-_DECISIVE: Final = frozenset({"Deployment", "Service", "ServiceAccount", "NetworkPolicy"})
-_RUNNING: Final = frozenset(
-    {"Deployment", "Service", "Pod", "Job", "HorizontalPodAutoscaler", "ScaledObject"}
+_DECISIVE: Final = frozenset(
+    {"Deployment", "LeaderWorkerSet", "Service", "ServiceAccount", "NetworkPolicy"}
 )
+_RUNNING: Final = frozenset({
+    "Deployment", "LeaderWorkerSet", "Service", "Pod", "Job", "HorizontalPodAutoscaler", "ScaledObject",
+})  # fmt: skip
 
 
 def owned_by(document: Json, workspace: Json) -> Json:

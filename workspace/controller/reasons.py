@@ -128,6 +128,10 @@ class Reason(StrEnum):
         "An object that isn't the Workspace's has a name that it needs.",
     )
     KEDA_MISSING = ("KedaMissing", "spec.scale.by is keda and the cluster has no KEDA.")
+    GROUPS_MISSING = (
+        "LeaderWorkerSetMissing",
+        "spec.resources.nodes is above 1 and the cluster has no LeaderWorkerSets.",
+    )
     SCALING_UP = ("ScalingUp", "The scaler adds replicas.")
     SCALING_DOWN = ("ScalingDown", "The scaler takes replicas away.")
     METRIC_UNAVAILABLE = (

@@ -19,6 +19,7 @@ from workspace.controller.cluster_state import (
     server_count,
 )
 from workspace.controller.compare import with_intent
+from workspace.controller.group_drain import group_counts
 from workspace.controller.objects import (
     SHARED_KINDS,
     asked_replicas,
@@ -50,14 +51,18 @@ from workspace.controller.server_counts import ServerCounts, pod_marks, server_c
 from workspace.controller.shares import Shares, divided, floor, startable
 from workspace.controller.spares import spares_of
 from workspace.controller.stand_ins import left_servers, stand_ins
+from workspace.controller.workloads import (
+    is_missing,
+    on_demand_beside,
+    own_workload,
+    own_workloads,
+    replaced_workloads,
+    workload,
+)
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
-from workspace.render.deployments import (
-    candidate_deployment,
-    deployment,
-    on_demand_deployment,
-)
+from workspace.render.deployments import candidate_deployment, on_demand_deployment
 from workspace.render.kubernetes import (
     Routing,
     has_activator,
@@ -92,11 +97,8 @@ class _Reconciliation:
         self.kept = revisions.history(
             [each for each in observed.objects if is_owned(each, observed.uid)], workspace.name
         )
-        # Another's Deployment of this name says nothing of our servers.
-        found = observed.find("Deployment", workspace.name)
-        self.current = found if found and is_owned(found, observed.uid) else None
-        beside = observed.find("Deployment", names.on_demand(workspace.name))
-        self.beside = beside if beside and is_owned(beside, observed.uid) else None
+        self.current = own_workload(workspace, observed)
+        self.beside = on_demand_beside(self.current, workspace, observed)
         self.asked = Shares(*map(_asked, (self.current, self.beside)))
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
@@ -182,7 +184,7 @@ class _Reconciliation:
         return nodes.read_rate(self.observed.nodes, self.workspace.spec.resources)
 
     def _deployed(self) -> Revision | None:
-        """The version that the Deployment runs now, or ran, if somebody deleted it while a new one is on trial."""
+        """The version that serves now, or did, if somebody deleted what keeps it while a new one is on trial."""
         if self.current is None:
             stable = stable_before(self.observed.document)
             return next((each for each in self.kept if each.name == stable), None)
@@ -215,6 +217,8 @@ class _Reconciliation:
             return deployed
         if self.rollout is not None and self.rollout.keeps_stable:
             return deployed
+        if deployed is not None and is_missing(self.target, self.observed):
+            return deployed
         serves = self.asked.total > 0 or (is_external(self.workspace) and self.goal > 0)
         # With no running server to replace, the desired version is active right away.
         if self.current is None or not serves or (deployed and deployed.name == self.target.name):
@@ -225,11 +229,12 @@ class _Reconciliation:
     # A new version beside the one that serves
 
     def _rollout(self) -> ActiveRollout | None:
-        target = self.spec_target
-        if not isinstance(target, Revision):
+        target, deployed = self.spec_target, self._deployed()
+        # A LeaderWorkerSet replaces its groups, and is replaced, one by one.
+        if not isinstance(target, Revision) or (deployed and deployed.worker is not None):
             return None
         return active_rollout(
-            self.workspace, self.observed, target=target, deployed=self._deployed(), goal=self.goal,
+            self.workspace, self.observed, target=target, deployed=deployed, goal=self.goal,
             movable=not is_scaled_elsewhere(self.workspace),
             is_warm=lambda count: self._state_for(target, count).is_cached,
         )  # fmt: skip
@@ -279,6 +284,11 @@ class _Reconciliation:
         if self.active is None:
             return ServerCounts()
         goal, allowed = self.goal, self.allowed
+        if self.active.nodes > 1:
+            return group_counts(
+                self.observed, active=self.active, state=self._state_of(self.active), workload=self.current, goal=goal,
+                allowed=allowed.total,
+            )  # fmt: skip
         if is_external(self.workspace):
             # From the start all of them: fewer would never become more.
             begins = self.current is None or left_servers(self.workspace, self.observed)
@@ -315,19 +325,19 @@ class _Reconciliation:
         # Only while the image is missing: once there is a version to run, the Job is surplus and is deleted.
         if isinstance(self.target, NotBuilt):
             wanted.append(self._build_job())
-        if self.active is not None:
-            wanted += self._own_deployments(self.active)
+        if self.active is not None and not is_missing(self.active, self.observed):
+            wanted += self._own_workloads(self.active)
         wanted += self._candidate_deployment()
         wanted += self.spares.objects(self.workspace)
         owned = [owned_by(each, self.observed.document) for each in wanted]
         # A route has others' parts: what was written last time says nothing of it.
         return [each if each["kind"] in SHARED_KINDS else with_intent(each) for each in owned]
 
-    def _own_deployments(self, active: Revision) -> list[Json]:
+    def _own_workloads(self, active: Revision) -> list[Json]:
         asked, surplus = self.counts.asked, self.counts.surplus
-        made = deployment(
-            self.workspace, active.template, replicas=asked.rest, startup_seconds=active.startup_seconds,
-            environment=self.observed.environment, selector=self._selector(), surge=surplus.rest,
+        made = workload(
+            self.workspace, active, replicas=asked.rest, environment=self.observed.environment,
+            current=self.current, surge=surplus.rest,
         )  # fmt: skip
         if not asked.on_demand:
             return [made]
@@ -345,11 +355,10 @@ class _Reconciliation:
             uid=self.observed.bound_uid,
             least_ready=self.counts.least_ready,
             version=self.rollout.serving if self.rollout else None,
+            nodes=self.active.nodes if self.active else 1,
+            workers=any(each.worker is not None for each in (self._deployed(), self.active) if each)
+            or bool(self.observed.pods(names.WORKER)),
         )
-
-    def _selector(self) -> Json | None:
-        """The existing Deployment's selector."""
-        return None if self.current is None else self.current["spec"]["selector"]["matchLabels"]
 
     def _keda_missing(self) -> bool:
         scale = self.workspace.spec.scale
@@ -398,10 +407,10 @@ class _Reconciliation:
         keep = {reference(each) for each in wanted}
         keep |= kept_objects(self.workspace, self.left_version)
         keep |= self.stand_ins
-        # Without a version to run (registry unreachable) a running Deployment must not be deleted.
+        # Without a version to run (registry unreachable) what runs must not be deleted.
         if self.active is None:
-            own = names.with_on_demand(self.workspace.name)
-            keep |= {Reference("Deployment", name) for name in own}
+            keep |= {reference(each) for each in own_workloads(self.workspace, self.observed)}
+        keep |= replaced_workloads(self.workspace, self.observed, self.active, goal=self.goal)
         if not isinstance(self.target, Revision):
             # Pods and Jobs in progress are kept while the registry doesn't say which version is desired.
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")

@@ -15,6 +15,7 @@ from typing import Any
 
 from modelimage.digest import Digest
 from workspace.render import names
+from workspace.render.groups import leader_template, worker_template
 from workspace.render.kubernetes import meta
 from workspace.render.pod import pod_template, trace_parent
 from workspace.render.release import Release
@@ -28,7 +29,10 @@ POD_PARTS = ("model", "runtime", "resources", "placement")
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One version. `number` grows with every rollout, also when an old version returns."""
+    """One version. `number` grows with every rollout, also when an old version returns.
+
+    A server on several `nodes` has a pod of `template` and others of `worker`.
+    """
 
     name: str
     number: int
@@ -41,6 +45,13 @@ class Revision:
     startup_seconds: int
     reasons: tuple[str, ...]
     template: Json
+    nodes: int = 1
+    worker: Json | None = None
+
+    @property
+    def node_gpus(self) -> int:
+        """GPUs of each node of a server."""
+        return self.gpus // self.nodes
 
     @property
     def id(self) -> str:
@@ -90,6 +101,8 @@ def new_revision(
 ) -> Revision:
     """The version that a Workspace's spec now describes, as planned. `traced`: see `pod_template`."""
     name, plan = revision_name(workspace), release.plan
+    template = pod_template(workspace, release, revision=version_id(name), uid=uid, traced=traced)
+    spans = plan.nodes > 1
     return Revision(
         name=name,
         number=number,
@@ -101,9 +114,9 @@ def new_revision(
         context=plan.context,
         startup_seconds=plan.probes.startup_seconds,
         reasons=plan.reasons,
-        template=pod_template(
-            workspace, release, revision=version_id(name), uid=uid, traced=traced
-        ),
+        template=leader_template(workspace, template) if spans else template,
+        nodes=plan.nodes,
+        worker=worker_template(workspace, release, template) if spans else None,
     )
 
 
@@ -131,6 +144,8 @@ def to_document(workspace: Workspace, revision: Revision) -> Json:
             "startupSeconds": revision.startup_seconds,
             "reasons": list(revision.reasons),
             "template": revision.template,
+            **({"nodes": revision.nodes} if revision.nodes > 1 else {}),
+            **({"worker": revision.worker} if revision.worker is not None else {}),
         },
     }
 
@@ -150,7 +165,14 @@ def from_document(document: Json) -> Revision:
         startup_seconds=data["startupSeconds"],
         reasons=tuple(data["reasons"]),
         template=data["template"],
+        nodes=data.get("nodes", 1),
+        worker=data.get("worker"),
     )
+
+
+def has_version(document: Json) -> bool:
+    """Whether a ControllerRevision is one of ours."""
+    return "requested" in (document.get("data") or {})
 
 
 def history(documents: Iterable[Json], workspace: str) -> list[Revision]:
@@ -159,6 +181,7 @@ def history(documents: Iterable[Json], workspace: str) -> list[Revision]:
         from_document(each)
         for each in documents
         if each["kind"] == "ControllerRevision"
+        and has_version(each)
         and (each["metadata"].get("labels") or {}).get(names.WORKSPACE) == workspace
     ]
     return sorted(found, key=lambda revision: revision.number)

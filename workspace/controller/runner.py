@@ -306,7 +306,7 @@ class Runner:
         for action in decision.actions:
             kind = action.document["kind"] if isinstance(action, Apply) else ""
             # Policies come before what they protect: without its policy nothing new starts.
-            if unguarded and kind in ("Deployment", "Service", "Job"):
+            if unguarded and kind in ("Deployment", "LeaderWorkerSet", "Service", "Job"):
                 continue
             try:
                 await self._act(key, action)

@@ -23,7 +23,13 @@ from workspace.controller.bulkheads import Bulkheads
 from workspace.controller.conditions import sentence
 from workspace.controller.log_events import about
 from workspace.controller.object_cache import Key
-from workspace.controller.objects import asked_of, has_labels, is_ready
+from workspace.controller.objects import (
+    asked_replicas,
+    has_labels,
+    is_ready,
+    pod_template,
+    server_labels,
+)
 from workspace.controller.reasons import News, Reason
 from workspace.controller.runner import Runner
 from workspace.controller.server_pages import AT_ONCE, read_answer, read_page, server_urls
@@ -210,30 +216,32 @@ class ScalingLoop:
 
 
 def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
-    """The arguments of a Workspace's servers from its Deployment; empty before it exists."""
-    deployment = _deployment(workspace.name, objects)
-    if deployment is None:
+    """The arguments of a Workspace's servers from what keeps them; empty before it exists."""
+    workload = _workload(workspace, objects)
+    if workload is None:
         return ()
-    containers = deployment["spec"]["template"]["spec"]["containers"]
+    containers = pod_template(workload)["spec"]["containers"]
     found = [each for each in containers if each["name"] == names.SERVER_CONTAINER]
     return tuple(found[0].get("args") or ()) if found else ()
 
 
 def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
     """Where to read a Workspace's load, from its watched objects."""
-    deployment = _deployment(workspace.name, objects)
-    servers = _addresses(deployment, objects)
-    holding = _addresses(_deployment(names.activator(workspace.name), objects), objects)
-    current = asked_of(objects, names.with_on_demand(workspace.name))
+    workload = _workload(workspace, objects)
+    servers = _addresses(workload, objects)
+    holding = _addresses(_find("Deployment", names.activator(workspace.name), objects), objects)
+    beside = _find("Deployment", names.on_demand(workspace.name), objects)
+    parts = (workload, beside if workload and workload["kind"] == "Deployment" else None)
+    current = sum(asked_replicas(each) for each in parts if each)
     urls, uids = tuple(url for _, url in servers), tuple(uid for uid, _ in servers)
     return Targets(current, urls, next((url for _, url in holding), None), uids)
 
 
-def _addresses(deployment: Json | None, objects: Sequence[Json]) -> tuple[tuple[str, str], ...]:
-    """The uids and URLs of a Deployment's ready pods, each at its own version's port."""
-    if deployment is None:
+def _addresses(workload: Json | None, objects: Sequence[Json]) -> tuple[tuple[str, str], ...]:
+    """The uids and URLs of a workload's ready servers, each at its own version's port."""
+    if workload is None:
         return ()
-    selector = deployment["spec"]["selector"]["matchLabels"]
+    selector = server_labels(workload)
     # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
     return tuple(
         (str(pod["metadata"].get("uid")), url)
@@ -243,12 +251,15 @@ def _addresses(deployment: Json | None, objects: Sequence[Json]) -> tuple[tuple[
     )
 
 
-def _deployment(name: str, objects: Sequence[Json]) -> Json | None:
-    found = (
-        each
-        for each in objects
-        if each["kind"] == "Deployment" and each["metadata"]["name"] == name
-    )
+def _workload(workspace: Workspace, objects: Sequence[Json]) -> Json | None:
+    """The Workspace's own Deployment or LeaderWorkerSet; of both, while one replaces the other, that of the spec."""
+    deployment = _find("Deployment", workspace.name, objects)
+    groups = _find("LeaderWorkerSet", names.group(workspace.name), objects)
+    return (groups or deployment) if workspace.spec.resources.nodes > 1 else (deployment or groups)
+
+
+def _find(kind: str, name: str, objects: Sequence[Json]) -> Json | None:
+    found = (each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
     return next(found, None)
 
 

@@ -82,7 +82,11 @@ def pod_marks(
     workspace: Workspace, observed: Observed, counts: ServerCounts, *, deployed: Shares
 ) -> list[Annotate]:
     """The annotations of servers and pre-warm pods to write. `deployed` are the Deployments' numbers of replicas."""
-    rest, beside = _divided(_own_servers(observed))
+    # A StatefulSet, which keeps groups, has an order of its own.
+    alone = [
+        pod for pod in _own_servers(observed) if names.GROUP_INDEX not in pod["metadata"]["labels"]
+    ]
+    rest, beside = _divided(alone)
     spot = [node.name for node in observed.nodes if is_spot(node.labels)]
     by_other = workspace.spec.scale is not None and is_scaled_elsewhere(workspace)
     costs: dict[str, str | None] = {}

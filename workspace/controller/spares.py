@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workspace.controller.cluster_state import CachedState
+from workspace.controller.cluster_state import CachedState, serving_pods
 from workspace.controller.nodes import choose_warm
 from workspace.controller.objects import node_of
 from workspace.controller.observed import Observed
@@ -64,7 +64,7 @@ class Spares:
         """The objects that have nodes made for spares, where the cluster has such a kind."""
         if self.missing_kind or self.version is None:
             return []
-        return spare_nodes(workspace, self.version.template, gpus=self.version.gpus)
+        return spare_nodes(workspace, self.version.template, gpus=self.version.node_gpus)
 
 
 def spares_of(
@@ -81,7 +81,7 @@ def spares_of(
     if version is None or not asked or (not goal and workspace.spec.scale is None):
         return Spares()
     state = state_of(version)
-    serving = {node_of(pod) for pod in observed.pods(names.SERVER)}
+    serving = {node_of(pod) for pod in serving_pods(observed)}
     free = {*state.eligible} - {*state.chosen} - serving
     warming = {name for pod in observed.pods(names.PREWARM) if (name := node_of(pod)) is not None}
     chosen = choose_warm(

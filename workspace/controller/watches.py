@@ -35,13 +35,19 @@ Name = tuple[str, str]  # namespace, empty for a cluster's objects, and name
 WORKSPACES: Final = (
     "Workspace", "Node", "Pod", "Deployment", "ControllerRevision", "Service", "ServiceAccount", "ResourceQuota",
     "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Job", "NodeCache",
-    "ScaledObject", "HTTPRoute", "InferencePool", "EndpointSlice", "PodTemplate", "CapacityBuffer",
+    "ScaledObject", "HTTPRoute", "InferencePool", "EndpointSlice", "PodTemplate", "CapacityBuffer", "LeaderWorkerSet",
 )  # fmt: skip
 # Events are watched for what they tell of pods' volumes, by a selector of fields each.
 EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL, MODEL_MOUNTED)
 CACHES: Final = ("CachedModel", "NodeCache", "Node")
 # Kinds that a cluster may do without.
-OPTIONAL: Final = ("ScaledObject", "HTTPRoute", "InferencePool", "CapacityBuffer")
+OPTIONAL: Final = (
+    "ScaledObject",
+    "HTTPRoute",
+    "InferencePool",
+    "CapacityBuffer",
+    "LeaderWorkerSet",
+)
 # Watched whole; the others are filtered by the Workspace's label, or by one that few of them have.
 _WHOLE: Final = frozenset({"Workspace", *CACHES})
 _LABELS: Final = {"EndpointSlice": names.ROUTED}

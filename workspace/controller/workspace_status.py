@@ -9,7 +9,7 @@ from typing import Any, Final
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
 from workspace.controller.build_progress import build_condition
-from workspace.controller.cluster_state import CachedState, server_count
+from workspace.controller.cluster_state import CachedState, server_count, serving_pods
 from workspace.controller.conditions import StatusCondition
 from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.observed import Observed
@@ -19,6 +19,7 @@ from workspace.controller.revisions import Revision
 from workspace.controller.route_view import route_status, routed_conditions
 from workspace.controller.spares import Spares
 from workspace.controller.startups import startups
+from workspace.controller.workloads import is_missing
 from workspace.crd import MOST_REASONS
 from workspace.render import names
 from workspace.render.kubernetes import has_activator
@@ -186,6 +187,7 @@ def _resolved(report_input: ReportInput) -> StatusCondition:
         )
     context = f" with {target.context} tokens of context" if target.context else ""
     where = f"{target.gpus} GPU{'s' * (target.gpus > 1)}" if target.gpus else "CPUs"
+    where += f" of {target.nodes} nodes" if target.nodes > 1 else ""
     return StatusCondition(
         kind, True, Reason.PINNED,
         f"Each replica serves the variant {target.variant} of {target.image} on {where}{context}.",
@@ -237,7 +239,7 @@ def _prewarm_problem(report_input: ReportInput) -> str:
 def _server_problem(report_input: ReportInput, *, active: bool = True) -> Problem | None:
     """What keeps servers of the version that runs from being ready, or those of the versions before it."""
     observed, version = report_input.observed, report_input.active
-    pods = [*observed.pods(names.SERVER), *observed.pods(names.SERVER, ended=True)]
+    pods = [*serving_pods(observed), *serving_pods(observed, ended=True)]
     mine = [
         pod for pod in pods
         if active == (version is None or has_labels(pod, {names.REVISION: version.id}))
@@ -251,6 +253,12 @@ def _scheduled(report_input: ReportInput) -> StatusCondition:
     if report_input.goal and report_input.active is None:
         text = "Servers are created once the model is resolved."
         return StatusCondition(conditions.SCHEDULED, None, Reason.UNRESOLVED, text)
+    if report_input.goal and is_missing(report_input.target, report_input.observed):
+        return StatusCondition(
+            conditions.SCHEDULED, False, Reason.GROUPS_MISSING,
+            "The cluster has no leaderworkerset.x-k8s.io API, which keeps servers on several nodes. Install "
+            "LeaderWorkerSet, or take spec.resources.nodes away.",
+        )  # fmt: skip
     return _placed(report_input)
 
 
@@ -270,8 +278,17 @@ def _placed(report_input: ReportInput) -> StatusCondition:
             f"{report_input.allowed} of {report_input.goal} replicas are created until more nodes hold the model.",
         )  # fmt: skip
     if len(servers) < report_input.allowed:
-        return StatusCondition(kind, None, Reason.STARTING, "Servers are being created.")
+        return StatusCondition(kind, None, Reason.STARTING, _being_created(report_input))
     return StatusCondition(kind, True, Reason.PLACED, "Every replica has a node.")
+
+
+def _being_created(report_input: ReportInput) -> str:
+    """A Deployment says what keeps its pods from being created. Of groups only Events of StatefulSets do."""
+    version, text = report_input.active, "Servers are being created."
+    if version is None or version.worker is None:
+        return text
+    group = names.group(report_input.workspace.name)
+    return f"{text} If none appear, kubectl describe statefulset {group} says why."
 
 
 def _unscheduled(report_input: ReportInput, problem: Problem) -> StatusCondition:

@@ -11,6 +11,8 @@ from typing import Any, Final
 from modelimage.errors import InvalidInput
 from workspace import arguments
 from workspace.engines import QUEUE_METRICS
+from workspace.render import names
+from workspace.render.groups import API_VERSION, KIND
 from workspace.scaler import DEFAULT_BATCH
 from workspace.schema import Autoscaler, Engine, Scale, Workspace
 from workspace.server_metrics import HELD
@@ -21,15 +23,27 @@ Json = dict[str, Any]
 _KEDA_PERIOD: Final = 5
 
 
-def autoscaler(workspace: Workspace, metadata: Json, *, least: int = 0) -> list[Json]:
-    """The object that scales, with this metadata, if the spec has one. It keeps at least `least` replicas."""
+def autoscaler(
+    workspace: Workspace, metadata: Json, *, least: int = 0, grouped: bool = False
+) -> list[Json]:
+    """The object that scales, with this metadata, if the spec has one. It keeps at least `least` replicas.
+
+    `grouped`: replicas are groups of a LeaderWorkerSet, and else pods of a Deployment.
+    """
     scale = workspace.spec.scale
     if scale is None or scale.by is Autoscaler.BUILTIN:
         return []
     bounds = max(scale.min, least), max(scale.max, least)
     if scale.by is Autoscaler.KEDA:
-        return [_scaled_object(workspace, scale, metadata, bounds)]
-    return [_horizontal_autoscaler(workspace, scale, metadata, bounds)]
+        return [_scaled_object(workspace, scale, metadata, bounds, grouped=grouped)]
+    return [_horizontal_autoscaler(workspace, scale, metadata, bounds, grouped=grouped)]
+
+
+def _scaled(workspace: Workspace, *, grouped: bool) -> Json:
+    """The object whose replicas change."""
+    if grouped:
+        return {"apiVersion": API_VERSION, "kind": KIND, "name": names.group(workspace.name)}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": workspace.name}
 
 
 def _behavior(scale: Scale) -> Json:
@@ -48,7 +62,7 @@ def _behavior(scale: Scale) -> Json:
 
 
 def _horizontal_autoscaler(
-    workspace: Workspace, scale: Scale, metadata: Json, bounds: tuple[int, int]
+    workspace: Workspace, scale: Scale, metadata: Json, bounds: tuple[int, int], *, grouped: bool
 ) -> Json:
     _, waiting = _gauges(workspace)
     metric = {
@@ -64,24 +78,25 @@ def _horizontal_autoscaler(
         "kind": "HorizontalPodAutoscaler",
         "metadata": metadata,
         "spec": {
-            "scaleTargetRef": {
-                "apiVersion": "apps/v1", "kind": "Deployment", "name": workspace.name,
-            },
+            "scaleTargetRef": _scaled(workspace, grouped=grouped),
             "minReplicas": max(1, bounds[0]),
             "maxReplicas": bounds[1],
             "metrics": [metric],
             "behavior": _behavior(scale),
         },
-    }  # fmt: skip
+    }
 
 
 def _scaled_object(
-    workspace: Workspace, scale: Scale, metadata: Json, bounds: tuple[int, int]
+    workspace: Workspace, scale: Scale, metadata: Json, bounds: tuple[int, int], *, grouped: bool
 ) -> Json:
     running, waiting = _gauges(workspace)
     namespace = f'namespace="{workspace.metadata.namespace or "default"}"'
     # A Deployment's pods are NAME-HASH-RANDOM, cut to 63 characters; `NAME-.*` would also match another's, NAME-x.
-    servers = f'{namespace},pod=~"{workspace.name}-[a-z0-9]+-?[a-z0-9]{{5}}"'
+    pods = f"{workspace.name}-[a-z0-9]+-?[a-z0-9]{{5}}"
+    if grouped:
+        pods = f"{names.group(workspace.name)}-[0-9]+"
+    servers = f'{namespace},pod=~"{pods}"'
     # Without a server only the activator knows of requests. Names with `--` are derived from the Workspace's own.
     held = f'{HELD}{{{namespace},pod=~"{workspace.name}--.+"}}'
     queue = f"sum({waiting}{{{servers}}}" + (f" or {held})" if scale.min == 0 else ")")
@@ -90,7 +105,9 @@ def _scaled_object(
         "kind": "ScaledObject",
         "metadata": metadata,
         "spec": {
-            "scaleTargetRef": {"name": workspace.name},
+            "scaleTargetRef": _scaled(workspace, grouped=True)
+            if grouped
+            else {"name": workspace.name},
             "minReplicaCount": bounds[0],
             "maxReplicaCount": bounds[1],
             "cooldownPeriod": scale.down_window_seconds,

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from workspace.hardware import Hardware
 from workspace.node_demands import on_demand_share
-from workspace.render import names
-from workspace.render.deployments import deployment, on_demand_deployment
+from workspace.render import groups, names
+from workspace.render.deployments import deployment, group_set, on_demand_deployment
 from workspace.render.kubernetes import (
     Routing,
     SystemSettings,
@@ -38,11 +38,12 @@ def render_kubernetes(
     `hardware` is what the release was planned for. `scraped_from` is the namespace of the Prometheus that may read
     metrics; without one, no annotation asks it to.
     """
+    nodes = release.plan.nodes
     template = _standalone(
         pod_template(workspace, release, revision=release.key.hex[:10]),
         workspace, release, hardware, scraped=scraped_from is not None,
     )  # fmt: skip
-    routing = Routing(ports=(release.plan.port,))
+    routing = Routing(ports=(release.plan.port,), nodes=nodes, workers=nodes > 1)
     replicas = max(1, wanted_range(workspace)[0])
     objects = [
         each
@@ -51,6 +52,10 @@ def render_kubernetes(
     ]
     if scraped_from is not None:
         objects = [_open_metrics(each, scraped_from, release.plan.port) for each in objects]
+    if nodes > 1:
+        leader = groups.leader_template(workspace, template)
+        worker = groups.worker_template(workspace, release, template)
+        return [*objects, group_set(workspace, leader, worker, size=nodes, replicas=replicas)]
     floor = on_demand_share(workspace.spec.resources.provisioning, replicas)
     servers = deployment(
         workspace,

@@ -1,4 +1,4 @@
-"""The Deployments of a Workspace's servers: its own, and that of a new version beside it.
+"""What keeps a Workspace's servers: its own Deployment, or its LeaderWorkerSet, and the Deployment of a new version.
 
 The pod template is passed as data, since a version's template is stored in its ControllerRevision and outlives upgrades
 of this code.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workspace.node_demands import kept_off_spot, queue_label
-from workspace.render import names
+from workspace.render import groups, names
 from workspace.render.kubernetes import SystemSettings, meta
 from workspace.schema import Workspace
 
@@ -31,7 +31,7 @@ def deployment(
         "kind": "Deployment",
         "metadata": {
             **_queued(workspace, workspace.name),
-            **({"annotations": {names.SURGE: f"{replicas}+{surge}"}} if surge else {}),
+            **({"annotations": _surged(replicas, surge)} if surge else {}),
         },
         "spec": {
             "replicas": replicas + surge,
@@ -49,6 +49,16 @@ def deployment(
             "template": template,
         },
     }
+
+
+def group_set(
+    workspace: Workspace, leader: Json, worker: Json, *, size: int, replicas: int, surge: int = 0
+) -> Json:  # fmt: skip
+    """The LeaderWorkerSet of servers on `size` nodes each. `surge` adds replicas."""
+    metadata = _queued(workspace, names.group(workspace.name))
+    if surge:
+        metadata["annotations"] = _surged(replicas, surge)
+    return groups.leader_worker_set(metadata, leader, worker, size=size, replicas=replicas + surge)
 
 
 def candidate_deployment(
@@ -77,13 +87,12 @@ def on_demand_deployment(made: Json, *, replicas: int, surge: int = 0) -> Json:
     template = spec["template"]
     labels = {names.CAPACITY: names.ON_DEMAND}
     pod = {**template["spec"], "affinity": kept_off_spot(template["spec"].get("affinity") or {})}
-    annotations = {names.SURGE: f"{replicas}+{surge}"} if surge else {}
     return {
         **made,
         "metadata": {
             **{name: each for name, each in metadata.items() if name != "annotations"},
             "name": names.on_demand(metadata["name"]),
-            **({"annotations": annotations} if annotations else {}),
+            **({"annotations": _surged(replicas, surge)} if surge else {}),
         },
         "spec": {
             **spec,
@@ -98,6 +107,11 @@ def on_demand_deployment(made: Json, *, replicas: int, surge: int = 0) -> Json:
             },
         },
     }
+
+
+def _surged(replicas: int, surge: int) -> dict[str, str]:
+    """The annotation that tells the replicas that were asked for from those that only stand in for others."""
+    return {names.SURGE: f"{replicas}+{surge}"}
 
 
 def _queued(workspace: Workspace, name: str) -> Json:

@@ -44,6 +44,27 @@ def pre_stop(engine: Engine, *, port: int, seconds: int) -> list[str]:
     return ["python3", "-c", script]
 
 
+# A name may fail to resolve once, while others are asked for at the same time.
+_LEADER_SCRIPT: Final = """\
+import os, socket, time
+end = time.monotonic() + {seconds}
+missed = 0
+while missed < 3 and time.monotonic() < end:
+    try:
+        socket.create_connection((os.environ["LWS_LEADER_ADDRESS"], {port}), timeout=5).close()
+        missed = 0
+    except OSError:
+        missed += 1
+    time.sleep(1)
+"""
+
+
+def until_leader_ends(*, port: int, seconds: int) -> list[str]:
+    """A worker's preStop hook: its leader, which stops at the same time, needs it for the requests that run."""
+    script = _LEADER_SCRIPT.format(seconds=SETTLE_SECONDS + seconds, port=port)
+    return ["python3", "-c", script]
+
+
 def grace_seconds(seconds: int) -> int:
     """terminationGracePeriodSeconds: long enough for the hook and for the exit."""
     return SETTLE_SECONDS + seconds + STOP_SECONDS

@@ -73,7 +73,9 @@ def node_pool(
             "template": {
                 "spec": {
                     "nodeClassRef": {"group": cloud.node_class[0], "kind": kind, "name": name},
-                    "requirements": _requirements(workspace, hardware, cloud, gpus),
+                    "requirements": _requirements(
+                        workspace, hardware, cloud, release.plan.node_gpus
+                    ),
                     **({"taints": taints} if taints else {}),
                     "startupTaints": [{"key": STARTUP_TAINT, "effect": "NoSchedule"}],
                 }

@@ -12,6 +12,7 @@ from typing import Any, Final
 from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.build_settings import BuildSettings
+from workspace.render.groups import group_policy, members
 from workspace.render.pod import container_security, named_values, pod_security
 from workspace.render.quantities import canonical_all
 from workspace.render.trace_settings import TraceSettings
@@ -53,8 +54,9 @@ class Routing:
     """What decides where requests go: the pods behind the Workspace's Service, and the ports of its servers.
 
     `ports` are those of all versions that run, which differ from the spec's while one replaces the other. `uid` binds
-    selectors to one Workspace; None where no controller has created it. `least_ready` is how many servers drains must
-    leave ready; None lets one go at a time. `version` is the id of the version that alone gets requests.
+    selectors to one Workspace; None where no controller has created it. `least_ready` is how many pods of servers
+    drains must leave ready; None lets one go at a time. `version` is the id of the version that alone gets requests.
+    `nodes` are those of each server of the version to run; `workers` tells that some server runs on several.
     """
 
     role: str = names.SERVER
@@ -62,6 +64,8 @@ class Routing:
     uid: str | None = None
     least_ready: int | None = None
     version: str | None = None
+    nodes: int = 1
+    workers: bool = False
 
 
 DIRECT: Final = Routing()
@@ -113,13 +117,14 @@ def disruption_budget(workspace: Workspace, routing: Routing) -> Json:
     """Lets node drains evict one server at a time; where they can be replaced, after their replacements are ready."""
     least = routing.least_ready
     limit = {"maxUnavailable": 1} if least is None else {"minAvailable": least}
+    selected = {"matchLabels": _selected(workspace, names.SERVER, routing)}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": meta(workspace, workspace.name),
         "spec": {
             **limit,
-            "selector": {"matchLabels": _selected(workspace, names.SERVER, routing)},
+            "selector": members(workspace, routing.uid) if routing.nodes > 1 else selected,
         },
     }
 
@@ -281,6 +286,7 @@ def surrounding_objects(
     activator = has_activator(workspace)
     objects = [
         network_policy(workspace, environment, routing),
+        *([_group_policy(workspace, routing)] if routing.workers else ()),
         *([activator_policy(workspace, environment, routing)] if activator else ()),
         *(
             [build_policy(workspace, environment, routing.uid)]
@@ -291,12 +297,18 @@ def surrounding_objects(
         service(workspace, routing),
         disruption_budget(workspace, routing),
         *(quota(workspace) if environment.quotas else ()),
-        *autoscaler(workspace, meta(workspace, workspace.name), least=least),
+        *autoscaler(
+            workspace, meta(workspace, workspace.name), least=least, grouped=routing.nodes > 1
+        ),
     ]
     if activator:
         objects.append(server_service(workspace, routing))
         objects.append(activator_deployment(workspace, environment, routing))
     return objects
+
+
+def _group_policy(workspace: Workspace, routing: Routing) -> Json:
+    return group_policy(workspace, meta(workspace, names.group(workspace.name)), routing.uid)
 
 
 def _selected(workspace: Workspace, role: str, routing: Routing) -> dict[str, str]:

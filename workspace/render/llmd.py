@@ -49,8 +49,16 @@ _CHART_FIELDS: Final = (
 
 
 def render_llmd(workspace: Workspace, release: Release, hardware: Hardware = NO_HARDWARE) -> Json:
-    """The values document. Its pods have the labels that `inference_pool` selects. Raises InvalidInput."""
+    """The values document. Its pods have the labels that `inference_pool` selects. Raises InvalidInput.
+
+    The chart makes one kind of pod for each server.
+    """
     spec, plan = workspace.spec, release.plan
+    if plan.nodes > 1:
+        raise InvalidInput(
+            f"spec.resources.nodes is {plan.nodes}, and these values describe servers of one pod",
+            hint="Render it for kubernetes; the InferencePool of --to llm-d-pool selects the leaders of its groups.",
+        )
     if on_demand_share(spec.resources.provisioning, 1):
         raise InvalidInput(
             "the chart has one Deployment of servers, and onDemandMinimum needs two",

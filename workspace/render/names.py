@@ -37,8 +37,10 @@ ROLLOUT_COMMANDS: Final = frozenset({PAUSE, RESUME, PROMOTE, ABORT})
 CA: Final = f"{DOMAIN}/ca"
 TRACE: Final = f"{DOMAIN}/traceparent"  # the trace of a version's starts
 INTENT: Final = f"{DOMAIN}/intent"
+GROUP_INDEX: Final = "leaderworkerset.sigs.k8s.io/group-index"  # on pods of a LeaderWorkerSet
 
 SERVER: Final = "server"
+WORKER: Final = "worker"  # computes for a server on another node
 ACTIVATOR: Final = "activator"
 PREWARM: Final = "prewarm"
 BUILD: Final = "build"
@@ -60,6 +62,14 @@ def server_service(workspace: str) -> str:
 def activator(workspace: str) -> str:
     """The Deployment and the NetworkPolicy of the Workspace's activator."""
     return f"{workspace}--{ACTIVATOR}"
+
+
+def group(workspace: str) -> str:
+    """The LeaderWorkerSet of servers on several nodes, and the NetworkPolicy between their pods.
+
+    Not the Workspace's name: a LeaderWorkerSet makes a headless Service of its own.
+    """
+    return f"{workspace}--group"
 
 
 def candidate(workspace: str) -> str:

@@ -92,7 +92,7 @@ def inference_pool_labels(workspace: str) -> dict[str, str]:
 def volumes(workspace: Workspace, release: Release, parent: str = "") -> list[Json]:
     """The model, the adapters, scratch space and shared memory. `parent`: the trace in which agents fetch them."""
     secret = workspace.spec.model.pull_secret
-    shared = _SHARED_MEMORY * max(1, release.plan.gpus)
+    shared = _SHARED_MEMORY * max(1, release.plan.node_gpus)
     return [
         model_volume("model", release.model, release.plan.variant, secret, parent),
         *(
@@ -182,7 +182,7 @@ def resources(spec: Spec, release: Release) -> Json:
     # No limit on an estimate: the kernel would kill a server that needs slightly more.
     limits = {"memory": canonical(resources.memory)} if resources.memory else {}
     if release.plan.gpus:
-        count = str(release.plan.gpus)
+        count = str(release.plan.node_gpus)
         name = gpu_resource(resources)
         requests, limits = {**requests, name: count}, {**limits, name: count}
     return {"requests": requests, **({"limits": limits} if limits else {})}
@@ -213,7 +213,7 @@ def affinity(spec: Spec, release: Release, existing: Sequence[Term] = ()) -> Jso
     """
     held = [is_in(names.node_label(release.key), [names.READY])]
     must = [held] if spec.placement is Placement.REQUIRED else []
-    terms = both(both(must, demanded_terms(spec.resources, gpus=release.plan.gpus)), existing)
+    terms = both(both(must, demanded_terms(spec.resources, gpus=release.plan.node_gpus)), existing)
     preferred = capacity_preferences(spec.resources.provisioning)
     if spec.placement is Placement.PREFERRED:
         preferred.insert(0, {"weight": 100, "preference": {"matchExpressions": held}})

@@ -16,6 +16,7 @@ from workspace.engines import Template
 from workspace.fit import Fit, needed_bytes
 from workspace.hardware import Hardware
 from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch
+from workspace.node_groups import GroupAddress
 from workspace.render import names
 from workspace.schema import DEFAULT_PORT, Workspace
 from workspace.servable import Servable
@@ -28,6 +29,8 @@ _GPU_CPUS: Final = 2  # for each GPU
 # A CPU server reads all weights for each token: one more core for every 2 GiB of them.
 _BYTES_PER_CPU: Final = 2 << 30
 _MOST_CPUS: Final = 16
+# What LeaderWorkerSet tells each container of a group.
+_GROUP: Final = GroupAddress(leader="$(LWS_LEADER_ADDRESS)", worker_rank="$(LWS_WORKER_INDEX)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class ResolvedImages:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A plan with its images by digest. `memory_bytes` and `cpus` are what a replica needs of its host."""
+    """A plan with its images by digest. `memory_bytes` and `cpus` are what a replica needs of each of its hosts."""
 
     plan: LaunchPlan
     model: str
@@ -89,6 +92,7 @@ def pod_site(workspace: Workspace, *, read_rate: float | None = None) -> SiteFac
             port=server_port(workspace),
             read_rate=read_rate,
             adapter_dirs={name: PurePosixPath(names.ADAPTERS_DIR, name) for name in adapters},
+            group=_GROUP,
         )
 
     return site_of
@@ -135,8 +139,8 @@ def plan_release(
         model=resolved.model.image,
         runtime_image=_runtime_image(workspace, plan),
         memory_bytes=_host_memory(fit, record),
-        cpus=_GPU_CPUS * fit.gpus
-        or min(_MOST_CPUS, 1 + record.facts.weight_bytes // _BYTES_PER_CPU),
+        cpus=_GPU_CPUS * fit.node_gpus
+        or min(_MOST_CPUS, 1 + record.facts.weight_bytes // (_BYTES_PER_CPU * fit.nodes)),
         adapters=resolved.adapters,
     )
 
@@ -144,8 +148,10 @@ def plan_release(
 def _host_memory(fit: Fit, record: Servable) -> int:
     """Bytes of host memory. On GPUs the weights only pass through it; a CPU server keeps them and its cache there."""
     if fit.gpus:
-        return _RUNTIME_MEMORY * fit.gpus
-    return _CPU_RUNTIME_MEMORY + needed_bytes(record.facts, context=fit.context or 0, gpus=0)
+        return _RUNTIME_MEMORY * fit.node_gpus
+    return _CPU_RUNTIME_MEMORY + needed_bytes(
+        record.facts, context=fit.context or 0, gpus=0, pipeline=fit.groups, nodes=fit.nodes
+    )
 
 
 def _runtime_image(workspace: Workspace, plan: LaunchPlan) -> str:

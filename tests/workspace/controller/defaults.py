@@ -25,7 +25,7 @@ def fill_defaults(document: Json) -> Json:
     document = copy.deepcopy(document)
     fill = {
         "Deployment": _deployment, "Service": _service, "Pod": _pod, "NetworkPolicy": _policy,
-        "HorizontalPodAutoscaler": _autoscaler, "HTTPRoute": _route,
+        "HorizontalPodAutoscaler": _autoscaler, "HTTPRoute": _route, "LeaderWorkerSet": _groups,
     }.get(document["kind"])  # fmt: skip
     if fill is not None:
         fill(document)
@@ -106,6 +106,17 @@ def _route(document: Json) -> None:
         _default(rule, matches=[{"path": {"type": "PathPrefix", "value": "/"}}])
         for backend in rule.get("backendRefs", ()):
             _default(backend, group="", kind="Service", weight=1)
+
+
+def _groups(document: Json) -> None:
+    """By its definition, and by LeaderWorkerSet's webhook."""
+    spec = document["spec"]
+    _default(spec, replicas=1, startupPolicy="LeaderCreated", rolloutStrategy={})
+    _default(spec, networkConfig={"subdomainPolicy": "Shared"})
+    _default(spec["leaderWorkerTemplate"], size=1, restartPolicy="RecreateGroupOnPodRestart")
+    _default(spec["rolloutStrategy"], type="RollingUpdate", rollingUpdateConfiguration={})
+    rolling = spec["rolloutStrategy"]["rollingUpdateConfiguration"]
+    _default(rolling, partition=0, maxUnavailable=1, maxSurge=0)
 
 
 def _autoscaler(document: Json) -> None:

@@ -17,11 +17,12 @@ from modelimage.errors import Unreachable, WeightyardError
 from tests.workspace import samples
 from tests.workspace.controller import caches, gateways
 from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
+from tests.workspace.controller.leaderworkersets import joined, run_leader_worker_sets
 from workspace.analysis import AnalysisResult
 from workspace.controller.changes import OWN_KINDS
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import is_ready
-from workspace.controller.observed import Action, Annotate, Apply, Decision, Observed
+from workspace.controller.observed import LWS_GROUP, Action, Annotate, Apply, Decision, Observed
 from workspace.controller.pod_marks import COST
 from workspace.controller.reconcile import reconcile
 from workspace.document import workspace_of
@@ -61,6 +62,7 @@ class Cluster:
     now: str = "2026-01-01T00:00:00Z"
     analysis: AnalysisResult | None = None
     gateway_groups: frozenset[str] = frozenset()
+    has_groups: bool = True  # whether LeaderWorkerSet is installed
     idle: str = ""
     refusal: str = ""  # what Gateways say of routes that they don't take
     probes: ProbeResult | None = None
@@ -137,7 +139,9 @@ class Cluster:
             environment=self.environment,
             wanted=self.wanted,
             unread=self.unread,
-            groups=frozenset({"keda.sh", *self.gateway_groups}),
+            groups=frozenset(
+                {"keda.sh", *self.gateway_groups, *([LWS_GROUP] if self.has_groups else ())}
+            ),
             idle=self.idle,
         )
 
@@ -210,6 +214,7 @@ class Cluster:
         """One step of everything but the controller."""
         self.run_jobs()
         self.run_deployments()
+        run_leader_worker_sets(self.api, NAMESPACE)
         self.schedule()
         self.run_kubelets()
         if self.labels_nodes:
@@ -324,9 +329,10 @@ class Cluster:
 
     def run_kubelets(self) -> None:
         """Fetch, then mount and start: a pod's first step on a cold node brings the model, its second starts it."""
-        for pod in self.api.list("Pod", NAMESPACE):
+        pods = self.api.list("Pod", NAMESPACE)
+        for pod in pods:
             node = pod["spec"].get("nodeName")
-            if node is None or node not in self.held:
+            if node is None or node not in self.held or not joined(pod, pods):
                 continue
             image = _image(pod)
             if image and image not in self.held[node]:

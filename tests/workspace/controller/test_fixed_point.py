@@ -57,6 +57,11 @@ def scribble(document: Json) -> None:
     if document["kind"] == "Deployment":
         spec["replicas"] = 7
         spec["template"]["spec"]["containers"][0]["args"] = ["--oops"]
+    elif document["kind"] == "LeaderWorkerSet":
+        spec["replicas"] = 7
+        for template in ("leaderTemplate", "workerTemplate"):
+            (container,) = spec["leaderWorkerTemplate"][template]["spec"]["containers"]
+            container["args"] = ["--oops"]
     elif document["kind"] == "Service":
         spec["selector"] = {"app": "stolen"}
     elif document["kind"] == "HTTPRoute":
@@ -206,6 +211,7 @@ class Controller(RuleBasedStateMachine):
             for kind in OWN_KINDS
             if kind != "Pod"
             for each in self.cluster.api.list(kind, NAMESPACE)
+            if kind != "ControllerRevision" or revisions.has_version(each)
         ]
 
     @invariant()

@@ -1,0 +1,72 @@
+"""Drains of nodes under servers that span several: what may replace such a server, and how long that is needed. Pure.
+
+A StatefulSet counts its pods, so a LeaderWorkerSet of fewer groups loses the one with the highest number: that is the
+replacement, and not the group whose node is drained. That one is made again on other nodes; until it is ready its
+replacement serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from workspace.controller.cluster_state import CachedState, server_count, serving_pods
+from workspace.controller.objects import has_labels, is_ready, node_of
+from workspace.controller.observed import Observed
+from workspace.controller.replacements import departures
+from workspace.controller.revisions import Revision
+from workspace.controller.server_counts import ServerCounts
+from workspace.controller.shares import Shares
+from workspace.render import names
+
+Json = dict[str, Any]
+
+
+def group_counts(
+    observed: Observed, *, active: Revision, state: CachedState, workload: Json | None, goal: int, allowed: int
+) -> ServerCounts:  # fmt: skip
+    """The numbers for a version whose servers span nodes. `allowed` may run now, of `goal`."""
+    gone = departures(observed.nodes, state.eligible)
+    _, ready = server_count(observed)
+    if goal != 1 or not ready or not has_room(state, active, observed, goal=goal):
+        return ServerCounts(Shares(allowed), gone=gone)
+    # A rollout brings a replacement itself.
+    wanted = {names.REVISION: active.id}
+    is_rolling = not all(has_labels(pod, wanted) for pod in serving_pods(observed))
+    surges = (
+        not is_rolling
+        and state.is_cached
+        and needs_replacement(observed, active, workload, goal=goal, drained=gone.leaving)
+    )
+    # A server on several nodes goes with any of its pods, so all pods of its replacement have to be ready.
+    return ServerCounts(Shares(allowed), Shares(int(surges)), 2 * active.nodes - 1, gone)
+
+
+def has_room(state: CachedState, active: Revision, observed: Observed, *, goal: int) -> bool:
+    """Whether nodes could take a server beside those that are to stay."""
+    taken = {node_of(pod) for pod in kept_pods(observed, active, goal=goal)}
+    return len(set(state.eligible) - taken) >= active.nodes
+
+
+def needs_replacement(
+    observed: Observed, active: Revision, workload: Json | None, *, goal: int, drained: Set[str]
+) -> bool:
+    """Whether a surplus server has to serve: one is on a drained node, or is being made again after it left it."""
+    kept = kept_pods(observed, active, goal=goal)
+    if any(node_of(pod) in drained for pod in kept):
+        return True
+    annotations = workload["metadata"].get("annotations") or {} if workload else {}
+    if names.SURGE not in annotations:
+        return False
+    return sum(map(is_ready, kept)) < goal * active.nodes
+
+
+def kept_pods(observed: Observed, active: Revision, *, goal: int) -> list[Json]:
+    """The pods of servers, without those of surplus groups."""
+    return [pod for pod in serving_pods(observed) if _number(pod) < goal]
+
+
+def _number(pod: Json) -> int:
+    """A group's number; 0 for a server that is none, such as one of a version before."""
+    found = str((pod["metadata"].get("labels") or {}).get(names.GROUP_INDEX, ""))
+    return int(found) if found.isdecimal() and len(found) < 10 else 0

@@ -1,0 +1,100 @@
+"""The object that keeps a Workspace's own servers: a Deployment, or a LeaderWorkerSet where each spans nodes. Pure.
+
+A version of the other kind gets an object of its own beside it, and the one before goes once the new servers are ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workspace.controller.cluster_state import server_count
+from workspace.controller.objects import is_owned
+from workspace.controller.observed import LWS_GROUP, Observed, Reference, reference
+from workspace.controller.revisions import Revision
+from workspace.render import groups, names
+from workspace.render.deployments import deployment, group_set
+from workspace.render.kubernetes import SystemSettings
+from workspace.schema import Workspace
+
+Json = dict[str, Any]
+
+
+def own_workload(workspace: Workspace, observed: Observed) -> Json | None:
+    """The one that exists; of both kinds, while one replaces the other, that of the spec."""
+    found = (
+        _find(observed, "Deployment", workspace.name),
+        _find(observed, groups.KIND, names.group(workspace.name)),
+    )
+    ordered = reversed(found) if workspace.spec.resources.nodes > 1 else found
+    return next((each for each in ordered if each is not None), None)
+
+
+def on_demand_beside(current: Json | None, workspace: Workspace, observed: Observed) -> Json | None:
+    """The Deployment of those servers beside the current one's that never run on spot. Groups have none."""
+    if current is not None and current["kind"] == groups.KIND:
+        return None
+    return _find(observed, "Deployment", names.on_demand(workspace.name))
+
+
+def own_workloads(workspace: Workspace, observed: Observed) -> list[Json]:
+    """All that exist and keep servers that aren't those of a new version beside them."""
+    own = [*names.with_on_demand(workspace.name)]
+    found = [_find(observed, "Deployment", name) for name in own]
+    found.append(_find(observed, groups.KIND, names.group(workspace.name)))
+    return [each for each in found if each is not None]
+
+
+def workload(
+    workspace: Workspace, version: Revision, *, replicas: int, environment: SystemSettings,
+    current: Json | None = None, surge: int = 0,
+) -> Json:  # fmt: skip
+    """The object that keeps `replicas` servers of a version. `current` is the one that exists now."""
+    if version.worker is not None:
+        return group_set(
+            workspace, version.template, version.worker, size=version.nodes, replicas=replicas,
+            surge=surge,
+        )  # fmt: skip
+    selector: Mapping[str, str] | None = None
+    if current is not None and current["kind"] == "Deployment":
+        selector = current["spec"]["selector"]["matchLabels"]
+    return deployment(
+        workspace,
+        version.template,
+        replicas=replicas,
+        startup_seconds=version.startup_seconds,
+        environment=environment,
+        selector=selector,
+        surge=surge,
+    )
+
+
+def kind_of(version: Revision) -> str:
+    """The kind of object that keeps a version's servers."""
+    return "Deployment" if version.worker is None else groups.KIND
+
+
+def is_missing(version: object, observed: Observed) -> bool:
+    """Whether a version needs a kind of object that the cluster lacks."""
+    spans = isinstance(version, Revision) and version.worker is not None
+    return spans and LWS_GROUP not in observed.groups
+
+
+def replaced_workloads(
+    workspace: Workspace, observed: Observed, active: Revision | None, *, goal: int
+) -> set[Reference]:
+    """The objects of the other kind, while the servers that they keep are needed: until the version to run has all."""
+    if active is None:
+        return set()
+    _, ready = server_count(observed, active)
+    needed = ready < goal
+    others = (
+        each for each in own_workloads(workspace, observed) if each["kind"] != kind_of(active)
+    )
+    return {reference(each) for each in others if needed}
+
+
+def _find(observed: Observed, kind: str, name: str) -> Json | None:
+    """Another's object of this name says nothing of our servers."""
+    found = observed.find(kind, name)
+    return found if found is not None and is_owned(found, observed.uid) else None
