@@ -316,6 +316,7 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"resources": {"provisioning": {"queue": "a"}}},
         {"resources": {"provisioning": {"capacity": {"spot": "only", "onDemandMinimum": 1}}}},
         {"resources": FLOORED, "rollout": {"strategy": "external"}},
+        {"resources": {**FLOORED, "nodes": 2}},
         {"resources": FLOORED, "scale": {"max": 2, "by": "hpa"}},
         {"scale": {"min": 3, "max": 2}},
         {"scale": {"min": 0, "max": 2, "by": "hpa"}},

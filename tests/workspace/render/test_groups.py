@@ -175,6 +175,6 @@ def test_a_node_pool_has_instance_types_for_one_pod_and_gpus_for_all() -> None:
         requested_hardware(workspace.spec.resources),
         node_class="EC2NodeClass/gpu",
     )
-    assert pool["spec"]["limits"] == {"nvidia.com/gpu": "12"}
+    assert pool["spec"]["limits"] == {"nvidia.com/gpu": "24"}  # beside those that they replace
     requirements = {each["key"]: each for each in pool["spec"]["template"]["spec"]["requirements"]}
     assert requirements["karpenter.k8s.aws/instance-gpu-count"]["values"] == ["1"]
