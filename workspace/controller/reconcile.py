@@ -46,7 +46,12 @@ from workspace.controller.rollout_view import (
     stable_before,
 )
 from workspace.controller.route_objects import kept_objects, left_version, route_objects
-from workspace.controller.server_counts import ServerCounts, pod_marks, server_counts
+from workspace.controller.server_counts import (
+    ServerCounts,
+    ended_servers,
+    pod_marks,
+    server_counts,
+)
 from workspace.controller.shares import Shares, divided, floor, startable
 from workspace.controller.stand_ins import left_servers, stand_ins
 from workspace.document import workspace_of
@@ -116,6 +121,8 @@ class _Reconciliation:
     def decide(self) -> Decision:
         wanted, conflicts = owned_or_conflicting(self._wanted(), self.observed)
         deleted = deletes(self.observed, keep=self._kept(wanted), surplus=self._surplus_versions())
+        # Last: the NetworkPolicy and the pre-warm pods are there for those that replace them.
+        deleted += ended_servers(self.workspace, self.observed, self.counts)
         # Marks first: they say which pods go when a Deployment gets smaller.
         actions = permitted([*self._marks(), *applies(self.observed, wanted), *deleted], conflicts)
         status = workspace_status.report(

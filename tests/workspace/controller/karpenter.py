@@ -100,7 +100,7 @@ class Market:
 
 @dataclass
 class Claim:
-    """A NodeClaim: what it is, the pod that it is made for, and how far it has come."""
+    """A NodeClaim: what it is, the pod that it is made for, how far it has come, and when its instance ran."""
 
     name: str
     kind: str
@@ -110,6 +110,8 @@ class Claim:
     replaces: str = ""
     initialized: bool = False
     ended_at: float | None = None
+    appeared_at: float | None = None
+    gone_at: float | None = None
 
 
 @dataclass
@@ -272,11 +274,12 @@ class ElasticCluster(Cluster):
 
     def _appear(self, claim: Claim) -> None:
         if not self.market.has(claim.kind, claim.zone):
-            del self.claims[
-                claim.name
-            ]  # insufficient capacity: the claim is deleted, and another made
+            # Insufficient capacity: the claim is deleted, and another made; a node that it was to replace stays.
+            del self.claims[claim.name]
+            self._untaint(claim.replaces, DISRUPTED)
             self.look()
             return
+        claim.appeared_at = self.clock
         self.held[claim.name] = set()
         taints = [
             {"key": UNREGISTERED, "effect": "NoExecute"},
@@ -349,7 +352,7 @@ class ElasticCluster(Cluster):
             uid for uid, (node, end) in self.draining.items() if node == name and end > self.clock
         ]
         self.ledger.lost += [(self.clock, name)] * (len(running) + len(busy))
-        del self.claims[name]
+        self.claims.pop(name).gone_at = self.clock
         self.remove_node(name)
         self.api.delete("NodeCache", "", name)
 
