@@ -21,7 +21,6 @@ from workspace.controller.cluster_state import (
 from workspace.controller.compare import with_intent
 from workspace.controller.objects import (
     SHARED_KINDS,
-    asked_replicas,
     container_ports,
     deployed_version,
     is_owned,
@@ -52,21 +51,18 @@ from workspace.controller.server_counts import (
     pod_marks,
     server_counts,
 )
+from workspace.controller.server_objects import (
+    asked_shares,
+    candidate_deployments,
+    deployed_shares,
+    own_deployments,
+)
 from workspace.controller.shares import Shares, divided, floor, startable
 from workspace.controller.stand_ins import left_servers, stand_ins
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
-from workspace.render.deployments import (
-    candidate_deployment,
-    deployment,
-    on_demand_deployment,
-)
-from workspace.render.kubernetes import (
-    Routing,
-    has_activator,
-    surrounding_objects,
-)
+from workspace.render.kubernetes import Routing, has_activator, surrounding_objects
 from workspace.render.release import ResolvedImages, plan_release, pod_site, server_port
 from workspace.render.trace_settings import with_tracing
 from workspace.schema import Autoscaler, Workspace
@@ -101,7 +97,7 @@ class _Reconciliation:
         self.current = found if found and is_owned(found, observed.uid) else None
         beside = observed.find("Deployment", names.on_demand(workspace.name))
         self.beside = beside if beside and is_owned(beside, observed.uid) else None
-        self.asked = Shares(*map(_asked, (self.current, self.beside)))
+        self.asked = asked_shares(self.current, self.beside)
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
         self.goal = replica_goal(workspace, observed, self.asked.total if self.current else None)
@@ -255,13 +251,8 @@ class _Reconciliation:
         # More of them start once the nodes that will get them hold the model.
         if not self._state_for(target, count).is_cached:
             count = min(count, asked_candidates(self.observed, self.workspace.name))
-        on_demand = floor(self.workspace, target, count)
-        made = candidate_deployment(
-            self.workspace, target.template, replicas=count - on_demand, startup_seconds=target.startup_seconds,
-            environment=self.observed.environment,
-        )  # fmt: skip
-        beside = [on_demand_deployment(made, replicas=on_demand)] if on_demand else []
-        return [*beside, made] if count else []
+        environment = self.observed.environment
+        return candidate_deployments(self.workspace, target, count, environment)
 
     # Replicas
 
@@ -295,7 +286,7 @@ class _Reconciliation:
         )  # fmt: skip
 
     def _marks(self) -> list[Annotate]:
-        deployed = Shares(*map(_replicas, (self.current, self.beside)))
+        deployed = deployed_shares(self.current, self.beside)
         return pod_marks(self.workspace, self.observed, self.counts, deployed=deployed)
 
     # Objects
@@ -320,22 +311,13 @@ class _Reconciliation:
         if isinstance(self.target, NotBuilt):
             wanted.append(self._build_job())
         if self.active is not None:
-            wanted += self._own_deployments(self.active)
+            wanted += own_deployments(
+                self.workspace, self.active, self.counts, environment, self._selector()
+            )
         wanted += self._candidate_deployment()
         owned = [owned_by(each, self.observed.document) for each in wanted]
         # A route has others' parts: what was written last time says nothing of it.
         return [each if each["kind"] in SHARED_KINDS else with_intent(each) for each in owned]
-
-    def _own_deployments(self, active: Revision) -> list[Json]:
-        asked, surplus = self.counts.asked, self.counts.surplus
-        made = deployment(
-            self.workspace, active.template, replicas=asked.rest, startup_seconds=active.startup_seconds,
-            environment=self.observed.environment, selector=self._selector(), surge=surplus.rest,
-        )  # fmt: skip
-        if not asked.on_demand:
-            return [made]
-        count, more = asked.on_demand, surplus.on_demand
-        return [on_demand_deployment(made, replicas=count, surge=more), made]
 
     def _routing(self) -> Routing:
         """Where requests go. An edited port opens beside that of the version that still serves, not in its place."""
@@ -408,14 +390,6 @@ class _Reconciliation:
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")
             keep |= {reference(each) for each in self.observed.objects if each["kind"] in unsure}
         return keep
-
-
-def _asked(own: Json | None) -> int:
-    return asked_replicas(own) if own else 0
-
-
-def _replicas(own: Json | None) -> int:
-    return int(own["spec"].get("replicas", 1)) if own else 0
 
 
 def _changed(observed: Observed, status: Json) -> Json | None:
