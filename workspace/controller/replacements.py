@@ -8,14 +8,15 @@ them finish their requests, and their Deployment replaces them in the same momen
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workspace.controller.node_signs import Departure, may_stay
-from workspace.controller.nodes import KubeNode
+from workspace.controller.nodes import KubeNode, admits
 from workspace.controller.objects import condition, is_ready, node_of
 from workspace.controller.observed import Delete, Reference
+from workspace.schema import Resources
 
 Json = dict[str, Any]
 
@@ -40,10 +41,11 @@ class Departures:
         return node_of(pod) in self.interrupted
 
 
-def departures(nodes: Iterable[KubeNode], usable: Collection[str]) -> Departures:
-    """The nodes that go, for a version that `usable` nodes can run.
+def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> Departures:
+    """The nodes that go, for replicas with these resources.
 
-    Also those that are ready and can't run it any more: they have got taints that nobody here knows.
+    Also those that are ready and have got a taint that they don't tolerate, from somebody who isn't known here. What a
+    node lacks in labels or GPUs is no such sign: a device plugin that starts again has none for a moment.
     """
     listed = list(nodes)
     return Departures(
@@ -51,7 +53,7 @@ def departures(nodes: Iterable[KubeNode], usable: Collection[str]) -> Departures
             node.name
             for node in listed
             if node.departure is not Departure.NONE
-            or (node.ready and node.name not in usable and not may_stay(node.taints))
+            or (node.ready and not may_stay(node.taints) and not admits(node, resources, gpus=gpus))
         ),
         interrupted=frozenset(
             node.name for node in listed if node.departure is Departure.INTERRUPTED

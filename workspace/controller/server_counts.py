@@ -64,7 +64,7 @@ def server_counts(
     """The numbers for a version that runs. `allowed` may run now, of `goal`; `before` was asked for last."""
     servers = _own_servers(observed)
     rest, beside = _divided(servers)
-    gone = departures(observed.nodes, state.eligible)
+    gone = departures(observed.nodes, active.resources, gpus=active.gpus)
     asked = allowed
     more = Shares()
     if not is_external(workspace):

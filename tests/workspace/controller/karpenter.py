@@ -380,7 +380,7 @@ class ElasticCluster(Cluster):
         least = budget.get("minAvailable")
         if least is None:
             least = sum(self.sizes().values()) - budget["maxUnavailable"]
-        return len(self.ready_servers()) - 1 >= least
+        return bool(len(self.ready_servers()) - 1 >= least)
 
     def _consolidate(self) -> None:
         """Every minute, one node at a time: one without servers goes, and a dearer one is replaced by spot."""
@@ -502,4 +502,4 @@ def _labels(kind: str, zone: str) -> dict[str, str]:
 
 
 def _is_protected(pod: Json) -> bool:
-    return pod["metadata"].get("annotations", {}).get(DO_NOT_DISRUPT) == "true"
+    return bool(pod["metadata"].get("annotations", {}).get(DO_NOT_DISRUPT) == "true")
