@@ -26,7 +26,7 @@ def group_counts(
     observed: Observed, *, active: Revision, state: CachedState, workload: Json | None, goal: int, allowed: int
 ) -> ServerCounts:  # fmt: skip
     """The numbers for a version whose servers span nodes. `allowed` may run now, of `goal`."""
-    gone = departures(observed.nodes, state.eligible)
+    gone = departures(observed.nodes, active.resources, gpus=active.node_gpus)
     _, ready = server_count(observed)
     if goal != 1 or not ready or not has_room(state, active, observed, goal=goal):
         return ServerCounts(Shares(allowed), gone=gone)

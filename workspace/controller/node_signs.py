@@ -44,6 +44,10 @@ _TAINTS: Final[Mapping[str, _Sign]] = {
     f"{_NTH}/asg-lifecycle-termination": _Sign.LEAVING,
     f"{_NTH}/rebalance-recommendation": _Sign.SOFT,  # a greater risk, and no date
     "cloud.google.com/impending-node-termination": _Sign.ENDING,
+    **{
+        f"node.kubernetes.io/{each}": _Sign.SOFT  # Kubernetes' own: conditions that pass
+        for each in ("memory-pressure", "disk-pressure", "pid-pressure", "network-unavailable")
+    },
     "remediator.aks.microsoft.com/unschedulable": _Sign.LEAVING,
     "remediator.kubernetes.azure.com/unschedulable": _Sign.LEAVING,
 }

@@ -88,7 +88,6 @@ class KubeNode:
 
 def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> list[KubeNode]:
     """Nodes that could run a pod with `gpus` GPUs, sorted by name."""
-    accepted = tolerations(resources, gpus=gpus)
     terms = demanded_terms(resources, gpus=gpus)
     return sorted(
         (
@@ -98,11 +97,17 @@ def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> l
             if node.usable
             and all(node.has(k, v) for k, v in resources.node_selector.items())
             and match(terms, node.labels)
-            and all(_tolerated(taint, accepted) for taint in node.taints)
+            and admits(node, resources, gpus=gpus)
             and (not gpus or node.count(gpu_resource(resources)) >= gpus)
         ),
         key=lambda node: node.name,
     )
+
+
+def admits(node: KubeNode, resources: Resources, *, gpus: int) -> bool:
+    """Whether a replica tolerates all taints of a node."""
+    accepted = tolerations(resources, gpus=gpus)
+    return all(_tolerated(taint, accepted) for taint in node.taints)
 
 
 def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:

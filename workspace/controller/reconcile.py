@@ -22,7 +22,6 @@ from workspace.controller.compare import with_intent
 from workspace.controller.group_drain import group_counts
 from workspace.controller.objects import (
     SHARED_KINDS,
-    asked_replicas,
     container_ports,
     deployed_version,
     is_owned,
@@ -47,7 +46,18 @@ from workspace.controller.rollout_view import (
     stable_before,
 )
 from workspace.controller.route_objects import kept_objects, left_version, route_objects
-from workspace.controller.server_counts import ServerCounts, pod_marks, server_counts
+from workspace.controller.server_counts import (
+    ServerCounts,
+    ended_servers,
+    pod_marks,
+    server_counts,
+)
+from workspace.controller.server_objects import (
+    asked_shares,
+    candidate_deployments,
+    deployed_shares,
+    own_servers,
+)
 from workspace.controller.shares import Shares, divided, floor, startable
 from workspace.controller.spares import spares_of
 from workspace.controller.stand_ins import left_servers, stand_ins
@@ -57,17 +67,11 @@ from workspace.controller.workloads import (
     own_workload,
     own_workloads,
     replaced_workloads,
-    workload,
 )
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
-from workspace.render.deployments import candidate_deployment, on_demand_deployment
-from workspace.render.kubernetes import (
-    Routing,
-    has_activator,
-    surrounding_objects,
-)
+from workspace.render.kubernetes import Routing, has_activator, surrounding_objects
 from workspace.render.release import ResolvedImages, plan_release, pod_site, server_port
 from workspace.render.trace_settings import with_tracing
 from workspace.schema import Autoscaler, Workspace
@@ -99,7 +103,7 @@ class _Reconciliation:
         )
         self.current = own_workload(workspace, observed)
         self.beside = on_demand_beside(self.current, workspace, observed)
-        self.asked = Shares(*map(_asked, (self.current, self.beside)))
+        self.asked = asked_shares(self.current, self.beside)
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
         self.goal = replica_goal(workspace, observed, self.asked.total if self.current else None)
@@ -120,6 +124,8 @@ class _Reconciliation:
     def decide(self) -> Decision:
         wanted, conflicts = owned_or_conflicting(self._wanted(), self.observed)
         deleted = deletes(self.observed, keep=self._kept(wanted), surplus=self._surplus_versions())
+        # Last: the NetworkPolicy and the pre-warm pods are there for those that replace them.
+        deleted += ended_servers(self.workspace, self.observed, self.counts)
         # Marks first: they say which pods go when a Deployment gets smaller.
         actions = permitted([*self._marks(), *applies(self.observed, wanted), *deleted], conflicts)
         status = workspace_status.report(
@@ -256,13 +262,8 @@ class _Reconciliation:
         # More of them start once the nodes that will get them hold the model.
         if not self._state_for(target, count).is_cached:
             count = min(count, asked_candidates(self.observed, self.workspace.name))
-        on_demand = floor(self.workspace, target, count)
-        made = candidate_deployment(
-            self.workspace, target.template, replicas=count - on_demand, startup_seconds=target.startup_seconds,
-            environment=self.observed.environment,
-        )  # fmt: skip
-        beside = [on_demand_deployment(made, replicas=on_demand)] if on_demand else []
-        return [*beside, made] if count else []
+        environment = self.observed.environment
+        return candidate_deployments(self.workspace, target, count, environment)
 
     # Replicas
 
@@ -301,7 +302,7 @@ class _Reconciliation:
         )  # fmt: skip
 
     def _marks(self) -> list[Annotate]:
-        deployed = Shares(*map(_replicas, (self.current, self.beside)))
+        deployed = deployed_shares(self.current, self.beside)
         return pod_marks(self.workspace, self.observed, self.counts, deployed=deployed)
 
     # Objects
@@ -326,23 +327,14 @@ class _Reconciliation:
         if isinstance(self.target, NotBuilt):
             wanted.append(self._build_job())
         if self.active is not None and not is_missing(self.active, self.observed):
-            wanted += self._own_workloads(self.active)
+            wanted += own_servers(
+                self.workspace, self.active, self.counts, environment, self.current
+            )
         wanted += self._candidate_deployment()
         wanted += self.spares.objects(self.workspace)
         owned = [owned_by(each, self.observed.document) for each in wanted]
         # A route has others' parts: what was written last time says nothing of it.
         return [each if each["kind"] in SHARED_KINDS else with_intent(each) for each in owned]
-
-    def _own_workloads(self, active: Revision) -> list[Json]:
-        asked, surplus = self.counts.asked, self.counts.surplus
-        made = workload(
-            self.workspace, active, replicas=asked.rest, environment=self.observed.environment,
-            current=self.current, surge=surplus.rest,
-        )  # fmt: skip
-        if not asked.on_demand:
-            return [made]
-        count, more = asked.on_demand, surplus.on_demand
-        return [on_demand_deployment(made, replicas=count, surge=more), made]
 
     def _routing(self) -> Routing:
         """Where requests go. An edited port opens beside that of the version that still serves, not in its place."""
@@ -416,14 +408,6 @@ class _Reconciliation:
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")
             keep |= {reference(each) for each in self.observed.objects if each["kind"] in unsure}
         return keep
-
-
-def _asked(own: Json | None) -> int:
-    return asked_replicas(own) if own else 0
-
-
-def _replicas(own: Json | None) -> int:
-    return int(own["spec"].get("replicas", 1)) if own else 0
 
 
 def _changed(observed: Observed, status: Json) -> Json | None:

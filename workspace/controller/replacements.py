@@ -1,18 +1,23 @@
 """Servers on nodes that go, and those that are to replace them. Pure.
 
 A server on such a node doesn't count: one more is asked for at once, before anything evicts it. When as many are ready
-as are wanted elsewhere, the surplus ends, and the pods' deletion costs make it the leaving ones that stop.
+as are wanted elsewhere, the surplus ends, and the pods' deletion costs make it the leaving ones that stop. Where the
+node ends within a notice there is no time for that: its servers are deleted, which takes them out of routing and lets
+them finish their requests, and their Deployment replaces them in the same moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workspace.controller.node_signs import Departure, may_stay
-from workspace.controller.nodes import KubeNode
+from workspace.controller.nodes import KubeNode, admits
 from workspace.controller.objects import condition, is_ready, node_of
+from workspace.controller.observed import Delete, Reference
+from workspace.render import names
+from workspace.schema import Resources
 
 Json = dict[str, Any]
 
@@ -28,15 +33,20 @@ class Departures:
         """Whether a pod's node goes."""
         return node_of(pod) in self.leaving
 
+    def drains(self, pod: Json) -> bool:
+        """Whether a pod's node goes, and waits for the pod."""
+        return self.takes(pod) and not self.interrupts(pod)
+
     def interrupts(self, pod: Json) -> bool:
         """Whether a pod's node ends within a notice."""
         return node_of(pod) in self.interrupted
 
 
-def departures(nodes: Iterable[KubeNode], usable: Collection[str]) -> Departures:
-    """The nodes that go, for a version that `usable` nodes can run.
+def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> Departures:
+    """The nodes that go, for replicas with these resources.
 
-    Also those that are ready and can't run it any more: they have got taints that nobody here knows.
+    Also those that are ready and have got a taint that they don't tolerate, from somebody who isn't known here. What a
+    node lacks in labels or GPUs is no such sign: a device plugin that starts again has none for a moment.
     """
     listed = list(nodes)
     return Departures(
@@ -44,7 +54,7 @@ def departures(nodes: Iterable[KubeNode], usable: Collection[str]) -> Departures
             node.name
             for node in listed
             if node.departure is not Departure.NONE
-            or (node.ready and node.name not in usable and not may_stay(node.taints))
+            or (node.ready and not may_stay(node.taints) and not admits(node, resources, gpus=gpus))
         ),
         interrupted=frozenset(
             node.name for node in listed if node.departure is Departure.INTERRUPTED
@@ -55,10 +65,10 @@ def departures(nodes: Iterable[KubeNode], usable: Collection[str]) -> Departures
 def surplus(servers: Sequence[Json], gone: Departures, *, wanted: int) -> int:
     """How many more servers than `wanted` a Deployment with these is to have.
 
-    Law: none once the wanted number is ready on nodes that stay; until then one for each server on a node that goes.
+    Law: none once the wanted number is ready on nodes that stay; until then one for each server that a drain moves.
     While some of them aren't ready none can be given up: the first to be deleted would be those that are starting.
     """
-    leaving = sum(map(gone.takes, servers))
+    leaving = sum(map(gone.drains, servers))
     staying = sum(is_ready(pod) and not gone.takes(pod) for pod in servers)
     return leaving if wanted and staying < wanted else 0
 
@@ -66,17 +76,28 @@ def surplus(servers: Sequence[Json], gone: Departures, *, wanted: int) -> int:
 def least_ready(
     servers: Sequence[Json], gone: Departures, *, wanted: int, replaceable: bool
 ) -> int | None:
-    """How many servers evictions must leave ready; None while no server's node goes.
+    """How many servers evictions must leave ready; None while no drain moves any.
 
-    Law: all that are wanted. Those whose node ends anyway may go at once, however few there are, and use its notice to
-    finish their requests; without a place for replacements one may go at a time.
+    Law: all that are wanted; without a place for replacements one may go at a time.
     """
-    if not any(map(gone.takes, servers)):
+    if not any(map(gone.drains, servers)):
         return None
-    ready = [pod for pod in servers if is_ready(pod)]
-    ending = sum(map(gone.interrupts, ready))
-    there = min(wanted, len(ready)) if ending else wanted
-    return max(0, there - max(ending, 0 if replaceable else 1))
+    return wanted if replaceable else max(0, wanted - 1)
+
+
+def interrupted(
+    servers: Iterable[Json], gone: Departures, workers: Iterable[Json] = ()
+) -> list[Delete]:
+    """The servers to delete: no budget holds that up, and no drain of the node's owner is waited for.
+
+    A server on several nodes goes with any of its `workers`; its leader's end lets it finish its requests.
+    """
+    broken = {_group(pod) for pod in workers if gone.interrupts(pod)} - {None}
+    return [
+        Delete(Reference("Pod", str(pod["metadata"]["name"])), str(pod["metadata"]["uid"]))
+        for pod in servers
+        if gone.interrupts(pod) or _group(pod) in broken
+    ]
 
 
 def finds_no_place(servers: Iterable[Json], gone: Departures) -> bool:
@@ -86,3 +107,9 @@ def finds_no_place(servers: Iterable[Json], gone: Departures) -> bool:
         for pod in servers
         if not gone.takes(pod)
     )
+
+
+def _group(pod: Json) -> str | None:
+    """The number of the group that a pod belongs to, if it does."""
+    found = (pod["metadata"].get("labels") or {}).get(names.GROUP_INDEX)
+    return None if found is None else str(found)

@@ -12,7 +12,7 @@ from typing import Any
 
 from workspace.controller.cluster_state import CachedState, is_on_demand
 from workspace.controller.objects import has_labels, is_ready
-from workspace.controller.observed import Annotate, Observed
+from workspace.controller.observed import Annotate, Delete, Observed
 from workspace.controller.pod_marks import (
     COST,
     DO_NOT_DISRUPT,
@@ -24,6 +24,7 @@ from workspace.controller.replacements import (
     Departures,
     departures,
     finds_no_place,
+    interrupted,
     least_ready,
     surplus,
 )
@@ -63,13 +64,13 @@ def server_counts(
     """The numbers for a version that runs. `allowed` may run now, of `goal`; `before` was asked for last."""
     servers = _own_servers(observed)
     rest, beside = _divided(servers)
-    gone = departures(observed.nodes, state.eligible)
+    gone = departures(observed.nodes, active.resources, gpus=active.gpus)
     asked = allowed
     more = Shares()
     if not is_external(workspace):
         ready = Shares(sum(map(is_ready, rest)), sum(map(is_ready, beside)))
         asked = moved(allowed, before, ready, total=goal)
-        if _can_replace(workspace, observed, active, state, gone):
+        if _can_replace(workspace, observed, active, state):
             more = Shares(
                 surplus(rest, gone, wanted=asked.rest),
                 surplus(beside, gone, wanted=asked.on_demand),
@@ -102,6 +103,15 @@ def pod_marks(
     return marking(pods, {COST: costs, DO_NOT_DISRUPT: marked})
 
 
+def ended_servers(workspace: Workspace, observed: Observed, counts: ServerCounts) -> list[Delete]:
+    """The servers to delete because their node ends. Those of another program's objects are left to it."""
+    if is_external(workspace):
+        return []
+    return interrupted(
+        observed.pods(names.SERVER), counts.gone, workers=observed.pods(names.WORKER)
+    )
+
+
 def _own_servers(observed: Observed) -> list[Json]:
     """The servers that aren't those of a new version beside them."""
     servers = observed.pods(names.SERVER)
@@ -116,15 +126,13 @@ def _divided(servers: Collection[Json]) -> tuple[list[Json], list[Json]]:
 
 
 def _can_replace(
-    workspace: Workspace, observed: Observed, active: Revision, state: CachedState, gone: Departures
+    workspace: Workspace, observed: Observed, active: Revision, state: CachedState
 ) -> bool:
     """Whether servers on nodes that go are replaced by a surplus."""
-    servers = observed.pods(names.SERVER)
     # A rollout brings replacements itself.
-    if not all(has_labels(pod, {names.REVISION: active.id}) for pod in servers):
-        return False
-    has_place = bool(state.eligible) or _makes_nodes(workspace)
-    return has_place or any(map(gone.interrupts, servers))
+    wanted = {names.REVISION: active.id}
+    is_rolling = not all(has_labels(pod, wanted) for pod in observed.pods(names.SERVER))
+    return not is_rolling and (bool(state.eligible) or _makes_nodes(workspace))
 
 
 def _least_ready(

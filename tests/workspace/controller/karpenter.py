@@ -100,7 +100,7 @@ class Market:
 
 @dataclass
 class Claim:
-    """A NodeClaim: what it is, the pod that it is made for, and how far it has come."""
+    """A NodeClaim: what it is, the pod that it is made for, how far it has come, and when its instance ran."""
 
     name: str
     kind: str
@@ -110,6 +110,8 @@ class Claim:
     replaces: str = ""
     initialized: bool = False
     ended_at: float | None = None
+    appeared_at: float | None = None
+    gone_at: float | None = None
 
 
 @dataclass
@@ -272,11 +274,12 @@ class ElasticCluster(Cluster):
 
     def _appear(self, claim: Claim) -> None:
         if not self.market.has(claim.kind, claim.zone):
-            del self.claims[
-                claim.name
-            ]  # insufficient capacity: the claim is deleted, and another made
+            # Insufficient capacity: the claim is deleted, and another made; a node that it was to replace stays.
+            del self.claims[claim.name]
+            self._untaint(claim.replaces, DISRUPTED)
             self.look()
             return
+        claim.appeared_at = self.clock
         self.held[claim.name] = set()
         taints = [
             {"key": UNREGISTERED, "effect": "NoExecute"},
@@ -349,7 +352,7 @@ class ElasticCluster(Cluster):
             uid for uid, (node, end) in self.draining.items() if node == name and end > self.clock
         ]
         self.ledger.lost += [(self.clock, name)] * (len(running) + len(busy))
-        del self.claims[name]
+        self.claims.pop(name).gone_at = self.clock
         self.remove_node(name)
         self.api.delete("NodeCache", "", name)
 
@@ -377,7 +380,7 @@ class ElasticCluster(Cluster):
         least = budget.get("minAvailable")
         if least is None:
             least = sum(self.sizes().values()) - budget["maxUnavailable"]
-        return len(self.ready_servers()) - 1 >= least
+        return bool(len(self.ready_servers()) - 1 >= least)
 
     def _consolidate(self) -> None:
         """Every minute, one node at a time: one without servers goes, and a dearer one is replaced by spot."""
@@ -499,4 +502,4 @@ def _labels(kind: str, zone: str) -> dict[str, str]:
 
 
 def _is_protected(pod: Json) -> bool:
-    return pod["metadata"].get("annotations", {}).get(DO_NOT_DISRUPT) == "true"
+    return bool(pod["metadata"].get("annotations", {}).get(DO_NOT_DISRUPT) == "true")

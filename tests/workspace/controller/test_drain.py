@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,6 +140,37 @@ def test_servers_leave_a_node_by_themselves_once_their_replacements_are_ready(
     made.settle()
     assert len(made.ready_servers()) == replicas
     assert gone not in {pod["spec"]["nodeName"] for pod in made.servers()}
+
+
+def taint(key: str) -> Callable[[Json], None]:
+    return lambda node: node["spec"].update(taints=[{"key": key, "effect": "NoSchedule"}])
+
+
+def without_gpus(node: Json) -> None:
+    """Its device plugin starts again."""
+    node["status"]["allocatable"]["nvidia.com/gpu"] = "0"
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        (taint("ours.example/maintenance"), True),
+        (taint("node.kubernetes.io/disk-pressure"), False),
+        (taint("aws-node-termination-handler/rebalance-recommendation"), False),
+        (taint("nvidia.com/gpu"), False),
+        (without_gpus, False),
+    ],
+)
+def test_servers_move_for_unknown_taints_and_not_for_what_passes(
+    change: Callable[[Json], None], moves: bool
+) -> None:
+    made = cluster("n1", "n2", replicas=1)
+    made.settle()
+    (old,) = made.ready_servers()
+    made.api.update("Node", "", old["spec"]["nodeName"], change)
+    made.settle()
+    (left,) = made.ready_servers()
+    assert (left["metadata"]["uid"] != old["metadata"]["uid"]) == moves
 
 
 @given(nodes=st.integers(2, 4), drained=st.lists(st.integers(0, 3), max_size=3))

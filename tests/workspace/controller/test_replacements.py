@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from workspace.controller.mount_news import MountNews
 from workspace.controller.pod_marks import COST, DO_NOT_DISRUPT, deletion_costs, disruption_marks
-from workspace.controller.replacements import Departures, least_ready, surplus
+from workspace.controller.replacements import Departures, interrupted, least_ready, surplus
 from workspace.controller.shares import Shares, moved
 
 Json = dict[str, Any]
@@ -37,31 +37,26 @@ SERVERS = st.lists(
 @given(servers=SERVERS, wanted=st.integers(0, 6))
 def test_a_server_on_a_node_that_goes_does_not_count(servers: list[Json], wanted: int) -> None:
     more = surplus(servers, GONE, wanted=wanted)
-    leaving = sum(map(GONE.takes, servers))
+    leaving = sum(map(GONE.drains, servers))
     staying = sum(pod["spec"].get("nodeName") == "new" and ready(pod) for pod in servers)
     assert more == (leaving if staying < wanted else 0)
-    # A ReplicaSet of that size makes all that are wanted beside those that leave.
-    if more:
-        assert wanted + more - leaving >= wanted
 
 
 @given(servers=SERVERS, wanted=st.integers(1, 6), replaceable=st.booleans())
-def test_evictions_leave_all_that_are_wanted_but_those_that_end_anyway(
+def test_evictions_leave_all_that_are_wanted(
     servers: list[Json], wanted: int, replaceable: bool
 ) -> None:
     least = least_ready(servers, GONE, wanted=wanted, replaceable=replaceable)
-    leaving = [pod for pod in servers if GONE.takes(pod)]
-    assert (least is None) == (not leaving)
-    assume(least is not None)
-    assert least is not None
-    there = [pod for pod in servers if ready(pod)]
-    ending = sum(map(GONE.interrupts, there))
-    if ending:
-        # An API server lets as many go as are ready beyond the least.
-        assert len(there) - least >= ending
-    else:
-        assert least == wanted - int(not replaceable)
-    assert least <= wanted
+    drained = any(map(GONE.drains, servers))
+    assert least == (wanted - int(not replaceable) if drained else None)
+
+
+@given(servers=SERVERS)
+def test_servers_whose_node_ends_are_deleted_and_no_others(servers: list[Json]) -> None:
+    found = {each.uid for each in interrupted(servers, GONE)}
+    assert found == {
+        pod["metadata"]["uid"] for pod in servers if pod["spec"].get("nodeName") == "cut"
+    }
 
 
 COUNTS = st.integers(0, 5)
