@@ -92,7 +92,7 @@ def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> l
             if node.usable
             and all(node.has(k, v) for k, v in resources.node_selector.items())
             and match(terms, node.labels)
-            and all(_tolerated(taint, accepted) for taint in node.taints)
+            and all(tolerates(accepted, taint) for taint in node.taints)
             and (not gpus or node.count(gpu_resource(resources)) >= gpus)
         ),
         key=lambda node: node.name,
@@ -212,7 +212,8 @@ def _is_leaving(document: Json) -> bool:
     return bool(spec.get("unschedulable") or document["metadata"].get("deletionTimestamp"))
 
 
-def _tolerated(taint: Json, accepted: Iterable[Json]) -> bool:
+def tolerates(accepted: Iterable[Json], taint: Json) -> bool:
+    """Whether pods with these tolerations may be placed on a node with a taint."""
     if taint.get("effect") == "PreferNoSchedule":
         return True
     return any(_tolerates(each, taint) for each in accepted)
