@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.rollouts import cpu, kubeconfig, moved, peak_mb
+from benchmarks.rollouts import kubeconfig, moved, peak_mb
 from tests.servers.otlp import Collector
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
@@ -42,9 +42,6 @@ MOST_MB: Final = 30.0
 _READER: Final = "a-reader-of-the-page"
 _CHANGES: Final = 5  # nodes that report news each second
 _SCRAPE_SECONDS: Final = 1.0
-# A core's share of a second below which a controller has nothing to do, and for how long.
-_IDLE_CPU: Final = 0.3
-_IDLE_SECONDS: Final = 8
 _PLACES: Final = re.compile(r"\b(health|page) on 127\.0\.0\.1:(\d+)")
 _KINDS: Final = (
     "ControllerRevision", "Deployment", "Service", "ServiceAccount", "NetworkPolicy", "PodDisruptionBudget", "Pod",
@@ -101,18 +98,12 @@ def measure(size: Size, seconds: float, *, observed: bool) -> Memory:
             if observed:
                 environment |= stack.enter_context(Collector()).environment
             process, places = stack.enter_context(_controller(environment, page=observed))
-            _until_idle(process.pid)
+            _until_started(ours, size)
             if observed:
                 stack.enter_context(_working(lambda: _scrape(places["health"])))
                 stack.enter_context(_working(lambda: _read(places["page"])))
-            ours.send(None)  # from now on there is news
+            ours.send("live")
             time.sleep(seconds)
-            ours.send(None)
-            starts = ours.recv()
-            print(
-                f"  Workspaces with the timeline of a start: {starts} of {size.workspaces}",
-                flush=True,
-            )
             return Memory(_resident_mb(process.pid), peak_mb(process.pid))
     finally:
         server.terminate()
@@ -197,17 +188,18 @@ def _serve(pipe: Connection, size: Size) -> None:
 
 
 async def _answer(pipe: Connection, api: FakeApi, size: Size) -> None:
-    """Serves the cluster. Told once, there is news; told twice, it says how many starts were followed."""
+    """Serves the cluster, and tells how many starts were followed; once told to, there is news."""
     async with HttpApi(api) as http_api:
         http_api.users = {_READER: "ann"}
         http_api.readers = {"ann": {"nodecaches", "workspaces"}}
         pipe.send((http_api.url, http_api.callers.token, http_api.authority))
-        await asyncio.to_thread(pipe.recv)
-        news = asyncio.create_task(_change(api, size))
-        await asyncio.to_thread(pipe.recv)
-        news.cancel()
-        pipe.send(sum("startup" in each.get("status", {}) for each in api.list("Workspace")))
-        await asyncio.to_thread(pipe.recv)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                if await asyncio.to_thread(pipe.recv) == "live":
+                    group.create_task(_change(api, size))
+                else:
+                    found = api.list("Workspace")
+                    pipe.send(sum("startup" in each.get("status", {}) for each in found))
 
 
 async def _change(api: FakeApi, size: Size) -> None:
@@ -271,13 +263,13 @@ def _started(document: Json, node: str) -> Json:
     return document
 
 
-def _until_idle(pid: int) -> None:
-    """Waits until the process has used little of a core for some seconds: its first pass is over."""
-    idle = 0
-    while idle < _IDLE_SECONDS:
-        used = cpu(pid)
+def _until_started(pipe: Connection, size: Size) -> None:
+    """Waits until the controller has followed every server's start: all else was made before."""
+    started = 0
+    while started < size.workspaces:
         time.sleep(1)
-        idle = idle + 1 if cpu(pid) - used < _IDLE_CPU else 0
+        pipe.send("starts")
+        started = pipe.recv()
 
 
 def _resident_mb(pid: int) -> float:

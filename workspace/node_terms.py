@@ -57,5 +57,8 @@ def _holds(requirement: Json, labels: Mapping[str, str]) -> bool:
         case "Gt":
             found = None if value is None else parse_count(value, most=_MOST)
             return found is not None and found > int(values[0])
+        case "Lt":
+            found = None if value is None else parse_count(value, most=_MOST)
+            return found is not None and found < int(values[0])
         case other:
             raise ValueError(f"no operator of node selector terms: {other!r}")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cache_agent.api.shared_names import CSI_DRIVER
+from weightyard.doctor.provisioner_checks import CHECKS as PROVISIONER_CHECKS
+from weightyard.doctor.provisioner_checks import ProvisionerFacts, workspaces
 from weightyard.doctor.result import Finding, fail, ok, warn
 from workspace.controller.objects import condition
 from workspace.controller.reasons import Reason
+from workspace.schema import Workspace
 
 Json = dict[str, Any]
 OLDEST: Final = (1, 25)
@@ -61,6 +64,7 @@ class ClusterFacts:
     programs: tuple[Json, ...] = ()
     caches: tuple[Json, ...] = ()
     served: tuple[Json, ...] = ()
+    provisioners: ProvisionerFacts = ProvisionerFacts()  # noqa: RUF009 - it is frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +174,14 @@ def gpus(facts: ClusterFacts, expected: Expected) -> Finding:
     counts = {_name(each): _gpus_of(each) for each in facts.nodes}
     without = [name for name, count in counts.items() if not count]
     total = f"{sum(counts.values())} on {len(counts) - len(without)} nodes"
+    claimed = sorted(facts.provisioners.dra_nodes.intersection(without))
+    if claimed:
+        return warn(
+            "GPUs",
+            f"{total}; by DRA alone on {_few(claimed)}",
+            "Servers ask for nvidia.com/gpu: install the device plugin there, or name that resource in the driver's "
+            "DeviceClass (extendedResourceName, Kubernetes 1.36).",
+        )
     if without:
         return warn(
             "GPUs",
@@ -287,9 +299,15 @@ def extensions(facts: ClusterFacts, expected: Expected) -> Finding:
     return ok("extensions", ", ".join(found) or "none; all are optional")
 
 
+def _of_provisioners(
+    check: Callable[[ProvisionerFacts, Sequence[Workspace]], Finding],
+) -> Callable[[ClusterFacts, Expected], Finding]:
+    return lambda facts, expected: check(facts.provisioners, workspaces(facts.served))
+
+
 CHECKS: Final[tuple[Callable[[ClusterFacts, Expected], Finding], ...]] = (
     version, permissions, namespace, nodes, runtimes, gpus, driver, crds, admission, extensions, programs, caches,
-    served,
+    *map(_of_provisioners, PROVISIONER_CHECKS), served,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -11,11 +11,13 @@ from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.shared_names import CSI_DRIVER
 from modelimage.errors import AccessDenied, NotFound, WeightyardError
 from weightyard.doctor.cluster_checks import PROGRAMS, ClusterFacts, Permission
+from weightyard.doctor.provisioner_checks import USES, ProvisionerFacts
 from weightyard.kubectl import Kubectl
 
 Json = dict[str, Any]
 _OURS: Final = f"/apis/{API_VERSION}"
 _STORAGE: Final = "/apis/storage.k8s.io/v1"
+_DRA: Final = "resource.k8s.io"
 _CRDS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
@@ -52,7 +54,38 @@ def ask(cluster: Kubectl, questions: ClusterQuery) -> ClusterFacts:
             *_all(cluster, f"{_OURS}/workspaces", "Workspace"),
             *_all(cluster, f"{_OURS}/cachedmodels", "CachedModel"),
         ),
+        provisioners=_provisioners(cluster, frozenset(groups)),
     )  # fmt: skip
+
+
+def _provisioners(cluster: Kubectl, groups: frozenset[str]) -> ProvisionerFacts:
+    """What there is of those who make nodes, as far as the caller may read it."""
+    kinds: dict[str, frozenset[str]] = {}
+    for use in USES:
+        for version in use.versions if use.group in groups else ():
+            found = _allowed(lambda path=f"/apis/{use.group}/{version}": cluster.get(path)) or {}  # type: ignore[misc]
+            kinds[f"{use.group}/{version}"] = frozenset(
+                str(each["name"]) for each in found.get("resources", ())
+            )
+
+    def all_of(plural: str) -> Sequence[Json] | None:
+        place = next((place for place, names in kinds.items() if plural in names), None)
+        if place is None:
+            return ()
+        found = _allowed(lambda: cluster.get(f"/apis/{place}/{plural}"))
+        return None if found is None else tuple(found.get("items", ()))
+
+    return ProvisionerFacts(
+        kinds, all_of("nodepools"), all_of("localqueues"), all_of("clusterqueues"),
+        frozenset(_dra_nodes(cluster) if _DRA in groups else ()),
+    )  # fmt: skip
+
+
+def _dra_nodes(cluster: Kubectl) -> Iterable[str]:
+    for each in _all(cluster, f"/apis/{_DRA}/v1/resourceslices", "ResourceSlice"):
+        spec = each.get("spec") or {}
+        if str(spec.get("driver", "")).startswith("gpu.") and spec.get("nodeName"):
+            yield str(spec["nodeName"])
 
 
 def eviction_thresholds(cluster: Kubectl, node: str) -> Mapping[str, str]:

@@ -70,7 +70,7 @@ async def run_controller(
         # Without a limit for all: the slow servers of one tenant would take every place. Each Workspace has its own.
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as servers,
     ):
-        working = asyncio.create_task(_work(options, client, servers, leading=leading))
+        working = asyncio.create_task(_work(options, client, servers, leading=leading, stop=stop))
         stopping = asyncio.create_task(stop.wait())
         # Whichever ends first: the work ends by itself only with an error, which must not wait for a signal.
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,7 +86,7 @@ async def run_controller(
 
 async def _work(
     options: ControllerOptions, client: KubeClient, servers: aiohttp.ClientSession, *,
-    leading: Callable[[], None],
+    leading: Callable[[], None], stop: asyncio.Event,
 ) -> None:  # fmt: skip
     """Watches all the time and leads when it can. Watching first gives a new leader a filled cache."""
     api = KubernetesApi(client)
@@ -153,6 +153,9 @@ async def _work(
             except* LeadershipLost as lost:
                 # Nothing is kept that only a leader may know, so this process simply stands by again.
                 logger.warning("%s", lost.exceptions[0], extra=about("leadership lost"))
+            # A task group whose member fails while it is cancelled tells of the failure alone.
+            if stop.is_set():
+                raise asyncio.CancelledError
 
 
 async def _lead(leadership: Leadership, *work: Coroutine[Any, Any, None]) -> None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from workspace.controller.pod_news import AGENT, PodNews, pod_of, source_of
+from workspace.controller.pod_news import AGENT, PodNews, event_time, pod_of, source_of
 
 Json = dict[str, Any]
 
@@ -48,11 +48,7 @@ class MountNews:
 def parse_event(event: Json) -> MountNews | None:
     """What an Event tells of a pod's volumes; None if it is about something else."""
     reason, text = event.get("reason"), str(event.get("message") or "")
-    series = event.get("series") or {}
-    # Two generations of the Events API: newer clients note a repetition in `series`, older ones in `lastTimestamp`.
-    at = str(
-        series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
-    )
+    at = event_time(event)
     if reason == "PullingModel" and source_of(event) == AGENT:
         return MountNews(text[:_MOST_WORDS], failed=False, at=at)
     if reason != "FailedMount":

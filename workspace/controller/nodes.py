@@ -107,7 +107,7 @@ def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> l
 def admits(node: KubeNode, resources: Resources, *, gpus: int) -> bool:
     """Whether a replica tolerates all taints of a node."""
     accepted = tolerations(resources, gpus=gpus)
-    return all(_tolerated(taint, accepted) for taint in node.taints)
+    return all(tolerates(accepted, taint) for taint in node.taints)
 
 
 def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:
@@ -218,7 +218,8 @@ def _bytes(text: str) -> int:
         raise InvalidInput(f"a node's label says its GPU has {text!r} of memory") from error
 
 
-def _tolerated(taint: Json, accepted: Iterable[Json]) -> bool:
+def tolerates(accepted: Iterable[Json], taint: Json) -> bool:
+    """Whether pods with these tolerations may be placed on a node with a taint."""
     if taint.get("effect") == "PreferNoSchedule":
         return True
     return any(_tolerates(each, taint) for each in accepted)

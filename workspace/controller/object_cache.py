@@ -17,6 +17,7 @@ from cache_agent.api.publish_record import PublishRecord
 from modelimage.digest import Digest
 from workspace.controller.mount_news import MountEvents, MountNews
 from workspace.controller.node_labels import held_labels, parse_node_cache
+from workspace.controller.node_news import NodeAnswers, NodeNews
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import SHARED_KINDS
 from workspace.controller.pod_news import PublishedVolumes
@@ -50,6 +51,7 @@ class WatchCache:
     _reports: dict[str, _Report] = field(default_factory=dict)  # by node
     _versions: dict[tuple[str, str, str], int] = field(default_factory=dict)
     _mounts: MountEvents = field(default_factory=MountEvents)
+    _answers: NodeAnswers = field(default_factory=NodeAnswers)
     _published: PublishedVolumes = field(default_factory=PublishedVolumes)
     _told: Counter[Key] = field(default_factory=Counter)  # news of pods' volumes
 
@@ -99,7 +101,7 @@ class WatchCache:
             return set()
         if kind == "Pod":
             metadata = document["metadata"]
-            for told in (self._mounts, self._published):
+            for told in (self._mounts, self._answers, self._published):
                 told.forget(metadata.get("namespace", ""), metadata.get("uid", ""))
         found = self._key_of(document)
         if found is None or self._objects.get(found, {}).pop((kind, name), None) is None:
@@ -166,6 +168,11 @@ class WatchCache:
             uid: news for space, uid in places if (news := self._mounts.of(space, uid)) is not None
         }
 
+    def answers(self, objects: Iterable[Json]) -> dict[str, NodeNews]:
+        """What autoscalers answered about the nodes of the pods among some objects, by uid."""
+        places = _pods(objects)
+        return {uid: news for space, uid in places if (news := self._answers.of(space, uid))}
+
     def published(self, objects: Iterable[Json]) -> dict[str, tuple[PublishRecord, ...]]:
         """The agents' records of the volumes of the pods among some objects, by uid."""
         places = _pods(objects)
@@ -176,14 +183,15 @@ class WatchCache:
 
     def _put_event(self, document: Json) -> set[Key]:
         """The Workspace of the pod that an Event is about, if that is known and the news is new."""
-        if not (self._mounts.put(document) | self._published.put(document)):
+        told = (each.put(document) for each in (self._mounts, self._answers, self._published))
+        if not any([*told]):
             return set()
         space = document["metadata"].get("namespace", "")
         name = ("Pod", document["involvedObject"].get("name", ""))
-        told = {key for key, found in self._objects.items() if key[0] == space and name in found}
+        keys = {key for key, found in self._objects.items() if key[0] == space and name in found}
         # Of Workspaces that exist alone: pods may outlive theirs.
-        self._told.update(told & self._documents.keys())
-        return told
+        self._told.update(keys & self._documents.keys())
+        return keys
 
     def _put_kube_node(self, document: Json) -> set[Key]:
         before = self._nodes.get(document["metadata"]["name"])

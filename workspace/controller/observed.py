@@ -13,6 +13,7 @@ from cache_agent.api.publish_record import PublishRecord
 from modelimage.errors import WeightyardError
 from workspace.analysis import AnalysisResult
 from workspace.controller.mount_news import MountNews
+from workspace.controller.node_news import NodeNews
 from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import has_ended, has_labels, is_owned
 from workspace.controller.pod_start import StartNews
@@ -46,10 +47,11 @@ class Observed:
     `resolved` is the registry's result or error; None before a request. `wanted` is the autoscaler's number of
     replicas; None without autoscaling or before its first result. `unread`: why it can't read a server's load. `now` is
     RFC 3339. `refused` are writes of this pass that the API server refused, in its words. `mounts` is what Events tell
-    of pods that wait for volumes, by uid; `published` the agents' records of pods' volumes, and `starts` what else is
-    known of servers' starts. `analysis` compares a new version with the one that serves; `probes` are its answers.
-    `idle` is the version whose servers have finished their requests, of one that gets none any more. `running` is how
-    many requests each server has, by the pod's uid, where the built-in autoscaler measures them.
+    of pods that wait for volumes, by uid; `answers` what autoscalers say of those that wait for a node; `published` the
+    agents' records of pods' volumes, and `starts` what else is known of servers' starts. `analysis` compares a new
+    version with the one that serves; `probes` are its answers. `idle` is the version whose servers have finished their
+    requests, of one that gets none any more. `running` is how many requests each server has, by the pod's uid, where the
+    built-in autoscaler measures them.
     """
 
     document: Json
@@ -63,6 +65,7 @@ class Observed:
     groups: frozenset[str] = frozenset()
     refused: tuple[str, ...] = ()
     mounts: Mapping[str, MountNews] = field(default_factory=dict)
+    answers: Mapping[str, NodeNews] = field(default_factory=dict)
     published: Mapping[str, tuple[PublishRecord, ...]] = field(default_factory=dict)
     starts: Mapping[str, StartNews] = field(default_factory=dict)
     analysis: AnalysisResult | None = None

@@ -38,6 +38,15 @@ def source_of(event: Json) -> object:
     return (event.get("source") or {}).get("component") or event.get("reportingComponent")
 
 
+def event_time(event: Json) -> str:
+    """When an Event was last seen, RFC 3339; empty if it doesn't say."""
+    series = event.get("series") or {}
+    # Two generations of the Events API: newer clients note a repetition in `series`, older ones in `lastTimestamp`.
+    return str(
+        series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
+    )
+
+
 @dataclass(slots=True)
 class PodNews(Generic[T]):
     """One value for each pod. Too many: the oldest of the namespace with most is forgotten."""

@@ -264,6 +264,7 @@ class Runner:
             document=document,
             objects=objects,
             mounts=self.cache.mounts(objects),
+            answers=self.cache.answers(objects),
             published=self.cache.published(objects),
             starts=self.starts.news,
             nodes=self.cache.nodes(),

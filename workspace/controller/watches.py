@@ -22,6 +22,7 @@ from workspace.controller.health_server import NOT_LISTED, Liveness
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.log_events import about
 from workspace.controller.mount_news import FAILED_MOUNT, PULLING_MODEL
+from workspace.controller.node_news import NODE_ANSWERS
 from workspace.controller.objects import condition
 from workspace.controller.pod_news import MODEL_MOUNTED
 from workspace.render import names
@@ -37,8 +38,8 @@ WORKSPACES: Final = (
     "LimitRange", "PodDisruptionBudget", "NetworkPolicy", "HorizontalPodAutoscaler", "Job", "NodeCache",
     "ScaledObject", "HTTPRoute", "InferencePool", "EndpointSlice", "PodTemplate", "CapacityBuffer", "LeaderWorkerSet",
 )  # fmt: skip
-# Events are watched for what they tell of pods' volumes, by a selector of fields each.
-EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL, MODEL_MOUNTED)
+# Events are watched for what they tell of pods' volumes and nodes, by a selector of fields each.
+EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL, MODEL_MOUNTED, *NODE_ANSWERS)
 CACHES: Final = ("CachedModel", "NodeCache", "Node")
 # Kinds that a cluster may do without.
 OPTIONAL: Final = (

@@ -11,6 +11,7 @@ from workspace.controller import conditions
 from workspace.controller.build_progress import build_condition
 from workspace.controller.cluster_state import CachedState, server_count, serving_pods
 from workspace.controller.conditions import StatusCondition
+from workspace.controller.node_news import node_answer
 from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, pull_progress, scaler_problem, worst_problem
@@ -303,7 +304,9 @@ def _unscheduled(report_input: ReportInput, problem: Problem) -> StatusCondition
             f"There is no room for the new version while the old one keeps serving. {problem.message} Or set "
             "replicas to 0 and back, which interrupts serving.",
         )  # fmt: skip
-    return StatusCondition(kind, False, problem.reason, problem.message)
+    observed = report_input.observed
+    answer = node_answer(observed.pods(names.SERVER), observed.answers)
+    return StatusCondition(kind, False, problem.reason, f"{problem.message} {answer}".rstrip())
 
 
 def _available(report_input: ReportInput) -> StatusCondition:

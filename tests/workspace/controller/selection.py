@@ -10,7 +10,14 @@ from aiohttp import web
 Json = dict[str, Any]
 # Fields besides name and namespace by which a server selects objects of a kind.
 _FIELDS = {
-    "Event": ("involvedObject.kind", "involvedObject.name", "involvedObject.uid", "reason", "type"),
+    "Event": (
+        "involvedObject.kind",
+        "involvedObject.name",
+        "involvedObject.uid",
+        "reason",
+        "type",
+        "source",
+    ),
     "Pod": ("spec.nodeName", "status.phase"),
 }
 
@@ -78,6 +85,8 @@ class Change:
 
 def _field(document: Json, path: str) -> str:
     """The value of a selectable field; one that isn't there is empty."""
+    if path == "source":  # of an Event: whoever wrote it, as either generation of the API has it
+        path = "source.component" if "source" in document else "reportingComponent"
     found: Any = document
     for step in path.split("."):
         found = found.get(step) if isinstance(found, dict) else None

@@ -215,3 +215,24 @@ def test_a_leader_that_cannot_renew_stops_before_another_may_lead() -> None:
         assert fast.now - fast.writes[-1] <= RENEW_DEADLINE + RETRY_SECONDS < LEASE_SECONDS
 
     asyncio.run(scenario())
+
+
+def test_a_controller_that_loses_its_lease_while_it_is_stopped_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def keep(_: Leadership) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LeadershipLost("another leads")
+
+    monkeypatch.setattr(Leadership, "keep", keep)
+
+    async def scenario() -> None:
+        async with HttpApi(Cluster().api) as http:
+            running = Running(http, "a")
+            await running.led.wait()
+            running.stop.set()
+            await until(running.task.done, what="the end of the controller")
+
+    asyncio.run(scenario())

@@ -1,0 +1,102 @@
+"""Whether a Karpenter NodePool can make a node for pods with some demands, and why not. Pure.
+
+As Karpenter decides it: a pool's requirements and template labels and a pod's terms must leave a value for each label.
+Labels of instance types may have any value that the pool leaves; others must be named by the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from cache_agent.api.kube_objects import parse_quantity
+from workspace.node_demands import CAPACITY_TYPE
+from workspace.node_terms import Term, is_in, match
+
+Json = dict[str, Any]
+
+GROUP: Final = "karpenter.sh"
+POOL_LABEL: Final = "karpenter.sh/nodepool"
+# Labels that come with instance types and places, beside those of the pool's cloud: in the domain of its node class.
+_OFFERED: Final = (
+    "kubernetes.io/arch", "kubernetes.io/os", "node.kubernetes.io/instance-type", "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region", CAPACITY_TYPE,
+)  # fmt: skip
+
+
+def refusal(
+    pool: Json, terms: Sequence[Term], selector: Mapping[str, str],
+    tolerated: Callable[[Json], bool],
+) -> str:  # fmt: skip
+    """Why a pool makes no node for pods with these terms, node selector and tolerations; empty if it does."""
+    template = (pool.get("spec") or {}).get("template") or {}
+    spec, metadata = template.get("spec") or {}, template.get("metadata") or {}
+    taints = [each for each in spec.get("taints") or () if not tolerated(each)]
+    if taints:
+        return f"its taint {taints[0].get('key')} isn't tolerated"
+    asked = [is_in(key, [value]) for key, value in selector.items()]
+    given: Term = [
+        *(spec.get("requirements") or ()),
+        *(is_in(key, [value]) for key, value in (metadata.get("labels") or {}).items()),
+        is_in(POOL_LABEL, [str(pool["metadata"]["name"])]),
+    ]
+    domain = f"{(spec.get('nodeClassRef') or {}).get('group')}/"
+    refused = [_conflict([*asked, *term], given, domain) for term in terms or [[]]]
+    return "" if "" in refused else f"its requirements leave no node with {refused[-1]}"
+
+
+def trouble(pool: Json) -> str:
+    """Why a pool makes no nodes now, whoever asks: it isn't ready, or its limit is used up; empty without a reason."""
+    status = pool.get("status") or {}
+    for each in status.get("conditions") or ():
+        if each.get("status") == "False" and each.get("type") in ("NodeClassReady", "Ready"):
+            return f"{each['type']} is false: {each.get('message') or each.get('reason')}"
+    limits, used = (pool.get("spec") or {}).get("limits") or {}, status.get("resources") or {}
+    full = [name for name, most in limits.items() if _amount(used.get(name, 0)) >= _amount(most)]
+    return f"its limit of {limits[full[0]]} {full[0]} is used up" if full else ""
+
+
+def _conflict(asked: Term, given: Term, domain: str) -> str:
+    """The first label for which both leave no value; empty if there is none."""
+    for key in dict.fromkeys(each["key"] for each in asked):
+        mine = [each for each in asked if each["key"] == key]
+        theirs = [each for each in given if each["key"] == key]
+        if not theirs and key not in _OFFERED and not key.startswith(domain):
+            # A label that nobody gives a node: as the scheduler sees a node without it.
+            if not match([mine], {}):
+                return str(key)
+        elif not _leaves_a_value(key, [*mine, *theirs]):
+            return str(key)
+    return ""
+
+
+def _leaves_a_value(key: str, requirements: Sequence[Json]) -> bool:
+    """Whether any value, or none at all, fulfils all requirements on one label."""
+    if any(each["operator"] == "DoesNotExist" for each in requirements):
+        return match([list(requirements)], {})
+    return any(match([list(requirements)], {key: value}) for value in _candidates(requirements))
+
+
+def _candidates(requirements: Sequence[Json]) -> Iterable[str]:
+    """Values of which one fulfils the requirements if any does."""
+    listed = [set(each["values"]) for each in requirements if each["operator"] == "In"]
+    if listed:
+        return sorted(set.intersection(*listed))
+    # One more than are excluded, so that one is left.
+    more = range(
+        1 + sum(len(each["values"]) for each in requirements if each["operator"] == "NotIn")
+    )
+    above = [int(each["values"][0]) for each in requirements if each["operator"] == "Gt"]
+    below = [int(each["values"][0]) for each in requirements if each["operator"] == "Lt"]
+    if above:
+        return [str(max(above) + 1 + step) for step in more]
+    if below:
+        return [str(min(below) - 1 - step) for step in more]
+    return [f"any-{step}" for step in more]
+
+
+def _amount(quantity: Any) -> int:
+    try:
+        return parse_quantity(str(quantity))
+    except ValueError:
+        return 0
