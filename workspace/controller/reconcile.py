@@ -43,7 +43,13 @@ from workspace.controller.rollout_view import (
 )
 from workspace.controller.route_objects import kept_objects, left_version, route_objects
 from workspace.controller.stand_ins import left_servers, stand_ins
-from workspace.controller.workloads import is_missing, own_workloads, replaced_workloads, workload
+from workspace.controller.workloads import (
+    has_workers,
+    is_missing,
+    own_workloads,
+    replaced_workloads,
+    workload,
+)
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
@@ -340,8 +346,7 @@ class _Reconciliation:
             replaced_first=self._is_replaced_first(),
             version=self.rollout.serving if self.rollout else None,
             nodes=self.active.nodes if self.active else 1,
-            workers=any(each.worker is not None for each in (self._deployed(), self.active) if each)
-            or bool(self.observed.pods(names.WORKER)),
+            workers=has_workers(self.observed, self._deployed(), self.active),
         )
 
     def _keda_missing(self) -> bool:
