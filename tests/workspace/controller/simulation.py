@@ -23,6 +23,7 @@ from workspace.controller.nodes import KubeNode
 from workspace.controller.objects import is_ready
 from workspace.controller.observed import LWS_GROUP, Action, Apply, Decision, Observed
 from workspace.controller.reconcile import reconcile
+from workspace.controller.revisions import has_version
 from workspace.document import workspace_of
 from workspace.probes.verdicts import ProbeResult
 from workspace.render import names
@@ -362,6 +363,7 @@ class Cluster:
             known = {
                 each["data"]["image"]: each["data"]["key"].partition(":")[2][:12]
                 for each in self.api.list("ControllerRevision")
+                if has_version(each)
             }
             labels = {
                 f"cache.weightyard.dev/m.{key}": "ready"
