@@ -237,7 +237,7 @@ def plan_launch(
         pooling=record.facts.pooling,
         lora_rank=engine_arguments.lora_rank((record.facts.lora_rank, *lora_ranks)),
         traces=spec.runtime.tracing.endpoint if spec.runtime.tracing else None,
-        group=_group(spec, site),
+        group=node_groups.address(spec, site.group),
         nodes=spec.resources.nodes,
         pipeline=pipeline,
     )
@@ -264,18 +264,6 @@ def plan_launch(
     )
 
 
-def _group(spec: Spec, site: Site) -> GroupAddress | None:
-    """Where the processes of a replica find each other. Raises InvalidInput where there is one machine for several."""
-    if spec.resources.nodes == 1:
-        return None
-    if site.group is None:
-        raise InvalidInput(
-            f"spec.resources.nodes is {spec.resources.nodes}, and this runs on one machine",
-            hint="Several nodes are for a cluster: apply the Workspace there, or `weightyard render --to kubernetes`.",
-        )
-    return site.group
-
-
 def _adapters(spec: Spec, site: Site) -> Iterator[tuple[str, PurePosixPath]]:
     for each in spec.runtime.adapters:
         yield each.name, site.adapter_dirs[each.name]
@@ -292,7 +280,8 @@ def _own_adapters(spec: Spec, record: Servable, site: Site) -> Iterator[tuple[st
 
 
 def check_environment(workspace: Workspace) -> None:
-    """Raises InvalidInput for Secrets, which exist only in clusters."""
+    """Raises InvalidInput for Secrets and for other nodes, which exist only in clusters."""
+    node_groups.address(workspace.spec, None)
     for each in workspace.spec.runtime.env:
         if each.secret is not None:
             raise InvalidInput(

@@ -43,6 +43,17 @@ class GroupAddress:
     port: int = GROUP_PORT
 
 
+def address(spec: Spec, found: GroupAddress | None) -> GroupAddress | None:
+    """Where a replica's processes find each other; None on one node. Raises InvalidInput for several on one machine."""
+    nodes = spec.resources.nodes
+    if nodes > 1 and found is None:
+        raise InvalidInput(
+            f"spec.resources.nodes is {nodes}, and this runs on one machine",
+            hint="Several nodes are for a cluster: apply the Workspace there, or `weightyard render --to kubernetes`.",
+        )
+    return found if nodes > 1 else None
+
+
 def check_arguments(spec: Spec) -> None:
     """Refuses what the user's arguments say of the processes of a replica on several nodes. Raises InvalidInput."""
     nodes, user = spec.resources.nodes, spec.runtime.args

@@ -14,8 +14,6 @@ from pydantic import Field, model_validator
 
 from cache_agent.api.cached_model import VariantName
 from cache_agent.api.kube_objects import (
-    LabelKey,
-    LabelValue,
     Namespace,
     NonEmpty,
     Quantity,
@@ -40,6 +38,7 @@ from workspace.provisioning_spec import Provisioning
 from workspace.rollout_spec import Rollout, Strategy
 from workspace.route_spec import Route
 from workspace.tenancy import Tenancy
+from workspace.toleration import Toleration
 from workspace.trace_context import Tracing
 
 KIND: Final = "Workspace"
@@ -228,22 +227,6 @@ class Runtime(Strict):
         if self.tracing is not None and self.engine is not Engine.VLLM:
             raise ValueError("tracing is for the engine vllm")
         return self
-
-
-class Toleration(Strict):
-    """A Kubernetes toleration."""
-
-    key: LabelKey | None = Field(default=None, description="The taint's key; absent, every taint.")
-    operator: Literal["Exists", "Equal"] = Field(
-        default="Equal", description="Equal compares the value too."
-    )
-    value: LabelValue | None = Field(default=None, description="The taint's value, for Equal.")
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        default=None, description="The taint's effect; absent, every effect."
-    )
-    toleration_seconds: Annotated[int, Field(ge=-(1 << 31), le=(1 << 31) - 1)] | None = Field(
-        default=None, description="How long a pod stays after a NoExecute taint; absent, for ever."
-    )
 
 
 class Resources(Strict):

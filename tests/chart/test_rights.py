@@ -28,6 +28,7 @@ from workspace.controller import watches
 from workspace.controller.health_server import Liveness
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.main import ControllerOptions, run_controller
+from workspace.controller.observed import LWS_GROUP
 from workspace.render.kubernetes import SystemSettings
 
 Json = dict[str, Any]
@@ -199,6 +200,46 @@ def test_a_controller_with_this_role_alone_is_refused_nothing() -> None:
     watched = {*watches.WORKSPACES, *watches.CACHES, "Event"}
     assert set().union(*(rights_on(kind, "list", "watch") for kind in watched)) <= rights.used
     assert rights_on("Lease", "get", "create", "update", "list") <= rights.used
+
+
+def test_servers_on_several_nodes_take_this_role_and_no_more() -> None:
+    """LeaderWorkerSet is installed while the controller runs; later one node has to do."""
+    rights = Rights(controller_rights())
+
+    async def scenario() -> None:
+        cluster = Cluster()
+        for name in ("n1", "n2", "n3"):
+            cluster.add_node(name, gpus=2)
+        cluster.create_workspace(resources={"gpu": "H100", "gpus": 4, "nodes": 2})
+
+        def is_reached(reason: str, kept: str) -> bool:
+            cluster.step()
+            status = cluster.api.get("Workspace", NAMESPACE, NAME).get("status") or {}
+            reasons = {each["reason"] for each in status.get("conditions", ())}
+            return reason in reasons and (not kept or bool(cluster.api.list(kept, NAMESPACE)))
+
+        def is_kept() -> bool:
+            cluster.step()
+            return bool(cluster.api.list("LeaderWorkerSet", NAMESPACE))
+
+        async with HttpApi(cluster.api) as http, http.client() as client:
+            http.callers.allows = rights
+            working = asyncio.create_task(control(client))
+            try:
+                await until(lambda: is_reached("LeaderWorkerSetMissing", ""), what="the reason")
+                install_kind(cluster.api, "LeaderWorkerSet")
+                await until(lambda: is_reached("Serving", "LeaderWorkerSet"), what="a group")
+                cluster.change_spec(resources={"gpu": "H100", "gpus": 2})
+                await until(lambda: is_reached("Serving", "Deployment"), what="a server")
+                await until(lambda: not is_kept(), what="the group's end")
+            finally:
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert rights.refused == set()
+    assert ("patch", LWS_GROUP, "leaderworkersets") in rights.used
+    assert ("delete", LWS_GROUP, "leaderworkersets") in rights.used
 
 
 def _served(cluster: Cluster) -> bool:

@@ -39,11 +39,11 @@ from workspace.schema import (
     Runtime,
     Scale,
     Spec,
-    Toleration,
     Vendor,
     Workspace,
 )  # fmt: skip
 from workspace.tenancy import NetworkPolicy, Tenancy
+from workspace.toleration import Toleration
 from workspace.trace_context import Tracing
 
 GOOD = """\

@@ -15,9 +15,9 @@ from workspace import arguments
 from workspace.controller.nodes import KubeNode, eligible, hardware
 from workspace.fit import DoesNotFit, needed_bytes
 from workspace.hardware import requested_hardware
-from workspace.launch_plan import Site, choose_variant, plan_launch
+from workspace.launch_plan import Site, check_environment, choose_variant, plan_launch
 from workspace.node_groups import GroupAddress
-from workspace.render.release import PinnedModel, Release
+from workspace.render.release import PinnedModel, Release, store_site
 from workspace.schema import Workspace
 
 GB = samples.GB
@@ -185,6 +185,15 @@ def test_one_machine_is_refused_where_it_is_planned() -> None:
     there = Site(PurePosixPath("/m"), "0.0.0.0", 8000, group=ADDRESS)  # noqa: S104
     plan = plan_launch(workspace, record=record, fit=fit, hardware=hardware, site=there)
     assert value(plan.worker_args, "--node-rank") == "7"
+
+
+def test_compose_and_up_refuse_several_nodes() -> None:
+    workspace = samples.workspace(resources={"gpu": "L4", "nodes": 2})
+    with pytest.raises(InvalidInput, match="runs on one machine"):
+        samples.release(workspace, site_of=store_site(workspace, PurePosixPath("/store")))
+    # `up` asks before it pulls anything.
+    with pytest.raises(InvalidInput, match="runs on one machine"):
+        check_environment(workspace)
 
 
 def node(name: str, gpus: int) -> KubeNode:

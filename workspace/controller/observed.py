@@ -50,8 +50,8 @@ class Observed:
     of pods that wait for volumes, by uid; `answers` what autoscalers say of those that wait for a node; `published` the
     agents' records of pods' volumes, and `starts` what else is known of servers' starts. `analysis` compares a new
     version with the one that serves; `probes` are its answers. `idle` is the version whose servers have finished their
-    requests, of one that gets none any more. `running` is how many requests each server has, by the pod's uid, where the
-    built-in autoscaler measures them.
+    requests, of one that gets none any more. `running` is how many requests each server has, by the pod's uid, where
+    the built-in autoscaler measures them.
     """
 
     document: Json

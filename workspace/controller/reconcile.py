@@ -62,6 +62,7 @@ from workspace.controller.shares import Shares, divided, floor, startable
 from workspace.controller.spares import spares_of
 from workspace.controller.stand_ins import left_servers, stand_ins
 from workspace.controller.workloads import (
+    has_workers,
     is_missing,
     on_demand_beside,
     own_workload,
@@ -348,8 +349,7 @@ class _Reconciliation:
             least_ready=self.counts.least_ready,
             version=self.rollout.serving if self.rollout else None,
             nodes=self.active.nodes if self.active else 1,
-            workers=any(each.worker is not None for each in (self._deployed(), self.active) if each)
-            or bool(self.observed.pods(names.WORKER)),
+            workers=has_workers(self.observed, self._deployed(), self.active),
         )
 
     def _keda_missing(self) -> bool:

@@ -172,7 +172,7 @@ def from_document(document: Json) -> Revision:
 
 def has_version(document: Json) -> bool:
     """Whether a ControllerRevision is one of ours."""
-    return "requested" in (document.get("data") or {})
+    return "key" in (document.get("data") or {})
 
 
 def history(documents: Iterable[Json], workspace: str) -> list[Revision]:

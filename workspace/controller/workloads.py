@@ -74,6 +74,12 @@ def kind_of(version: Revision) -> str:
     return "Deployment" if version.worker is None else groups.KIND
 
 
+def has_workers(observed: Observed, *versions: Revision | None) -> bool:
+    """Whether some server spans nodes, or one of these versions does."""
+    spans = any(each is not None and each.worker is not None for each in versions)
+    return spans or bool(observed.pods(names.WORKER))
+
+
 def is_missing(version: object, observed: Observed) -> bool:
     """Whether a version needs a kind of object that the cluster lacks."""
     spans = isinstance(version, Revision) and version.worker is not None

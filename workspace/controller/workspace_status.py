@@ -11,6 +11,7 @@ from workspace.controller import conditions
 from workspace.controller.build_progress import build_condition
 from workspace.controller.cluster_state import CachedState, server_count, serving_pods
 from workspace.controller.conditions import StatusCondition
+from workspace.controller.group_status import being_created, missing_kind
 from workspace.controller.node_news import node_answer
 from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.observed import Observed
@@ -20,7 +21,6 @@ from workspace.controller.revisions import Revision
 from workspace.controller.route_view import route_status, routed_conditions
 from workspace.controller.spares import Spares
 from workspace.controller.startups import startups
-from workspace.controller.workloads import is_missing
 from workspace.crd import MOST_REASONS
 from workspace.render import names
 from workspace.render.kubernetes import has_activator
@@ -254,12 +254,9 @@ def _scheduled(report_input: ReportInput) -> StatusCondition:
     if report_input.goal and report_input.active is None:
         text = "Servers are created once the model is resolved."
         return StatusCondition(conditions.SCHEDULED, None, Reason.UNRESOLVED, text)
-    if report_input.goal and is_missing(report_input.target, report_input.observed):
-        return StatusCondition(
-            conditions.SCHEDULED, False, Reason.GROUPS_MISSING,
-            "The cluster has no leaderworkerset.x-k8s.io API, which keeps servers on several nodes. Install "
-            "LeaderWorkerSet, or take spec.resources.nodes away.",
-        )  # fmt: skip
+    missing = missing_kind(report_input.target, report_input.observed)
+    if report_input.goal and missing is not None:
+        return missing
     return _placed(report_input)
 
 
@@ -279,17 +276,9 @@ def _placed(report_input: ReportInput) -> StatusCondition:
             f"{report_input.allowed} of {report_input.goal} replicas are created until more nodes hold the model.",
         )  # fmt: skip
     if len(servers) < report_input.allowed:
-        return StatusCondition(kind, None, Reason.STARTING, _being_created(report_input))
+        text = being_created(report_input.workspace.name, report_input.active)
+        return StatusCondition(kind, None, Reason.STARTING, text)
     return StatusCondition(kind, True, Reason.PLACED, "Every replica has a node.")
-
-
-def _being_created(report_input: ReportInput) -> str:
-    """A Deployment says what keeps its pods from being created. Of groups only Events of StatefulSets do."""
-    version, text = report_input.active, "Servers are being created."
-    if version is None or version.worker is None:
-        return text
-    group = names.group(report_input.workspace.name)
-    return f"{text} If none appear, kubectl describe statefulset {group} says why."
 
 
 def _unscheduled(report_input: ReportInput, problem: Problem) -> StatusCondition:

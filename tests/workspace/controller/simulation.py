@@ -25,6 +25,7 @@ from workspace.controller.objects import is_ready
 from workspace.controller.observed import LWS_GROUP, Action, Annotate, Apply, Decision, Observed
 from workspace.controller.pod_marks import COST
 from workspace.controller.reconcile import reconcile
+from workspace.controller.revisions import has_version
 from workspace.document import workspace_of
 from workspace.node_terms import match
 from workspace.probes.verdicts import ProbeResult
@@ -374,6 +375,7 @@ class Cluster:
             known = {
                 each["data"]["image"]: each["data"]["key"].partition(":")[2][:12]
                 for each in self.api.list("ControllerRevision")
+                if has_version(each)
             }
             labels = {
                 f"cache.weightyard.dev/m.{key}": "ready"

@@ -1,4 +1,4 @@
-"""Which nodes should hold a version: one for each replica, however far its servers have come."""
+"""Which nodes should hold a version: as many as its replicas span, however far their pods have come."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ from workspace.schema import Resources
 
 Json = dict[str, Any]
 
-VERSION = cast(
-    Revision,
-    SimpleNamespace(
-        key=Digest.parse("sha256:" + "a" * 64), id="v1", gpus=1, resources=Resources(gpu="L4")
-    ),
-)
+KEY = Digest.parse("sha256:" + "a" * 64)
+VERSION = "v1"
+
+
+def revision(nodes: int) -> Revision:
+    """A version whose replicas span some nodes."""
+    resources = Resources(gpu="L4", nodes=nodes)
+    return cast(
+        Revision,
+        SimpleNamespace(key=KEY, id=VERSION, node_gpus=1, nodes=nodes, resources=resources),
+    )
+
+
 # How far a server has come: without a node, placed, with its volume mounted, ready.
 STAGES = ("pending", "placed", "mounted", "ready")
 
@@ -42,8 +49,8 @@ def node(name: str, *, cordoned: bool) -> KubeNode:
     return KubeNode.from_document(document)
 
 
-def server(number: int, stage: str, where: str) -> Json:
-    labels = {**names.selector("w", names.SERVER, "u"), names.REVISION: VERSION.id}
+def server(number: int, stage: str, where: str, role: str) -> Json:
+    labels = {**names.selector("w", role, "u"), names.REVISION: VERSION}
     pod: Json = {"kind": "Pod", "metadata": {"name": f"p{number}", "labels": labels}, "spec": {}}
     if stage != "pending":
         pod["spec"]["nodeName"] = where
@@ -58,20 +65,23 @@ def server(number: int, stage: str, where: str) -> Json:
 @given(
     cordoned=st.lists(st.booleans(), min_size=1, max_size=6),
     servers=st.lists(st.tuples(st.sampled_from(STAGES), st.integers(0, 5)), max_size=6),
-    replicas=st.integers(0, 6),
-)
+    replicas=st.integers(0, 6), span=st.integers(1, 3),
+)  # fmt: skip
 def test_no_more_nodes_are_asked_for_than_replicas_need(
-    cordoned: list[bool], servers: list[tuple[str, int]], replicas: int
+    cordoned: list[bool], servers: list[tuple[str, int]], replicas: int, span: int
 ) -> None:
     nodes = tuple(node(f"n{number}", cordoned=each) for number, each in enumerate(cordoned))
     pods = tuple(
-        server(number, stage, f"n{place % len(nodes)}")
+        server(
+            number, stage, f"n{place % len(nodes)}", names.WORKER if number % span else names.SERVER
+        )
         for number, (stage, place) in enumerate(servers)
     )
     document = samples.document("w", replicas=replicas)
     document["metadata"]["uid"] = "u"
     observed = Observed(document, pods, nodes, "now", SystemSettings())
-    found = cached_state(VERSION, observed, replicas=replicas)
+    found = cached_state(revision(span), observed, replicas=replicas)
+    wanted = replicas * span
     usable = {each.name for each, out in zip(nodes, cordoned, strict=True) if not out}
     holding = {
         pod["spec"]["nodeName"]
@@ -80,11 +90,11 @@ def test_no_more_nodes_are_asked_for_than_replicas_need(
     } & usable
     assert holding <= set(found.chosen) <= usable
     # Nodes that already run it may be more than the replicas, while it scales down.
-    assert len(found.chosen) <= max(1, replicas, len(holding))
+    assert len(found.chosen) <= max(span, wanted, len(holding))
     placed = [
         pod
         for pod, (stage, _) in zip(pods, servers, strict=True)
         if stage in ("mounted", "ready") and pod["spec"]["nodeName"] in usable
     ]
-    missing = max(0, replicas - len(placed))
+    missing = max(0, wanted - len(placed))
     assert len(found.chosen) >= min(len(usable), len(holding) + missing)

@@ -14,8 +14,12 @@ from tests.workspace import samples
 from tests.workspace.controller.leaderworkersets import GROUP, WORKER
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_fixed_point import MODELS, Controller
+from tests.workspace.render.test_published import problems
+from workspace.controller.object_cache import WatchCache
 from workspace.controller.objects import has_labels, is_ready, pod_template
 from workspace.controller.reasons import Reason
+from workspace.controller.scaling_loop import find_targets, server_args
+from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.groups import KIND
 
@@ -60,6 +64,8 @@ def test_a_group_serves_as_one_replica() -> None:
     assert leader["spec"]["nodeName"] != worker["spec"]["nodeName"]
     assert has_labels(worker, {WORKER: "1", GROUP: "0", names.ROLE: names.WORKER})
     assert kinds(cluster) == {KIND}
+    kept = cluster.api.get(KIND, NAMESPACE, GROUPS)
+    assert problems(kept, "leaderworkerset.json") == []
     status = cluster.api.get("Workspace", NAMESPACE, NAME)["status"]
     assert (status["replicas"], status["readyReplicas"], status["gpus"]) == (1, 1, 4)
     assert condition(cluster, "Ready")["status"] == "True"
@@ -245,6 +251,38 @@ def test_where_no_group_fits_beside_it_a_drain_is_not_held_up() -> None:
     assert drain(cluster, leader["spec"]["nodeName"]) == 0
     cluster.settle()
     assert condition(cluster, "Ready")["status"] == "True"
+
+
+def test_the_scaler_reads_leaders_alone() -> None:
+    cluster = made("n1", "n2", scale={"min": 1, "max": 2})
+    cluster.wanted = 1
+    cluster.settle()
+    objects = cluster.observe().objects
+    for number, pod in enumerate(objects):
+        if pod["kind"] == "Pod":
+            pod["status"]["podIP"] = f"10.0.0.{number}"
+    workspace = workspace_of(cluster.api.get("Workspace", NAMESPACE, NAME))
+    (leader,) = [pod for pod in objects if has_labels(pod, {WORKER: "0"})]
+    found = find_targets(workspace, objects)
+    assert found.current == 1
+    assert found.servers == (f"http://{leader['status']['podIP']}:8000",)
+    assert "--pipeline-parallel-size" in server_args(workspace, objects)
+
+
+def test_a_statefulsets_revision_with_our_labels_is_no_version() -> None:
+    cluster = made("n1", "n2")
+    cluster.settle()
+    cache = WatchCache()
+    cache.put(cluster.api.get("Workspace", NAMESPACE, NAME))
+    found = cluster.api.list("ControllerRevision", NAMESPACE)
+    told = {each["metadata"]["name"]: cache.put(each) for each in found}
+    assert len(told) == 2
+    assert {name for name, concerned in told.items() if not concerned} == {
+        name for name in told if name.startswith(GROUPS)
+    }
+    for each in found:
+        cache.drop(each)
+    assert cache.objects((NAMESPACE, NAME)) == ()
 
 
 class Groups(Controller):
