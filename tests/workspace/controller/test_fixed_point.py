@@ -22,7 +22,7 @@ from tests.workspace.controller.fakeapi import Conflict, Missing
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster, Crash
 from workspace.controller import revisions
 from workspace.controller.changes import OWN_KINDS
-from workspace.controller.objects import asked_replicas
+from workspace.controller.objects import asked_of
 from workspace.document import workspace_of
 from workspace.render import names
 
@@ -48,7 +48,11 @@ RESOURCES = [
     {"gpu": "L4"},
     {"gpu": "L4", "memory": "2048Mi", "cpu": "0.5"},
     {"gpu": "H100", "gpus": 2},
+    {"gpu": "L4", "provisioning": {"capacity": {"onDemandMinimum": 1}}},
 ]
+SIGNS = [
+    "karpenter.sh/disrupted", "aws-node-termination-handler/spot-itn", "node.kubernetes.io/disk-pressure", None,
+]  # fmt: skip
 
 
 def scribble(document: Json) -> None:
@@ -104,6 +108,12 @@ class Controller(RuleBasedStateMachine):
             self.cluster.api.update(
                 "Node", "", name, lambda d: d["spec"].update(unschedulable=cordoned)
             )
+
+    @rule(name=nodes, key=st.sampled_from(SIGNS))
+    def sign(self, name: str, key: str | None) -> None:
+        taints = [{"key": key, "effect": "NoSchedule"}] if key else []
+        if name in self.cluster.held:
+            self.cluster.api.update("Node", "", name, lambda d: d["spec"].update(taints=taints))
 
     @rule(model=st.sampled_from(MODELS))
     def change_model(self, model: Json) -> None:
@@ -199,11 +209,17 @@ class Controller(RuleBasedStateMachine):
         if conditions["Ready"]["status"] == "True":
             assert revisions.revision_name(workspace).endswith(version)
             running = self.cluster.ready_servers()
-            assert len(running) == deployment["spec"]["replicas"]
+            sizes = [each["spec"]["replicas"] for each in self.own_deployments()]
+            assert len(running) == sum(sizes)
             assert {pod["metadata"]["labels"][names.REVISION] for pod in running} <= {version}
             assert "--oops" not in str(deployment["spec"])
         if document["spec"].get("scale") is None and conditions["Cached"]["status"] == "True":
-            assert asked_replicas(deployment) == document["spec"].get("replicas", 1)
+            asked = asked_of(self.own_deployments(), names.with_on_demand(NAME))
+            assert asked == document["spec"].get("replicas", 1)
+
+    def own_deployments(self) -> list[Json]:
+        found = self.cluster.api.list("Deployment", NAMESPACE)
+        return [each for each in found if each["metadata"]["name"] in names.with_on_demand(NAME)]
 
     def children(self) -> list[Json]:
         return [
