@@ -49,7 +49,7 @@ class Observed:
     of pods that wait for volumes, by uid; `answers` what autoscalers say of those that wait for a node; `published` the
     agents' records of pods' volumes, and `starts` what else is known of servers' starts. `analysis` compares a new
     version with the one that serves; `probes` are its answers. `idle` is the version whose servers have finished their
-    requests, of one that gets none any more.
+    requests, of one that gets none any more. `occupied` are the nodes with any Workspace's server.
     """
 
     document: Json
@@ -69,6 +69,7 @@ class Observed:
     analysis: AnalysisResult | None = None
     idle: str = ""
     probes: ProbeResult | None = None
+    occupied: frozenset[str] = frozenset()
 
     @property
     def uid(self) -> str:
