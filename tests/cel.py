@@ -5,6 +5,7 @@ The grammar's parser takes seconds of CPU to make, and an expression is compiled
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -13,6 +14,8 @@ import celpy
 from celpy.adapter import json_to_cel
 
 Functions = Mapping[str, Callable[..., Any]]
+# As celpy does with its first parser: within a test, Hypothesis would take the change for a fault of that test.
+sys.setrecursionlimit(2500)
 
 
 def evaluate(

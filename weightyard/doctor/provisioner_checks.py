@@ -44,9 +44,14 @@ def _has_spares(workspace: Workspace) -> bool:
     return provisioning is not None and provisioning.warm_spares > 0
 
 
+def _spans_nodes(workspace: Workspace) -> bool:
+    return workspace.spec.resources.nodes > 1
+
+
 USES: Final = (
     ApiUse("Karpenter", "karpenter.sh", "nodepools", ("v1",), _is_by(Provisioner.KARPENTER)),
     ApiUse("Kueue", "kueue.x-k8s.io", "localqueues", ("v1beta2", "v1beta1"), _is_by(Provisioner.KUEUE)),
+    ApiUse("LeaderWorkerSet", "leaderworkerset.x-k8s.io", "leaderworkersets", ("v1",), _spans_nodes),
     ApiUse("CapacityBuffer", "autoscaling.x-k8s.io", "capacitybuffers", ("v1beta1",), _has_spares),
 )  # fmt: skip
 # What Workspaces ask for is served all the same, from nodes that stand.
@@ -95,7 +100,7 @@ def apis(facts: ProvisionerFacts, asking: Sequence[Workspace]) -> Finding:
     return finding(
         name,
         f"not served: {'; '.join(missing.values())}",
-        "Install it, turn it on, or change resources.provisioning of these Workspaces.",
+        "Install it, turn it on, or change spec.resources of these Workspaces.",
     )
 
 

@@ -19,7 +19,7 @@ from workspace.controller.mount_news import MountEvents, MountNews
 from workspace.controller.node_labels import held_labels, parse_node_cache
 from workspace.controller.node_news import NodeAnswers, NodeNews
 from workspace.controller.nodes import KubeNode
-from workspace.controller.objects import SHARED_KINDS
+from workspace.controller.objects import SHARED_KINDS, has_ended, node_of
 from workspace.controller.pod_news import PublishedVolumes
 from workspace.controller.revisions import has_version
 from workspace.render import names
@@ -47,6 +47,7 @@ class WatchCache:
     _labels: dict[Key, set[str]] = field(
         default_factory=dict
     )  # of the models of a Workspace's versions
+    _servers: dict[tuple[str, str], str] = field(default_factory=dict)  # their nodes
     _nodes: dict[str, KubeNode] = field(default_factory=dict)
     _reports: dict[str, _Report] = field(default_factory=dict)  # by node
     _versions: dict[tuple[str, str, str], int] = field(default_factory=dict)
@@ -74,6 +75,8 @@ class WatchCache:
         found = self._key_of(document)
         if found is None:
             return set()
+        if kind == "Pod":
+            self._put_server(document)
         if kind == "ControllerRevision":
             # Those of the StatefulSets of groups have the labels of their pods, ours among them.
             if not has_version(document):
@@ -101,6 +104,7 @@ class WatchCache:
             return set()
         if kind == "Pod":
             metadata = document["metadata"]
+            self._servers.pop((metadata.get("namespace", ""), name), None)
             for told in (self._mounts, self._answers, self._published):
                 told.forget(metadata.get("namespace", ""), metadata.get("uid", ""))
         found = self._key_of(document)
@@ -180,6 +184,20 @@ class WatchCache:
 
     def nodes(self) -> tuple[KubeNode, ...]:
         return tuple(self._nodes.values())
+
+    def occupied(self) -> frozenset[str]:
+        """The nodes on which any Workspace's server is."""
+        return frozenset(self._servers.values())
+
+    def _put_server(self, pod: Json) -> None:
+        metadata, node = pod["metadata"], node_of(pod)
+        place = (metadata["namespace"], metadata["name"])
+        role = (metadata.get("labels") or {}).get(names.ROLE)
+        is_server = role in (names.SERVER, names.WORKER)
+        if is_server and node is not None and not has_ended(pod):
+            self._servers[place] = node
+        else:
+            self._servers.pop(place, None)
 
     def _put_event(self, document: Json) -> set[Key]:
         """The Workspace of the pod that an Event is about, if that is known and the news is new."""

@@ -51,7 +51,7 @@ class Observed:
     agents' records of pods' volumes, and `starts` what else is known of servers' starts. `analysis` compares a new
     version with the one that serves; `probes` are its answers. `idle` is the version whose servers have finished their
     requests, of one that gets none any more. `running` is how many requests each server has, by the pod's uid, where
-    the built-in autoscaler measures them.
+    the built-in autoscaler measures them. `occupied` are the nodes with any Workspace's server.
     """
 
     document: Json
@@ -72,6 +72,7 @@ class Observed:
     idle: str = ""
     probes: ProbeResult | None = None
     running: Mapping[str, float] = field(default_factory=dict)
+    occupied: frozenset[str] = frozenset()
 
     @property
     def uid(self) -> str:

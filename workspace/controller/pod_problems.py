@@ -15,6 +15,7 @@ from workspace.controller.mount_news import MountNews
 from workspace.controller.objects import condition, has_ended, is_ready, waits_for_volumes
 from workspace.controller.observed import Observed
 from workspace.controller.reasons import Reason
+from workspace.render import names
 
 Json = dict[str, Any]
 
@@ -82,6 +83,16 @@ def worst_problem(
     found += filter(None, of_pods)
     # The first among equals, by the order of the pods: a status that alternates would be written for ever.
     return min(found, key=lambda each: _ORDER.index(each.reason), default=None)
+
+
+def prewarm_problem(observed: Observed) -> str:
+    """Why a pre-warm pod lacks its volume or image; empty without a problem."""
+    # The first found is enough: what keeps one node from warming usually keeps all, and a status has to stay short.
+    problem = worst_problem(observed.pods(names.PREWARM), mounts=observed.mounts)
+    # An image without `sleep` can't start, but only after the volume was mounted.
+    if problem is None or problem.reason in (Reason.CONTAINER_ERROR, Reason.CRASH_LOOP):
+        return ""
+    return problem.message
 
 
 def pull_progress(pods: Sequence[Json], mounts: Mapping[str, MountNews]) -> str:

@@ -268,6 +268,7 @@ class Runner:
             published=self.cache.published(objects),
             starts=self.starts.news,
             nodes=self.cache.nodes(),
+            occupied=self.cache.occupied(),
             now=timestamp(self._now().timestamp()),
             environment=self._environment,
             wanted=self.wanted.replicas.get(key),

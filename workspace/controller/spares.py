@@ -74,7 +74,7 @@ def spares_of(
     """The spares of the version that serves; none while the Workspace is stopped for good.
 
     They are among the nodes that could run a server and weren't chosen for one: first those that hold the model, then
-    those that are getting it.
+    those that are getting it, then those without any Workspace's server, whose GPUs are free.
     """
     provisioning = workspace.spec.resources.provisioning
     asked = provisioning.warm_spares if provisioning else 0
@@ -88,7 +88,7 @@ def spares_of(
         [node for node in observed.nodes if node.name in free],
         asked,
         label=names.node_label(version.key),
-        preference=({*state.warm}, warming),
+        preference=({*state.warm}, warming, free - observed.occupied),
     )
     found = tuple(node.name for node in chosen)
     missing = API.partition("/")[0] not in observed.groups

@@ -15,7 +15,13 @@ from workspace.controller.group_status import being_created, missing_kind
 from workspace.controller.node_news import node_answer
 from workspace.controller.objects import has_labels, is_ready
 from workspace.controller.observed import Observed
-from workspace.controller.pod_problems import Problem, pull_progress, scaler_problem, worst_problem
+from workspace.controller.pod_problems import (
+    Problem,
+    prewarm_problem,
+    pull_progress,
+    scaler_problem,
+    worst_problem,
+)
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
 from workspace.controller.route_view import route_status, routed_conditions
@@ -216,25 +222,13 @@ def _cached(report_input: ReportInput) -> StatusCondition:
         reason, more = report_input.spares.problem or (Reason.WARM, "")
         return StatusCondition(kind, True, reason, f"{text} {more}".strip())
     waiting = ", ".join(cached_state.missing[:5])
-    problem = _prewarm_problem(report_input)
+    problem = prewarm_problem(report_input.observed)
     observed = report_input.observed
     said = problem or pull_progress(observed.pods(names.PREWARM), observed.mounts)
     holding = f"{held} of {_nodes(len(cached_state.chosen))} the model"
     text = f"{holding}; it is being fetched on {waiting}. {said}"
     reason = Reason.FETCH_FAILED if problem else Reason.FETCHING
     return StatusCondition(kind, False, reason, text)
-
-
-def _prewarm_problem(report_input: ReportInput) -> str:
-    """Why a pre-warm pod lacks its volume or image; empty without a problem."""
-    # The first found is enough: what keeps one node from warming usually keeps all, and a status has to stay short.
-    observed = report_input.observed
-    pods = observed.pods(names.PREWARM)
-    problem = worst_problem(pods, mounts=observed.mounts)
-    # An image without `sleep` can't start, but only after the volume was mounted.
-    if problem is None or problem.reason in (Reason.CONTAINER_ERROR, Reason.CRASH_LOOP):
-        return ""
-    return problem.message
 
 
 def _server_problem(report_input: ReportInput, *, active: bool = True) -> Problem | None:

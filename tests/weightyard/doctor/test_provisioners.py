@@ -21,15 +21,15 @@ KINDS = {
     "karpenter.sh/v1": frozenset({"nodepools", "nodeclaims"}),
     "kueue.x-k8s.io/v1beta2": frozenset({"localqueues", "clusterqueues"}),
     "autoscaling.x-k8s.io/v1beta1": frozenset({"capacitybuffers", "provisioningrequests"}),
+    "leaderworkerset.x-k8s.io/v1": frozenset({"leaderworkersets"}),
 }
 SMALL = pool({"key": "karpenter.k8s.aws/instance-gpu-name", "operator": "In", "values": ["t4"]})
 
 
-def asking(**provisioning: Any) -> Json:
+def asking(nodes: int = 1, **provisioning: Any) -> Json:
     """A Workspace that is served."""
-    document = samples.document(
-        "chat", namespace="team", resources={"gpu": "L4", "provisioning": provisioning}
-    )
+    resources = {"gpu": "L4", "nodes": nodes, "provisioning": provisioning}
+    document = samples.document("chat", namespace="team", resources=resources)
     status = {"conditions": [{"type": "Ready", "status": "True", "reason": "Ready"}]}
     return {**{k: v for k, v in document.items() if k != "apiVersion"}, "status": status}
 
@@ -46,6 +46,7 @@ def queue(name: str, active: str, **more: Any) -> Json:
 KARPENTER = asking(by="karpenter")
 KUEUE = asking(by="kueue", queue="gpus")
 SPARES = asking(warmSpares=1)
+GROUPS = asking(nodes=2)
 LOCAL = queue("gpus", "True", namespace="team")
 SOUND = ProvisionerFacts(KINDS, [SMALL, pool()], [LOCAL], [queue("all", "True")])
 
@@ -55,7 +56,7 @@ def findings(workspace: Json, facts: ProvisionerFacts) -> list[Finding]:
     return [each for each in check_cluster(cluster, EXPECTED) if each.level.value != "ok"]
 
 
-@pytest.mark.parametrize("workspace", [KARPENTER, KUEUE, SPARES, asking()])
+@pytest.mark.parametrize("workspace", [KARPENTER, KUEUE, SPARES, GROUPS, asking()])
 def test_a_cluster_that_has_what_is_asked_for_passes(workspace: Json) -> None:
     assert findings(workspace, SOUND) == []
 
@@ -73,6 +74,7 @@ def test_who_asks_for_nothing_needs_nothing() -> None:
         # A provisioning request is not a buffer, although both are of one group and version.
         (SPARES, {"kinds": {"autoscaling.x-k8s.io/v1beta1": frozenset({"provisioningrequests"})}}, "node APIs", "warn",
          "CapacityBuffer"),
+        (GROUPS, {"kinds": {}}, "node APIs", "fail", "LeaderWorkerSet (leaderworkerset.x-k8s.io/v1) for team/chat"),
         (KARPENTER, {"pools": []}, "node pools", "fail", "there is no NodePool"),
         (KARPENTER, {"pools": [SMALL]}, "node pools", "fail", "gpu: its requirements leave no node"),
         (KARPENTER, {"pools": [{**pool(), "status": {"conditions": [

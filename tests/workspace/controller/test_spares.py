@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from tests.examples import examples
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_drain import cordon
 from tests.workspace.controller.test_reconcile import condition, deployment, prewarm_pods
+from workspace.controller.object_cache import WatchCache
 from workspace.controller.objects import asked_replicas, is_mounted, node_of
+from workspace.controller.observed import Apply
+from workspace.controller.reconcile import reconcile
 from workspace.render import names
 from workspace.render.spare_nodes import API, KIND
 
@@ -39,6 +43,13 @@ def cluster(
 def holders(made: Cluster) -> set[str | None]:
     """Where pre-warm pods stay that have their volumes."""
     return {node_of(pod) for pod in prewarm_pods(made) if is_mounted(pod)}
+
+
+def asked_node(pod: Json) -> str:
+    """The node that a pre-warm pod is for."""
+    affinity = pod["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    return str(term["matchFields"][0]["values"][0])
 
 
 def serving(made: Cluster) -> set[str | None]:
@@ -142,6 +153,40 @@ def test_nodes_for_spares_are_asked_for_and_warmed_once_they_are_there() -> None
     assert condition(made, "Cached")["reason"] == "Warm"
 
 
+def test_a_node_without_anothers_server_is_taken_before_one_with() -> None:
+    made = cluster("n1", "n2", "n3", "n4")
+    made.settle()
+    (spare,) = holders(made)
+    taken = {"n1", "n2", "n3", "n4"} - serving(made) - {spare}
+    # The spare itself is lost, and of those that are left all but one serve others.
+    assert spare is not None
+    made.remove_node(spare)
+    for left in sorted(taken):
+        observed = replace(made.observe(), occupied=frozenset(taken - {left}))
+        pods = [
+            action.document
+            for action in reconcile(observed).actions
+            if isinstance(action, Apply) and action.document["kind"] == "Pod"
+        ]
+        assert [asked_node(pod) for pod in pods] == [left]
+
+
+def test_the_cache_knows_where_servers_are() -> None:
+    made = cluster("n1", spares=0)
+    made.settle()
+    (server,) = made.servers()
+    cache = WatchCache()
+    cache.put(server)
+    assert cache.occupied() == {"n1"}
+    ended = {**server, "status": {"phase": "Failed"}, "metadata": {**server["metadata"]}}
+    ended["metadata"].pop("resourceVersion")
+    cache.put(ended)
+    assert cache.occupied() == set()
+    cache.put(server)
+    cache.drop(server)
+    assert cache.occupied() == set()
+
+
 EVENTS: dict[str, Callable[[Cluster, int], object]] = {
     "add node": lambda made, number: (
         f"n{number}" in made.held or made.add_node(f"n{number}", gpus=1 + number % 2)
@@ -195,11 +240,6 @@ def check_bound(made: Cluster) -> None:
 
         warming = [pod for pod in pods if is_of(pod)]
         running = {node_of(pod) for pod in made.servers() if is_of(pod) and is_mounted(pod)}
-        asked = {
-            pod["spec"]["affinity"]["nodeAffinity"][
-                "requiredDuringSchedulingIgnoredDuringExecution"
-            ]["nodeSelectorTerms"][0]["matchFields"][0]["values"][0]
-            for pod in warming
-        }
+        asked = set(map(asked_node, warming))
         assert len(asked) == len(warming), "one pod a node"
         assert len(asked | running) <= max(1, replicas, len(running)) + spares
