@@ -132,6 +132,8 @@ class ScalingLoop:
         self._clock = clock
         self._sleep = sleep
         self._scalers: dict[Key, Scaler] = {}
+        # What was found of each Workspace, with the cache's stamp of then: most are the same at the next look.
+        self._found: dict[Key, tuple[tuple[object, ...], tuple[Scaler, Targets] | None]] = {}
 
     async def run(self) -> None:
         """Runs until cancelled."""
@@ -142,8 +144,9 @@ class ScalingLoop:
             while True:
                 keys = self._runner.cache.workspaces()
                 # A Workspace of the same name that comes later must not inherit the history of this one.
-                for gone in set(self._scalers) - set(keys):
-                    del self._scalers[gone]
+                for gone in set(self._found) - set(keys):
+                    del self._found[gone]
+                    self._scalers.pop(gone, None)
                     self._runner.loads.pop(gone, None)
                 for key in keys:
                     if key not in scaling:
@@ -196,6 +199,14 @@ class ScalingLoop:
             await self._runner.events.record(document, News("Normal", reason, text))
 
     def _find(self, key: Key) -> tuple[Scaler, Targets] | None:
+        stamp = self._runner.cache.stamp(key)
+        known = self._found.get(key)
+        if known is None or known[0] != stamp:
+            known = self._found[key] = stamp, self._look(key)
+        return known[1]
+
+    def _look(self, key: Key) -> tuple[Scaler, Targets] | None:
+        """A Workspace's scaler, and where to read its load; None for one that isn't scaled here."""
         document = self._runner.cache.workspace(key)
         if document is None:
             return None
