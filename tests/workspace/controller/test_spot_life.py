@@ -19,6 +19,7 @@ from workspace.controller.objects import node_of
 Json = dict[str, Any]
 HOUR = 3600
 MOST = 4  # replicas
+COURSES = 25
 
 
 class Life:
@@ -154,10 +155,16 @@ def check_life(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(40))
-def test_a_thousand_lives(part: int) -> None:
+@pytest.mark.parametrize("part", range(3))
+def test_many_lives(part: int) -> None:
+    """`python -m benchmarks.spot --courses 1000` goes on from these."""
+    check_courses(part)
+
+
+def check_courses(part: int) -> None:
+    """Plays `COURSES` random courses of events, the same ones for a part."""
     chosen = random.Random(part)  # noqa: S311 - courses of a simulation
-    for _ in range(25):
+    for _ in range(COURSES):
         course = [
             (chosen.choice([0, 20, 60, 150, 400, 900, 2400]), (chosen.choice(KINDS), chosen.randint(1, MOST)))
             for _ in range(chosen.randint(1, 8))
