@@ -1,7 +1,7 @@
 """A day on spot capacity, simulated: how much of it is used, what that costs, and what users notice.
 
     python -m benchmarks.spot [--seed 1] [--hours 24]
-    python -m benchmarks.spot --courses 1000    # instead: the laws of tests' test_spot_life, over so many random courses
+    python -m benchmarks.spot --courses 1000    # instead: the laws of test_spot_life, over random courses
 
 The provisioner is the tests' Karpenter in virtual time; scaler, reconciliation and node signs are the controller's own.
 Three policies see the same day:
