@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-# Two processes: much of the suite waits for servers. tests/conftest.py says which tests stay together.
-IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+# Three processes on two cores: half of the time the suite waits for servers. tests/conftest.py says which tests stay together.
+IN_PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 # Each of the hundreds of interpreters that tests start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
