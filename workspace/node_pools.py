@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from cache_agent.api.kube_objects import parse_quantity
+from modelimage.bounds import parse_count
 from workspace.node_demands import CAPACITY_TYPE
-from workspace.node_terms import Term, is_in, match
+from workspace.node_terms import MOST, Term, is_in, match
+from workspace.render.quantities import value_of
 
 Json = dict[str, Any]
 
@@ -42,7 +43,11 @@ def refusal(
     ]
     domain = f"{(spec.get('nodeClassRef') or {}).get('group')}/"
     refused = [_conflict([*asked, *term], given, domain) for term in terms or [[]]]
-    return "" if "" in refused else f"its requirements leave no node with {refused[-1]}"
+    if "" in refused:
+        return ""
+    # Of several clouds' labels, that of the pool's own says most.
+    named = next((key for key in refused if key.startswith(domain)), refused[-1])
+    return f"its requirements leave no node with {named}"
 
 
 def trouble(pool: Json) -> str:
@@ -52,7 +57,7 @@ def trouble(pool: Json) -> str:
         if each.get("status") == "False" and each.get("type") in ("NodeClassReady", "Ready"):
             return f"{each['type']} is false: {each.get('message') or each.get('reason')}"
     limits, used = (pool.get("spec") or {}).get("limits") or {}, status.get("resources") or {}
-    full = [name for name, most in limits.items() if _amount(used.get(name, 0)) >= _amount(most)]
+    full = [name for name, most in limits.items() if _is_used_up(used.get(name, 0), most)]
     return f"its limit of {limits[full[0]]} {full[0]} is used up" if full else ""
 
 
@@ -79,24 +84,38 @@ def _leaves_a_value(key: str, requirements: Sequence[Json]) -> bool:
 
 def _candidates(requirements: Sequence[Json]) -> Iterable[str]:
     """Values of which one fulfils the requirements if any does."""
-    listed = [set(each["values"]) for each in requirements if each["operator"] == "In"]
+    listed = [set(each.get("values") or ()) for each in requirements if each["operator"] == "In"]
     if listed:
         return sorted(set.intersection(*listed))
     # One more than are excluded, so that one is left.
     more = range(
-        1 + sum(len(each["values"]) for each in requirements if each["operator"] == "NotIn")
+        1
+        + sum(len(each.get("values") or ()) for each in requirements if each["operator"] == "NotIn")
     )
-    above = [int(each["values"][0]) for each in requirements if each["operator"] == "Gt"]
-    below = [int(each["values"][0]) for each in requirements if each["operator"] == "Lt"]
-    if above:
-        return [str(max(above) + 1 + step) for step in more]
-    if below:
-        return [str(min(below) - 1 - step) for step in more]
+    least = [
+        _number(each) + (each["operator"] == "Gt")
+        for each in requirements
+        if each["operator"] in ("Gt", "Gte")
+    ]
+    most = [
+        _number(each) - (each["operator"] == "Lt")
+        for each in requirements
+        if each["operator"] in ("Lt", "Lte")
+    ]
+    if least:
+        return [str(max(least) + step) for step in more]
+    if most:
+        return [str(min(most) - step) for step in more]
     return [f"any-{step}" for step in more]
 
 
-def _amount(quantity: Any) -> int:
-    try:
-        return parse_quantity(str(quantity))
-    except ValueError:
-        return 0
+def _number(requirement: Json) -> int:
+    """The bound that a requirement compares with. Karpenter's definition allows nothing but one number."""
+    values = requirement.get("values") or ()
+    return parse_count(str(values[0]), most=MOST) or 0 if values else 0
+
+
+def _is_used_up(used: Any, most: Any) -> bool:
+    """Whether a limit leaves nothing; one that can't be read leaves all."""
+    there, limit = value_of(str(used)), value_of(str(most))
+    return there is not None and limit is not None and there >= limit

@@ -14,7 +14,7 @@ Json = dict[str, Any]
 Term = list[Json]
 
 # Label values are at most this long, and so are the numbers that are compared.
-_MOST: Final = 10**62
+MOST: Final = 10**62
 
 
 def is_in(key: str, values: Iterable[str]) -> Json:
@@ -54,11 +54,23 @@ def _holds(requirement: Json, labels: Mapping[str, str]) -> bool:
             return value is not None
         case "DoesNotExist":
             return value is None
-        case "Gt":
-            found = None if value is None else parse_count(value, most=_MOST)
-            return found is not None and found > int(values[0])
-        case "Lt":
-            found = None if value is None else parse_count(value, most=_MOST)
-            return found is not None and found < int(values[0])
-        case other:
-            raise ValueError(f"no operator of node selector terms: {other!r}")
+        case "Gt" | "Gte" | "Lt" | "Lte" as operator:
+            return _compares(operator, value, values)
+        case _:
+            # As for the scheduler: what it doesn't know selects nothing.
+            return False
+
+
+def _compares(operator: str, value: str | None, values: Sequence[str]) -> bool:
+    """Whether a label's number is on the right side of a bound. Karpenter's requirements know `Gte` and `Lte` too."""
+    found = None if value is None else parse_count(value, most=MOST)
+    bound = parse_count(values[0], most=MOST) if values else None
+    if found is None or bound is None:
+        return False
+    is_right = {
+        "Gt": found > bound,
+        "Gte": found >= bound,
+        "Lt": found < bound,
+        "Lte": found <= bound,
+    }
+    return is_right[operator]

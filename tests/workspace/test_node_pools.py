@@ -132,3 +132,43 @@ def test_a_pool_that_makes_no_nodes_now_says_why(status: Json, limits: Json, say
     found = pool()
     found["status"], found["spec"]["limits"] = status, limits
     assert trouble(found) == says
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "fits"),
+    [
+        ("Gte", "2", True), ("Gte", "9", True), ("Lte", "1", False), ("Lte", "2", True), ("Gt", "x", False),
+        ("Beyond", "2", False),
+    ],
+)  # fmt: skip
+def test_bounds_are_those_that_karpenter_knows(operator: str, value: str, fits: bool) -> None:
+    """Servers with two GPUs; what a definition would refuse raises nothing."""
+    asking = samples.workspace(
+        resources={"gpu": "L4", "gpus": 2, "provisioning": {"by": "karpenter"}}
+    )
+    names = require("karpenter.k8s.aws/instance-gpu-name", "In", "l4")
+    assert (refused(pool(names, require(KEY, operator, value)), asking) == "") == (
+        fits and value != "x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "full"),
+    [
+        ("2Pi", "1Gi", False), ("1e3", "999", False), ("1e3", "1k", True), ("1k", "1100500m", True),
+        ("1500m", "1", False), ("0.5k", "600", True), ("no number", "1", False),
+    ],
+)  # fmt: skip
+def test_limits_are_quantities_of_any_form(limit: str, used: str, full: bool) -> None:
+    found = pool()
+    found["spec"]["limits"] = {"memory": limit}
+    found["status"] = {"resources": {"memory": used}}
+    assert bool(trouble(found)) == full
+
+
+def test_of_several_clouds_labels_that_of_the_pools_own_is_named() -> None:
+    small = pool(require("karpenter.k8s.aws/instance-gpu-name", "In", "t4"))
+    asking = samples.workspace(
+        resources={"gpu": "L4", "gpus": 1, "provisioning": {"by": "karpenter"}}
+    )
+    assert "karpenter.k8s.aws/instance-gpu-name" in refused(small, asking)

@@ -113,10 +113,11 @@ def deployed_version(deployment: Json) -> str:
 def pod_template(workload: Json) -> Json:
     """The pod template of the servers that a Deployment or a LeaderWorkerSet keeps."""
     spec: Json = workload["spec"]
-    found: Json = (
-        spec["template"] if "template" in spec else spec["leaderWorkerTemplate"]["leaderTemplate"]
-    )
-    return found
+    if "template" in spec:
+        return dict(spec["template"])
+    groups = spec["leaderWorkerTemplate"]
+    # Without a template of its own, a leader is as its workers.
+    return dict(groups.get("leaderTemplate") or groups["workerTemplate"])
 
 
 def server_labels(workload: Json) -> Mapping[str, str]:

@@ -107,7 +107,9 @@ class _Reconciliation:
         self.asked = asked_shares(self.current, self.beside)
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
-        self.goal = replica_goal(workspace, observed, self.asked.total if self.current else None)
+        # Either of the two shows what serves, whatever somebody has deleted.
+        self.serving = self.current or self.beside
+        self.goal = replica_goal(workspace, observed, self.asked.total if self.serving else None)
         self._states: dict[tuple[str, int], CachedState] = {}
         self.rollout = self._rollout()
         # A version that was taken back is as if it had never been asked for.
@@ -192,10 +194,10 @@ class _Reconciliation:
 
     def _deployed(self) -> Revision | None:
         """The version that serves now, or did, if somebody deleted what keeps it while a new one is on trial."""
-        if self.current is None:
+        if self.serving is None:
             stable = stable_before(self.observed.document)
             return next((each for each in self.kept if each.name == stable), None)
-        running = deployed_version(self.current)
+        running = deployed_version(self.serving)
         return next((each for each in self.kept if each.id == running), None)
 
     def _target_or_deployed(self) -> Revision | None:
@@ -228,7 +230,7 @@ class _Reconciliation:
             return deployed
         serves = self.asked.total > 0 or (is_external(self.workspace) and self.goal > 0)
         # With no running server to replace, the desired version is active right away.
-        if self.current is None or not serves or (deployed and deployed.name == self.target.name):
+        if self.serving is None or not serves or (deployed and deployed.name == self.target.name):
             return self.target
         ready_to_roll = self.cached_state is not None and self.cached_state.is_cached
         return self.target if ready_to_roll else deployed

@@ -48,6 +48,21 @@ def canonical(text: str) -> str:
     return f"-{body}" if sign == "-" and body != "0" else body
 
 
+def value_of(text: str) -> Fraction | None:
+    """What a quantity means; None for text that isn't one."""
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None:
+        return None
+    number, suffix = Fraction(match[2]), match[3] or ""
+    if suffix in _BINARY[1:]:
+        scale = Fraction(1024) ** _BINARY.index(suffix)
+    elif len(suffix) > 1:
+        scale = Fraction(10) ** int(suffix[1:])
+    else:
+        scale = Fraction(10) ** _DECIMAL[suffix]
+    return number * scale * (-1 if match[1] == "-" else 1)
+
+
 def canonical_all(quantities: Mapping[str, str]) -> dict[str, str]:
     """Every value of a resource list in its stored form."""
     return {name: canonical(value) for name, value in quantities.items()}

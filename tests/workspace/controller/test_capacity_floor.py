@@ -239,3 +239,38 @@ def test_rendered_files_have_both_deployments() -> None:
 def test_what_cannot_work_is_refused(wrong: Json, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         samples.workspace(**wrong)
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+def test_both_kinds_share_a_node_that_has_room_for_both(spares: int) -> None:
+    """Servers on one node of eight GPUs wait for no other node, and no other is warmed for them."""
+    made = Cluster()
+    made.add_node("d0", gpus=8)
+    provisioning = {"capacity": {"onDemandMinimum": 1}, "warmSpares": spares}
+    made.create_workspace(replicas=2, resources={"gpu": "L4", "provisioning": provisioning})
+    made.settle()
+    for number in range(1, 4):
+        made.add_node(f"d{number}", gpus=8)
+    made.settle()
+    assert condition(made, "Ready")["status"] == "True"
+    warming = made.api.list("Pod", NAMESPACE, {names.ROLE: names.PREWARM})
+    assert len(warming) == spares
+    made.change_spec(model=V2)
+    made.settle()
+    assert deployed(made) == {"": 1, "--on-demand": 1}
+    assert condition(made, "Ready")["status"] == "True"
+
+
+def test_a_deployment_that_is_deleted_says_nothing_of_the_servers_beside_it() -> None:
+    """With all servers in the floor the Workspace's own Deployment is empty, and what serves is seen in the other."""
+    made = cluster(spot=0, others=4, floor=4, scale={"min": 1, "max": 4})
+    made.wanted = 4
+    made.settle()
+    assert len(made.ready_servers()) == 4
+    # A controller that has just begun knows no number of the scaler's.
+    made.wanted = None
+    made.api.delete("Deployment", NAMESPACE, NAME)
+    for _ in range(8):
+        made.reconcile()
+        made.step()
+        assert len(made.ready_servers()) == 4
