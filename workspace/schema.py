@@ -34,7 +34,7 @@ from workspace.field_types import (
     as_enum,
     refuse_repeats,
 )
-from workspace.provisioning_spec import Provisioning
+from workspace.provisioning_spec import Provisioner, Provisioning
 from workspace.rollout_spec import Rollout, Strategy
 from workspace.route_spec import Route
 from workspace.tenancy import Tenancy
@@ -283,6 +283,25 @@ class Resources(Strict):
     def node_gpus(self) -> int | None:
         """GPUs of each node of a replica; None where the planner chooses."""
         return None if self.gpus is None else self.gpus // self.nodes
+
+    @property
+    def provisioner(self) -> Provisioner:
+        """Who makes nodes for these servers."""
+        return self.provisioning.by if self.provisioning else Provisioner.NONE
+
+    @property
+    def by_karpenter(self) -> bool:
+        return self.provisioner is Provisioner.KARPENTER
+
+    @property
+    def makes_nodes(self) -> bool:
+        """Whether something is known to make nodes for pods that fit nowhere."""
+        return self.provisioner is not Provisioner.NONE
+
+    @property
+    def warm_spares(self) -> int:
+        """Nodes that are to hold the model beside those that serve it."""
+        return self.provisioning.warm_spares if self.provisioning else 0
 
 
 class Scale(Strict):

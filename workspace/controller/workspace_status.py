@@ -288,7 +288,7 @@ def _unscheduled(report_input: ReportInput, problem: Problem) -> StatusCondition
             "replicas to 0 and back, which interrupts serving.",
         )  # fmt: skip
     observed = report_input.observed
-    answer = node_answer(observed.pods(names.SERVER), observed.answers)
+    answer = node_answer(serving_pods(observed), observed.answers)
     return StatusCondition(kind, False, problem.reason, f"{problem.message} {answer}".rstrip())
 
 
