@@ -62,12 +62,13 @@ from workspace.controller.shares import Shares, divided, floor, startable
 from workspace.controller.spares import spares_of
 from workspace.controller.stand_ins import left_servers, stand_ins
 from workspace.controller.workloads import (
+    find_in,
     has_workers,
     is_missing,
+    kept_workloads,
     on_demand_beside,
+    own_objects,
     own_workload,
-    own_workloads,
-    replaced_workloads,
 )
 from workspace.document import workspace_of
 from workspace.render import names
@@ -102,8 +103,9 @@ class _Reconciliation:
         self.kept = revisions.history(
             [each for each in observed.objects if is_owned(each, observed.uid)], workspace.name
         )
-        self.current = own_workload(workspace, observed)
-        self.beside = on_demand_beside(self.current, workspace, observed)
+        find = find_in(own_objects(observed.objects, observed.uid))
+        self.current = own_workload(workspace, find)
+        self.beside = on_demand_beside(self.current, workspace, find)
         self.asked = asked_shares(self.current, self.beside)
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
@@ -395,14 +397,11 @@ class _Reconciliation:
         return {each.name for each in revisions.superfluous(self.kept, limit=limit, in_use=in_use)}
 
     def _kept(self, wanted: list[Json]) -> set[Reference]:
-        """The objects that aren't deleted: those that are wanted, and those of which nothing is known now."""
+        """The objects that aren't deleted: those that are wanted, and those that are needed as they are."""
         keep = {reference(each) for each in wanted}
         keep |= kept_objects(self.workspace, self.left_version)
         keep |= self.stand_ins
-        # Without a version to run (registry unreachable) what runs must not be deleted.
-        if self.active is None:
-            keep |= {reference(each) for each in own_workloads(self.workspace, self.observed)}
-        keep |= replaced_workloads(self.workspace, self.observed, self.active, goal=self.goal)
+        keep |= kept_workloads(self.workspace, self.observed, self.active, goal=self.goal)
         if not isinstance(self.target, Revision):
             # Pods and Jobs in progress are kept while the registry doesn't say which version is desired.
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")

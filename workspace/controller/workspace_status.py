@@ -63,6 +63,11 @@ class ReportInput:
     rollout: RolloutStatus | None = None
     new_weight: int = 0
 
+    @property
+    def desired(self) -> Revision | None:
+        """The desired version, where it is known."""
+        return self.target if isinstance(self.target, Revision) else None
+
 
 def report(report_input: ReportInput) -> Json:
     """The whole status."""
@@ -158,9 +163,7 @@ def _conflicting(report_input: ReportInput) -> StatusCondition | None:
 
 
 def _version(report_input: ReportInput) -> Json:
-    shown = (
-        report_input.target if isinstance(report_input.target, Revision) else report_input.active
-    )
+    shown = report_input.desired or report_input.active
     cached_state = report_input.cached_state
     if shown is None or cached_state is None:
         return {}
@@ -248,7 +251,7 @@ def _scheduled(report_input: ReportInput) -> StatusCondition:
     if report_input.goal and report_input.active is None:
         text = "Servers are created once the model is resolved."
         return StatusCondition(conditions.SCHEDULED, None, Reason.UNRESOLVED, text)
-    missing = missing_kind(report_input.target, report_input.observed)
+    missing = missing_kind(report_input.desired, report_input.observed)
     if report_input.goal and missing is not None:
         return missing
     return _placed(report_input)
@@ -371,8 +374,7 @@ def _done(report_input: ReportInput) -> StatusCondition:
 
 def _running(report_input: ReportInput) -> StatusCondition:
     """Whether the servers that should run are ready, all with the desired version, and the activator too."""
-    kind, target = conditions.READY, report_input.target
-    revision = target if isinstance(target, Revision) else None
+    kind, revision = conditions.READY, report_input.desired
     total, ready_count = server_count(report_input.observed, revision)
     everything, _ = server_count(report_input.observed)
     rolling = everything > total

@@ -332,7 +332,7 @@ def test_the_scaler_reads_leaders_alone() -> None:
     (leader,) = [pod for pod in objects if has_labels(pod, {WORKER: "0"})]
     found = find_targets(workspace, objects)
     assert found.current == 1
-    assert found.servers == (f"http://{leader['status']['podIP']}:8000",)
+    assert [each.url for each in found.servers] == [f"http://{leader['status']['podIP']}:8000"]
     assert "--pipeline-parallel-size" in server_args(workspace, objects)
 
 
