@@ -41,6 +41,7 @@ from workspace.controller.workloads import (
 )
 from workspace.document import workspace_of
 from workspace.render import names
+from workspace.scale_spec import Autoscaler
 from workspace.scaler import (
     DEFAULT_BATCH,
     Load,
@@ -50,7 +51,7 @@ from workspace.scaler import (
     ScalingDecision,
     decide,
 )
-from workspace.schema import Autoscaler, Workspace
+from workspace.schema import Workspace
 from workspace.server_metrics import parse_held, parse_reading
 
 Json = dict[str, Any]
