@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from modelimage.errors import WeightyardError
 from weightyard.kubectl import Kubectl
-from weightyard.node_answers import REASONS, NodeFacts, makes_nodes, waiting
+from weightyard.node_answers import REASONS, NodeFacts, provisioner_of, waiting
 from workspace.node_pools import GROUP as KARPENTER
 from workspace.provisioning_spec import Provisioner
 from workspace.render import names
@@ -22,8 +22,9 @@ def node_facts(cluster: Kubectl, document: Json) -> NodeFacts:
     """What is known of the nodes that a Workspace's servers wait for. Raises nothing of the cluster's."""
     space, name = document["metadata"]["namespace"], document["metadata"]["name"]
     core = f"/api/v1/namespaces/{quote(space)}"
-    selector = quote(",".join(f"{k}={v}" for k, v in names.selector(name, names.SERVER).items()))
-    pods = _items(cluster, f"{core}/pods?labelSelector={selector}")
+    # A group waits with any of its pods.
+    selector = f"{names.WORKSPACE}={name},{names.ROLE} in ({names.SERVER},{names.WORKER})"
+    pods = _items(cluster, f"{core}/pods?labelSelector={quote(selector)}")
     if not waiting(pods):
         return NodeFacts(pods=pods)
     events = [
@@ -35,7 +36,7 @@ def node_facts(cluster: Kubectl, document: Json) -> NodeFacts:
         )
     ]
     facts = NodeFacts(pods=pods, events=events)
-    match makes_nodes(document):
+    match provisioner_of(document):
         case Provisioner.KARPENTER:
             pools, claims = (
                 all_of(cluster, KARPENTER, kind) for kind in ("nodepools", "nodeclaims")

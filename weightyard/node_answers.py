@@ -36,7 +36,8 @@ _MOST: Final = 5  # of a kind
 class NodeFacts:
     """What a cluster shows of a Workspace's nodes. Empty is what doesn't exist or may not be read.
 
-    `pods` are its servers, `events` those about them, `workloads` and `requests` those of Kueue in its namespace.
+    `pods` are its servers and their workers, `events` those about them, `workloads` and `requests` Kueue's in its
+    namespace.
     """
 
     pods: Sequence[Json] = ()
@@ -47,22 +48,26 @@ class NodeFacts:
     requests: Sequence[Json] = ()
 
 
-def makes_nodes(document: Json) -> Provisioner | None:
+def provisioner_of(document: Json) -> Provisioner | None:
     """Who makes a Workspace's nodes; None for one that can't be read."""
     try:
-        provisioning = workspace_of(document).spec.resources.provisioning
+        return workspace_of(document).spec.resources.provisioner
     except InvalidInput:
         return None
-    return provisioning.by if provisioning else Provisioner.NONE
 
 
 def waiting(pods: Iterable[Json]) -> list[Json]:
-    """The servers that have no node, or aren't admitted."""
+    """The pods of servers that have no node, or aren't admitted."""
     return [pod for pod in pods if node_of(pod) is None and not is_ready(pod)]
 
 
+def least_gpus(resources: Resources) -> int:
+    """The GPUs that each node of a replica needs; of a count that the planner chooses, at least one."""
+    return 1 if resources.node_gpus is None else resources.node_gpus
+
+
 def pool_refusal(pool: Json, resources: Resources, gpus: int) -> str:
-    """Why a NodePool makes no node for a Workspace's servers; empty if it does."""
+    """Why a NodePool makes no node for a Workspace's servers; empty if it does. `gpus` are those of one node."""
     accepted = tolerations(resources, gpus=gpus)
     return refusal(
         pool, demanded_terms(resources, gpus=gpus), resources.node_selector,
@@ -73,7 +78,7 @@ def pool_refusal(pool: Json, resources: Resources, gpus: int) -> str:
 def node_lines(document: Json, facts: NodeFacts) -> list[str]:
     """What was asked and answered, a line each; none while every server has its node."""
     pods = waiting(facts.pods)
-    by = makes_nodes(document)
+    by = provisioner_of(document)
     if not pods or by is None:
         return []
     said = [f"{pod['metadata']['name']} has no node" for pod in pods[:_MOST]]
@@ -87,7 +92,8 @@ def node_lines(document: Json, facts: NodeFacts) -> list[str]:
 
 def _karpenter(document: Json, facts: NodeFacts) -> Iterator[str]:
     resources = workspace_of(document).spec.resources
-    gpus = int((document.get("status") or {}).get("gpus", resources.gpus or 1))
+    planned = (document.get("status") or {}).get("gpus")
+    gpus = least_gpus(resources) if planned is None else int(planned) // resources.nodes
     fitting = []
     for pool in facts.pools[:_MOST]:
         name = pool["metadata"]["name"]

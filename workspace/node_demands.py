@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from workspace.hardware import GPUS, Gpu, requested_hardware
 from workspace.node_terms import Term, both, is_above, is_in, is_not_in
-from workspace.provisioning_spec import Capacity, Provisioner, Provisioning, Spot
+from workspace.provisioning_spec import Capacity, Provisioning, Spot
 from workspace.schema import Resources, Vendor
 
 Json = dict[str, Any]
@@ -185,14 +185,8 @@ def zone_spread(provisioning: Provisioning | None, selector: Mapping[str, str]) 
 
 def demanded_terms(resources: Resources, *, gpus: int) -> list[Term]:
     """The terms of nodes for a server with this number of GPUs, beside the node selector."""
-    provisioning, gpu = resources.provisioning, _named_gpu(resources)
-    terms = capacity_terms(provisioning)
-    if (
-        provisioning is None
-        or provisioning.by is not Provisioner.KARPENTER
-        or gpu is None
-        or not gpus
-    ):
+    terms, gpu = capacity_terms(resources.provisioning), _named_gpu(resources)
+    if not resources.by_karpenter or gpu is None or not gpus:
         return terms
     # One of them must hold: a node that stands has no cloud's labels, a new one has no discovered ones yet.
     return both(terms, [*discovered_terms(gpu), *gpu_terms(gpu, gpus)])

@@ -34,9 +34,10 @@ from workspace.field_types import (
     as_enum,
     refuse_repeats,
 )
-from workspace.provisioning_spec import Provisioning
+from workspace.provisioning_spec import Provisioner, Provisioning
 from workspace.rollout_spec import Rollout, Strategy
 from workspace.route_spec import Route
+from workspace.scale_spec import Autoscaler, Scale
 from workspace.tenancy import Tenancy
 from workspace.toleration import Toleration
 from workspace.trace_context import Tracing
@@ -73,14 +74,6 @@ class Placement(Enum):
     PREFERRED = "preferred"
     REQUIRED = "required"
     ANY = "any"
-
-
-class Autoscaler(Enum):
-    """What scales the replicas: Weightyard's own loop, KEDA, or a HorizontalPodAutoscaler."""
-
-    BUILTIN = "builtin"
-    KEDA = "keda"
-    HPA = "hpa"
 
 
 class Build(Strict):
@@ -284,44 +277,24 @@ class Resources(Strict):
         """GPUs of each node of a replica; None where the planner chooses."""
         return None if self.gpus is None else self.gpus // self.nodes
 
+    @property
+    def provisioner(self) -> Provisioner:
+        """Who makes nodes for these servers."""
+        return self.provisioning.by if self.provisioning else Provisioner.NONE
 
-class Scale(Strict):
-    """Scales replicas by queue depth. Windows in seconds."""
+    @property
+    def by_karpenter(self) -> bool:
+        return self.provisioner is Provisioner.KARPENTER
 
-    min: Annotated[int, Field(ge=0, le=MOST_REPLICAS)] = Field(
-        default=1, description="The fewest replicas."
-    )
-    max: Annotated[int, Field(ge=1, le=MOST_REPLICAS)] = Field(description="The most replicas.")
-    queue_depth: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=4,
-        description="Waiting requests per replica above which a replica is added.",
-    )
-    # At most what a HorizontalPodAutoscaler accepts.
-    up_window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
-        default=15, description="How long more replicas must be needed before one is added."
-    )
-    down_window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
-        default=300, description="How long fewer must do before one is removed."
-    )
-    by: Annotated[Autoscaler, as_enum(Autoscaler)] = Autoscaler.BUILTIN
-    prometheus: NonEmpty | None = Field(
-        default=None,
-        description="Where KEDA reads vLLM's metrics: http://prometheus.monitoring:9090.",
-    )
+    @property
+    def makes_nodes(self) -> bool:
+        """Whether something is known to make nodes for pods that fit nowhere."""
+        return self.provisioner is not Provisioner.NONE
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"min is {self.min}, above max, which is {self.max}")
-        if self.by is Autoscaler.HPA and self.min == 0:
-            raise ValueError(
-                "a HorizontalPodAutoscaler can't scale to 0: give min 1, or by: builtin"
-            )
-        if self.by is Autoscaler.KEDA and self.prometheus is None:
-            raise ValueError(
-                "by: keda needs prometheus, the address from which KEDA reads the queue depth"
-            )
-        return self
+    @property
+    def warm_spares(self) -> int:
+        """Nodes that are to hold the model beside those that serve it."""
+        return self.provisioning.warm_spares if self.provisioning else 0
 
 
 class Spec(Strict):

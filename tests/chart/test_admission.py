@@ -9,7 +9,7 @@ from celpy.celtypes import MapType, StringType
 
 from tests import cel
 from tests.chart.charting import find, render
-from tests.workspace.openapi import OLDEST
+from tests.workspace.openapi import NEWEST, OLDEST, definitions
 
 Json = dict[str, Any]
 AGENT = "system:serviceaccount:weightyard-system:weightyard-agent"
@@ -158,6 +158,19 @@ def test_of_a_nodes_status_the_controller_changes_its_own_condition_alone(
     # The metadata comes with it.
     labelled = {**node(labels=ZONE), "status": old}
     assert refusals(policy, request, labelled, {**node(), "status": old})
+
+
+def test_every_other_field_of_a_nodes_status_is_guarded() -> None:
+    """Whichever Kubernetes knows: a value may come, change and go by others alone."""
+    policy = find(
+        render({"controller": {"nodeConditions": True}}), "ValidatingAdmissionPolicy", "-controller"
+    )
+    request = {"operation": "UPDATE", "userInfo": user(CONTROLLER), "name": "n1"}
+    known = definitions(NEWEST)["io.k8s.api.core.v1.NodeStatus"]["properties"]
+    for name in set(known) - {"conditions"}:
+        for old, new in (({}, {name: "a"}), ({name: "a"}, {name: "b"}), ({name: "a"}, {})):
+            found = refusals(policy, request, {**node(), "status": new}, {**node(), "status": old})
+            assert found == [f"the controller may not change {name} of nodes"]
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,18 @@ from tests.workspace.controller.keda import install_kind
 from tests.workspace.controller.living import control
 from tests.workspace.controller.rbac import Right, Rights, requested_right, rights_of
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
+from tests.workspace.controller.test_uninstall import (
+    RELEASE,
+    end_controller,
+    marked_cluster,
+    marks,
+    run,
+)
 from weightyard.commands.cleanup import cleanup
 from weightyard.commands.rollout import Cluster as RolloutCluster
 from weightyard.crds import definitions
 from weightyard.kubectl import Kubectl
-from workspace.controller import watches
+from workspace.controller import node_condition, watches
 from workspace.controller.health_server import Liveness
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.main import ControllerOptions, run_controller
@@ -329,7 +336,8 @@ def test_the_hook_of_upgrades_may_change_our_definitions_alone() -> None:
 def test_the_hook_of_removals_unmarks_nodes_and_stops_the_controller() -> None:
     objects = render()
     rules = rules_of(objects, "weightyard-cleanup")
-    assert writes(rules) == {"/nodes", "apps/deployments"}
+    # The condition too, whatever the setting says now: it may have said otherwise.
+    assert writes(rules) == {"/nodes", "/nodes/status", "apps/deployments"}
     names = {n for _, r in rules if "deployments" in r["resources"] for n in r["resourceNames"]}
     assert names == {find(objects, "Deployment")["metadata"]["name"]}
     (container,) = find(objects, "Job", "-cleanup")["spec"]["template"]["spec"]["containers"]
@@ -337,6 +345,19 @@ def test_the_hook_of_removals_unmarks_nodes_and_stops_the_controller() -> None:
     assert container["args"][0] == cleanup.name
     assert {each.partition("=")[0] for each in container["args"][1:]} <= set(options)
     assert "--force" not in container["args"]
+
+
+def test_a_condition_of_a_time_when_it_was_on_goes_with_the_release() -> None:
+    """On, then off, then uninstalled: with the role of the chart as it is rendered then."""
+    served = marked_cluster()
+    conditions = served.get("Node", "", "n1")["status"]["conditions"]
+    assert [each["type"] for each in conditions] == [node_condition.TYPE]
+    rules = rules_of(render({"controller": {"nodeConditions": False}}), "weightyard-cleanup")
+    rights = Rights(rights_of([rule for _, rule in rules]))
+    left = run(served, RELEASE, while_waiting=end_controller(served), allows=rights)
+    assert left.nodes == ("n1", "n3")
+    assert rights.refused == set()
+    assert marks(served) == []
 
 
 def test_hooks_leave_nothing_behind() -> None:

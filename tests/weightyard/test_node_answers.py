@@ -8,10 +8,13 @@ import pytest
 
 from modelimage.errors import AccessDenied, NotFound, Unreachable
 from tests.workspace import samples
+from tests.workspace.controller.living import ServedCluster, point_kubectl_at
+from tests.workspace.controller.simulation import Cluster
 from tests.workspace.test_node_pools import pool
 from weightyard.cluster_nodes import node_facts
 from weightyard.kubectl import Kubectl
 from weightyard.node_answers import NodeFacts, node_lines
+from workspace.render import names
 
 Json = dict[str, Any]
 SMALL = pool({"key": "karpenter.k8s.aws/instance-gpu-name", "operator": "In", "values": ["t4"]})
@@ -20,11 +23,11 @@ POD = {"metadata": {"name": "chat-1", "namespace": "team", "uid": "u1"}, "spec":
 PLACED = {**POD, "spec": {"nodeName": "n1"}}
 
 
-def workspace(**provisioning: Any) -> Json:
+def workspace(nodes: int = 1, gpus: int = 1, **provisioning: Any) -> Json:
     document = samples.document(
-        "chat", namespace="team", resources={"gpu": "L4", "provisioning": provisioning}
-    )
-    return {**document, "status": {"gpus": 1}}
+        "chat", namespace="team", resources={"gpu": "L4", "nodes": nodes, "provisioning": provisioning}
+    )  # fmt: skip
+    return {**document, "status": {"gpus": gpus}}
 
 
 def told(kind: str, status: str, message: str = "") -> Json:
@@ -71,6 +74,23 @@ def test_karpenters_pools_claims_and_events_are_told() -> None:
         "  Nominated by karpenter at 2026-01-01T00:00:02Z: Pod should schedule on: nodeclaim/gpu-7",
         "  FailedScheduling by default-scheduler at 2026-01-01T00:00:03Z: 0/4 nodes are available",
     ]
+
+
+@pytest.mark.parametrize(
+    ("document", "fits"),
+    [
+        (workspace(2, 8, by="karpenter"), True),
+        (workspace(2, 16, by="karpenter"), False),
+        (workspace(1, 8, by="karpenter"), False),
+        # Nothing is planned yet: at least one on each node.
+        ({**workspace(2, by="karpenter"), "status": {}}, True),
+    ],
+)
+def test_a_pool_is_asked_for_the_gpus_of_one_node(document: Json, fits: bool) -> None:
+    key = "karpenter.k8s.aws/instance-gpu-count"
+    nodes = pool({"key": key, "operator": "In", "values": ["4"]})
+    lines = node_lines(document, NodeFacts([POD], pools=[nodes]))
+    assert lines[1].endswith("makes such nodes") is fits, lines
 
 
 def test_kueues_workload_its_checks_and_request_are_told() -> None:
@@ -122,6 +142,24 @@ def test_what_cannot_be_read_fails_nothing(error: type[Exception]) -> None:
         facts = node_facts(Answering(pods, error), document)
         assert node_lines(document, facts)[0].endswith("chat-1 has no node")
         assert node_facts(Answering({}, error), document) == NodeFacts([])
+
+
+def test_a_worker_without_a_node_is_told_though_its_leader_has_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Cluster()
+    for role, placed in ((names.SERVER, True), (names.WORKER, False), (names.PREWARM, False)):
+        made.api.create({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": f"chat-{role}", "namespace": "team", "labels": names.selector("chat", role)},
+            "spec": {"containers": [], **({"nodeName": "n1"} if placed else {})},
+        })  # fmt: skip
+    document = workspace(2, 8, by="karpenter")
+    with ServedCluster(made) as url:
+        point_kubectl_at(url, monkeypatch)
+        facts = node_facts(Kubectl(), document)
+    lines = node_lines(document, facts)
+    assert lines[0] == "nodes: asked of karpenter: chat-worker has no node"
 
 
 def test_only_what_the_provisioner_has_is_asked_for_in_the_version_that_is_served() -> None:

@@ -29,7 +29,8 @@ from workspace.controller.conditions import StatusCondition
 from workspace.controller.reasons import Reason
 from workspace.rollout_spec import Rollout
 from workspace.route_spec import Route
-from workspace.schema import Model, Resources, Runtime, Scale, Workspace
+from workspace.scale_spec import Scale
+from workspace.schema import Model, Resources, Runtime, Workspace
 from workspace.tenancy import Tenancy
 
 Json = dict[str, Any]

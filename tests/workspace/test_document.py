@@ -28,16 +28,15 @@ from workspace.rollout_spec import (
     RolloutStep,
     Strategy,
 )
+from workspace.scale_spec import Autoscaler, Scale
 from workspace.schema import (
     Adapter,
-    Autoscaler,
     Engine,
     EnvVar,
     Model,
     Placement,
     Resources,
     Runtime,
-    Scale,
     Spec,
     Vendor,
     Workspace,

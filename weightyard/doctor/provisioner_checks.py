@@ -10,12 +10,12 @@ from typing import Any, Final
 from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import InvalidInput
 from weightyard.doctor.result import Finding, fail, ok, warn
-from weightyard.node_answers import pool_refusal
+from weightyard.node_answers import least_gpus, pool_refusal
 from workspace.controller.objects import condition
 from workspace.document import workspace_of
 from workspace.node_pools import trouble
 from workspace.provisioning_spec import Provisioner
-from workspace.schema import Workspace
+from workspace.schema import Resources, Workspace
 
 Json = dict[str, Any]
 
@@ -28,31 +28,31 @@ class ApiUse:
     group: str
     plural: str
     versions: tuple[str, ...]
-    needs: Callable[[Workspace], bool]
+    needs: Callable[[Resources], bool]
+
+    def of(self, workspaces: Iterable[Workspace]) -> list[Workspace]:
+        """Those that need it."""
+        return [each for each in workspaces if self.needs(each.spec.resources)]
 
 
-def _is_by(provisioner: Provisioner) -> Callable[[Workspace], bool]:
-    def needs(workspace: Workspace) -> bool:
-        provisioning = workspace.spec.resources.provisioning
-        return provisioning is not None and provisioning.by is provisioner
-
-    return needs
-
-
-def _has_spares(workspace: Workspace) -> bool:
-    provisioning = workspace.spec.resources.provisioning
-    return provisioning is not None and provisioning.warm_spares > 0
-
-
-def _spans_nodes(workspace: Workspace) -> bool:
-    return workspace.spec.resources.nodes > 1
-
-
+KARPENTER: Final = ApiUse(
+    "Karpenter", "karpenter.sh", "nodepools", ("v1",), lambda resources: resources.by_karpenter
+)
+KUEUE: Final = ApiUse(
+    "Kueue", "kueue.x-k8s.io", "localqueues", ("v1beta2", "v1beta1"),
+    lambda resources: resources.provisioner is Provisioner.KUEUE,
+)  # fmt: skip
 USES: Final = (
-    ApiUse("Karpenter", "karpenter.sh", "nodepools", ("v1",), _is_by(Provisioner.KARPENTER)),
-    ApiUse("Kueue", "kueue.x-k8s.io", "localqueues", ("v1beta2", "v1beta1"), _is_by(Provisioner.KUEUE)),
-    ApiUse("LeaderWorkerSet", "leaderworkerset.x-k8s.io", "leaderworkersets", ("v1",), _spans_nodes),
-    ApiUse("CapacityBuffer", "autoscaling.x-k8s.io", "capacitybuffers", ("v1beta1",), _has_spares),
+    KARPENTER,
+    KUEUE,
+    ApiUse(
+        "LeaderWorkerSet", "leaderworkerset.x-k8s.io", "leaderworkersets", ("v1",),
+        lambda resources: resources.nodes > 1,
+    ),
+    ApiUse(
+        "CapacityBuffer", "autoscaling.x-k8s.io", "capacitybuffers", ("v1beta1",),
+        lambda resources: resources.warm_spares > 0,
+    ),
 )  # fmt: skip
 # What Workspaces ask for is served all the same, from nodes that stand.
 _DISPENSABLE: Final = frozenset({"CapacityBuffer"})
@@ -88,7 +88,7 @@ def apis(facts: ProvisionerFacts, asking: Sequence[Workspace]) -> Finding:
     """Checks that what Workspaces ask for is an API of the cluster."""
     name, used, missing = "node APIs", [], {}
     for use in USES:
-        mine = [each for each in asking if use.needs(each)]
+        mine = use.of(asking)
         served = [v for v in use.versions if use.plural in facts.kinds.get(f"{use.group}/{v}", ())]
         if mine and served:
             used.append(f"{use.name} {served[0]}")
@@ -106,7 +106,7 @@ def apis(facts: ProvisionerFacts, asking: Sequence[Workspace]) -> Finding:
 
 def node_pools(facts: ProvisionerFacts, asking: Sequence[Workspace]) -> Finding:
     """Checks that a NodePool makes nodes for each Workspace that asks Karpenter."""
-    name, mine = "node pools", [each for each in asking if USES[0].needs(each)]
+    name, mine = "node pools", KARPENTER.of(asking)
     if not mine:
         return ok(name, "no Workspace asks Karpenter")
     if facts.pools is None:
@@ -128,7 +128,7 @@ def node_pools(facts: ProvisionerFacts, asking: Sequence[Workspace]) -> Finding:
 
 def queues(facts: ProvisionerFacts, asking: Sequence[Workspace]) -> Finding:
     """Checks that each Workspace's LocalQueue is there and admits: that its ClusterQueue is active."""
-    name, mine = "queues", [each for each in asking if USES[1].needs(each)]
+    name, mine = "queues", KUEUE.of(asking)
     if not mine:
         return ok(name, "no Workspace asks Kueue")
     if facts.local_queues is None:
@@ -153,11 +153,9 @@ CHECKS: Final = (apis, node_pools, queues)
 
 def _no_pool(workspace: Workspace, pools: Sequence[Json]) -> str:
     resources = workspace.spec.resources
-    # Of a count that the planner chooses, at least one.
-    gpus = 1 if resources.gpus is None else resources.gpus
     found = []
     for pool in pools:
-        why = pool_refusal(pool, resources, gpus) or trouble(pool)
+        why = pool_refusal(pool, resources, least_gpus(resources)) or trouble(pool)
         if not why:
             return ""
         found.append(f"{pool['metadata']['name']}: {why}")

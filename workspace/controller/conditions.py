@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,6 +50,11 @@ class StatusCondition:
     @property
     def status(self) -> str:
         return "Unknown" if self.ok is None else str(self.ok)
+
+
+def known(document: Json) -> Sequence[Json]:
+    """The conditions that a document's status has."""
+    return (document.get("status") or {}).get("conditions") or ()
 
 
 def merge(

@@ -11,7 +11,7 @@ from collections.abc import Set
 from typing import Any
 
 from workspace.controller.cluster_state import CachedState, server_count, serving_pods
-from workspace.controller.objects import has_labels, is_ready, node_of
+from workspace.controller.objects import group_of, has_labels, is_ready, node_of
 from workspace.controller.observed import Observed
 from workspace.controller.replacements import departures
 from workspace.controller.revisions import Revision
@@ -30,14 +30,14 @@ def group_counts(
     _, ready = server_count(observed)
     if goal != 1 or not ready or not has_room(state, active, observed, goal=goal):
         return ServerCounts(Shares(allowed), gone=gone)
+    needed = needs_replacement(observed, active, workload, goal=goal, drained=gone.leaving)
+    # As for a server on its own: Karpenter tells before it drains, and leaves nodes alone whose pods can't be evicted.
+    if active.resources.by_karpenter and not needed:
+        return ServerCounts(Shares(allowed), gone=gone)
     # A rollout brings a replacement itself.
     wanted = {names.REVISION: active.id}
     is_rolling = not all(has_labels(pod, wanted) for pod in serving_pods(observed))
-    surges = (
-        not is_rolling
-        and state.is_cached
-        and needs_replacement(observed, active, workload, goal=goal, drained=gone.leaving)
-    )
+    surges = not is_rolling and state.is_cached and needed
     # A server on several nodes goes with any of its pods, so all pods of its replacement have to be ready.
     return ServerCounts(Shares(allowed), Shares(int(surges)), 2 * active.nodes - 1, gone)
 
@@ -63,10 +63,5 @@ def needs_replacement(
 
 def kept_pods(observed: Observed, active: Revision, *, goal: int) -> list[Json]:
     """The pods of servers, without those of surplus groups."""
-    return [pod for pod in serving_pods(observed) if _number(pod) < goal]
-
-
-def _number(pod: Json) -> int:
-    """A group's number; 0 for a server that is none, such as one of a version before."""
-    found = str((pod["metadata"].get("labels") or {}).get(names.GROUP_INDEX, ""))
-    return int(found) if found.isdecimal() and len(found) < 10 else 0
+    # A server that is no group is one of a version before.
+    return [pod for pod in serving_pods(observed) if (group_of(pod) or 0) < goal]

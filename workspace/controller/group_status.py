@@ -11,9 +11,9 @@ from workspace.controller.workloads import is_missing
 from workspace.render import names
 
 
-def missing_kind(target: object, observed: Observed) -> StatusCondition | None:
+def missing_kind(version: Revision | None, observed: Observed) -> StatusCondition | None:
     """The Scheduled condition where the cluster lacks what keeps groups."""
-    if not is_missing(target, observed):
+    if not is_missing(version, observed):
         return None
     return StatusCondition(
         conditions.SCHEDULED, False, Reason.GROUPS_MISSING,

@@ -7,7 +7,15 @@ from typing import Any, Final
 
 from modelimage.bounds import parse_count
 from workspace.field_types import MOST_REPLICAS
-from workspace.render.names import PORT_NAME, REVISION, ROLE, SURGE, UID, WORKSPACE
+from workspace.render.names import (
+    GROUP_INDEX,
+    PORT_NAME,
+    REVISION,
+    ROLE,
+    SURGE,
+    UID,
+    WORKSPACE,
+)
 
 Json = dict[str, Any]
 
@@ -81,13 +89,24 @@ def node_of(pod: Json) -> str | None:
     return (pod.get("spec") or {}).get("nodeName")
 
 
-def asked_replicas(deployment: Json) -> int:
+def group_of(pod: Json) -> int | None:
+    """The number of the group that a pod belongs to; None for one on its own."""
+    return parse_count((pod["metadata"].get("labels") or {}).get(GROUP_INDEX))
+
+
+def as_started(pods: Iterable[Json], leaders: Iterable[Json]) -> list[Json]:
+    """The workers of groups, each as far as its leader: a group starts as one, and a worker has no probe of its own."""
+    known = {group_of(pod): pod.get("status") or {} for pod in leaders}
+    return [{**pod, "status": known.get(group_of(pod), pod.get("status"))} for pod in pods]
+
+
+def asked_replicas(workload: Json) -> int:
     """The replicas that were asked for, without those that replace servers on leaving nodes.
 
     Another autoscaler may not have added these yet; and if it asks for more than all, it needs all of them.
     """
-    surge = (deployment["metadata"].get("annotations") or {}).get(SURGE, "")
-    count = int(deployment["spec"].get("replicas", 1))
+    surge = (workload["metadata"].get("annotations") or {}).get(SURGE, "")
+    count = int(workload["spec"].get("replicas", 1))
     asked, _, more = surge.partition("+")
     least, extra = parse_count(asked, most=MOST_REPLICAS), parse_count(more, most=MOST_REPLICAS)
     if least is None or extra is None:

@@ -10,22 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 from modelimage.errors import InvalidInput, WeightyardError
-from workspace.controller import conditions, nodes, revisions, workspace_status
+from workspace.controller import conditions, error_status, nodes, revisions, workspace_status
 from workspace.controller.changes import applies, deletes
 from workspace.controller.cluster_state import (
     CachedState,
     cached_state,
     nodes_to_warm,
-    server_count,
 )
 from workspace.controller.compare import with_intent
 from workspace.controller.group_drain import group_counts
 from workspace.controller.objects import (
     SHARED_KINDS,
-    container_ports,
     deployed_version,
     is_owned,
-    is_ready,
 )
 from workspace.controller.observed import (
     KEDA_GROUP,
@@ -58,24 +55,27 @@ from workspace.controller.server_objects import (
     deployed_shares,
     own_servers,
 )
+from workspace.controller.service_routing import server_ports, service_role, wanted_role
 from workspace.controller.shares import Shares, divided, floor, startable
 from workspace.controller.spares import spares_of
 from workspace.controller.stand_ins import left_servers, stand_ins
 from workspace.controller.workloads import (
+    find_in,
     has_workers,
     is_missing,
+    kept_workloads,
     on_demand_beside,
+    own_objects,
     own_workload,
-    own_workloads,
-    replaced_workloads,
 )
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import Routing, has_activator, surrounding_objects
-from workspace.render.release import ResolvedImages, plan_release, pod_site, server_port
+from workspace.render.release import ResolvedImages, plan_release, pod_site
 from workspace.render.trace_settings import with_tracing
-from workspace.schema import Autoscaler, Workspace
+from workspace.scale_spec import Autoscaler
+from workspace.schema import Workspace
 from workspace.sources import NotBuilt
 
 Json = dict[str, Any]
@@ -88,7 +88,7 @@ def reconcile(observed: Observed) -> Decision:
     try:
         workspace = workspace_of(observed.document)
     except InvalidInput as error:
-        status = workspace_status.invalid(observed.document, error, now=observed.now)
+        status = error_status.invalid(observed.document, error, now=observed.now)
         return Decision(status=_changed(observed, status))
     return _Reconciliation(workspace, observed).decide()
 
@@ -102,8 +102,9 @@ class _Reconciliation:
         self.kept = revisions.history(
             [each for each in observed.objects if is_owned(each, observed.uid)], workspace.name
         )
-        self.current = own_workload(workspace, observed)
-        self.beside = on_demand_beside(self.current, workspace, observed)
+        find = find_in(own_objects(observed.objects, observed.uid))
+        self.current = own_workload(workspace, find)
+        self.beside = on_demand_beside(self.current, workspace, find)
         self.asked = asked_shares(self.current, self.beside)
         # The order matters: each of these reads the ones before it.
         self.spec_target = self._target()
@@ -277,7 +278,8 @@ class _Reconciliation:
         goal = self.goal
         if goal == 0 and self.asked.total > 0 and has_activator(self.workspace):
             # The activator must receive requests before the last server stops.
-            return Shares() if self._service_role() == names.ACTIVATOR else self.asked
+            role = service_role(self.workspace, self.observed)
+            return Shares() if role == names.ACTIVATOR else self.asked
         wanted = divided(goal, floor(self.workspace, self.active, goal))
         deployed = self._deployed()
         runs = deployed is not None and deployed.name == self.active.name
@@ -340,38 +342,22 @@ class _Reconciliation:
         return [each if each["kind"] in SHARED_KINDS else with_intent(each) for each in owned]
 
     def _routing(self) -> Routing:
-        """Where requests go. An edited port opens beside that of the version that still serves, not in its place."""
-        specs = [pod["spec"] for pod in self.observed.pods(names.SERVER)]
-        specs += [each.template["spec"] for each in (self._deployed(), self.active) if each]
-        ports = {port for spec in specs for port in container_ports(spec)}
+        """Where requests go."""
+        versions = (self._deployed(), self.active)
         return Routing(
-            role=self._wanted_role(),
-            ports=tuple(sorted(ports)) or (server_port(self.workspace),),
+            role=wanted_role(self.workspace, self.observed, goal=self.goal),
+            ports=server_ports(self.workspace, self.observed, versions),
             uid=self.observed.bound_uid,
             least_ready=self.counts.least_ready,
             version=self.rollout.serving if self.rollout else None,
             nodes=self.active.nodes if self.active else 1,
-            workers=has_workers(self.observed, self._deployed(), self.active),
+            workers=has_workers(self.observed, *versions),
         )
 
     def _keda_missing(self) -> bool:
         scale = self.workspace.spec.scale
         by_keda = scale is not None and scale.by is Autoscaler.KEDA
         return by_keda and KEDA_GROUP not in self.observed.groups
-
-    def _service_role(self) -> str | None:
-        service = self.observed.find("Service", self.workspace.name)
-        return service["spec"].get("selector", {}).get(names.ROLE) if service else None
-
-    def _wanted_role(self) -> str:
-        """The pods behind the Service: the activator while no server is ready, or the last is about to stop."""
-        if not has_activator(self.workspace):
-            return names.SERVER
-        holds_requests = any(map(is_ready, self.observed.pods(names.ACTIVATOR)))
-        _, ready_count = server_count(self.observed)
-        if ready_count == 0 or (self.goal == 0 and holds_requests):
-            return names.ACTIVATOR
-        return names.SERVER
 
     def _prewarm_pods(self) -> list[Json]:
         """For the target's servers, and during a rollout for more servers of the version that serves."""
@@ -397,14 +383,11 @@ class _Reconciliation:
         return {each.name for each in revisions.superfluous(self.kept, limit=limit, in_use=in_use)}
 
     def _kept(self, wanted: list[Json]) -> set[Reference]:
-        """The objects that aren't deleted: those that are wanted, and those of which nothing is known now."""
+        """The objects that aren't deleted: those that are wanted, and those that are needed as they are."""
         keep = {reference(each) for each in wanted}
         keep |= kept_objects(self.workspace, self.left_version)
         keep |= self.stand_ins
-        # Without a version to run (registry unreachable) what runs must not be deleted.
-        if self.active is None:
-            keep |= {reference(each) for each in own_workloads(self.workspace, self.observed)}
-        keep |= replaced_workloads(self.workspace, self.observed, self.active, goal=self.goal)
+        keep |= kept_workloads(self.workspace, self.observed, self.active, goal=self.goal)
         if not isinstance(self.target, Revision):
             # Pods and Jobs in progress are kept while the registry doesn't say which version is desired.
             unsure = ("Pod",) if isinstance(self.target, NotBuilt) else ("Pod", "Job")

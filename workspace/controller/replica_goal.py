@@ -8,7 +8,8 @@ from workspace.render import names
 from workspace.render.kubernetes import wanted_range
 from workspace.rollout_spec import Strategy
 from workspace.rollout_status import RolloutPhase
-from workspace.schema import Autoscaler, Workspace
+from workspace.scale_spec import Autoscaler
+from workspace.schema import Workspace
 
 
 def is_external(workspace: Workspace) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from cache_agent.api.kube.refusals import Conflict, ServerFailed
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
 from workspace.analysis import AnalysisResult
-from workspace.controller import workspace_status
+from workspace.controller import error_status
 from workspace.controller.conditions import READY
 from workspace.controller.event_recorder import EventRecorder
 from workspace.controller.image_questions import ImageQuestions, Resolver
@@ -40,6 +40,7 @@ from workspace.controller.pass_spans import acting, reconciling, tell_step
 from workspace.controller.pod_start import Starts
 from workspace.controller.queue import WorkQueue
 from workspace.controller.reconcile import reconcile
+from workspace.controller.replica_targets import ReplicaTargets
 from workspace.controller.rollout_plan import window_of
 from workspace.controller.rollout_view import rollout_before
 from workspace.controller.startups import (
@@ -64,19 +65,6 @@ logger = logging.getLogger(__name__)
 # Seconds.
 RESYNC: Final = 600.0
 REGISTRY_RETRY: Final = 60.0
-
-
-@dataclass(slots=True)
-class ReplicaTargets:
-    """The scaler's number of replicas per Workspace, and why it can't read a load; the runner reads them."""
-
-    replicas: dict[Key, int] = field(default_factory=dict)
-    unread: dict[Key, WeightyardError] = field(default_factory=dict)
-
-    def forget(self, key: Key) -> None:
-        """Drop what is known of a Workspace that isn't scaled."""
-        self.replicas.pop(key, None)
-        self.unread.pop(key, None)
 
 
 class Runner:
@@ -397,7 +385,7 @@ class Runner:
         document = self.cache.workspace(key)
         if document is not None:
             now = timestamp(self._now().timestamp())
-            status = workspace_status.unexpected(document, error, now=now)
+            status = error_status.unexpected(document, error, now=now)
             await self._write_status(key, document, status)
 
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 
@@ -24,7 +24,6 @@ from workspace.controller.conditions import sentence
 from workspace.controller.log_events import about
 from workspace.controller.object_cache import Key
 from workspace.controller.objects import (
-    asked_replicas,
     has_labels,
     is_ready,
     pod_template,
@@ -32,9 +31,17 @@ from workspace.controller.objects import (
 )
 from workspace.controller.reasons import News, Reason
 from workspace.controller.runner import Runner
+from workspace.controller.server_objects import asked_shares
 from workspace.controller.server_pages import AT_ONCE, read_answer, read_page, server_urls
+from workspace.controller.workloads import (
+    find_in,
+    on_demand_beside,
+    own_objects,
+    own_workload,
+)
 from workspace.document import workspace_of
 from workspace.render import names
+from workspace.scale_spec import Autoscaler
 from workspace.scaler import (
     DEFAULT_BATCH,
     Load,
@@ -44,7 +51,7 @@ from workspace.scaler import (
     ScalingDecision,
     decide,
 )
-from workspace.schema import Autoscaler, Workspace
+from workspace.schema import Workspace
 from workspace.server_metrics import parse_held, parse_reading
 
 Json = dict[str, Any]
@@ -54,14 +61,20 @@ logger = logging.getLogger(__name__)
 PERIOD: Final = 2.0  # seconds between readings
 
 
+class Server(NamedTuple):
+    """A ready server: its pod's uid, and its URL."""
+
+    uid: str
+    url: str
+
+
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Where to read one Workspace's load: its ready servers with their pods' uids, and its activator, if any."""
+    """Where to read one Workspace's load: its ready servers, and its activator's URL, if any."""
 
     current: int
-    servers: tuple[str, ...]
+    servers: tuple[Server, ...]
     activator: str | None
-    uids: tuple[str, ...] = ()
 
 
 class Scaler:
@@ -104,13 +117,13 @@ async def read_load(
     A server that doesn't respond is missing in the readings: it starts, or is busy.
     """
     places = asyncio.Semaphore(AT_ONCE)
-    pages = await asyncio.gather(*(_reading(session, each, places) for each in targets.servers))
+    pages = await asyncio.gather(*(_reading(session, each.url, places) for each in targets.servers))
     held, trace = await _held(session, targets.activator) if targets.activator else (0, "")
     readings = tuple(each for each in pages if isinstance(each, Reading))
     refused = next((each for each in pages if isinstance(each, RemoteRefused)), None)
     by_server = {
-        uid: each.running
-        for uid, each in zip(targets.uids, pages, strict=False)
+        server.uid: each.running
+        for server, each in zip(targets.servers, pages, strict=True)
         if isinstance(each, Reading)
     }
     return Load(targets.current, len(targets.servers), readings, held, trace, by_server), refused
@@ -210,7 +223,7 @@ class ScalingLoop:
         document = self._runner.cache.workspace(key)
         if document is None:
             return None
-        objects = self._runner.cache.objects(key)
+        objects = own_objects(self._runner.cache.objects(key), str(document["metadata"].get("uid")))
         try:
             workspace = workspace_of(document)
             policy = policy_of(workspace, server_args(workspace, objects))
@@ -228,7 +241,7 @@ class ScalingLoop:
 
 def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
     """The arguments of a Workspace's servers from what keeps them; empty before it exists."""
-    workload = _workload(workspace, objects)
+    workload = own_workload(workspace, find_in(objects))
     if workload is None:
         return ()
     containers = pod_template(workload)["spec"]["containers"]
@@ -238,40 +251,25 @@ def server_args(workspace: Workspace, objects: Sequence[Json]) -> Sequence[str]:
 
 def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
     """Where to read a Workspace's load, from its watched objects."""
-    workload = _workload(workspace, objects)
-    servers = _addresses(workload, objects)
-    holding = _addresses(_find("Deployment", names.activator(workspace.name), objects), objects)
-    beside = _find("Deployment", names.on_demand(workspace.name), objects)
-    parts = (workload, beside if workload and workload["kind"] == "Deployment" else None)
-    current = sum(asked_replicas(each) for each in parts if each)
-    urls, uids = tuple(url for _, url in servers), tuple(uid for uid, _ in servers)
-    return Targets(current, urls, next((url for _, url in holding), None), uids)
+    find = find_in(objects)
+    own = own_workload(workspace, find)
+    current = asked_shares(own, on_demand_beside(own, workspace, find)).total
+    holding = _ready(find("Deployment", names.activator(workspace.name)), objects)
+    return Targets(current, _ready(own, objects), next((each.url for each in holding), None))
 
 
-def _addresses(workload: Json | None, objects: Sequence[Json]) -> tuple[tuple[str, str], ...]:
-    """The uids and URLs of a workload's ready servers, each at its own version's port."""
+def _ready(workload: Json | None, objects: Sequence[Json]) -> tuple[Server, ...]:
+    """A workload's ready servers, each at its own version's port."""
     if workload is None:
         return ()
     selector = server_labels(workload)
     # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
     return tuple(
-        (str(pod["metadata"].get("uid")), url)
+        Server(str(pod["metadata"].get("uid")), url)
         for pod in objects
         if pod["kind"] == "Pod" and is_ready(pod) and has_labels(pod, selector)
         for url in server_urls(pod)
     )
-
-
-def _workload(workspace: Workspace, objects: Sequence[Json]) -> Json | None:
-    """The Workspace's own Deployment or LeaderWorkerSet; of both, while one replaces the other, that of the spec."""
-    deployment = _find("Deployment", workspace.name, objects)
-    groups = _find("LeaderWorkerSet", names.group(workspace.name), objects)
-    return (groups or deployment) if workspace.spec.resources.nodes > 1 else (deployment or groups)
-
-
-def _find(kind: str, name: str, objects: Sequence[Json]) -> Json | None:
-    found = (each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
-    return next(found, None)
 
 
 async def _reading(

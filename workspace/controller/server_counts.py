@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workspace.controller.cluster_state import CachedState, is_on_demand
-from workspace.controller.objects import has_labels, is_ready
+from workspace.controller.objects import as_started, group_of, has_labels, is_ready
 from workspace.controller.observed import Annotate, Delete, Observed
 from workspace.controller.pod_marks import (
     COST,
@@ -32,7 +32,6 @@ from workspace.controller.replica_goal import is_external, is_scaled_elsewhere
 from workspace.controller.revisions import Revision
 from workspace.controller.shares import Shares, moved
 from workspace.node_demands import is_spot
-from workspace.provisioning_spec import Provisioner
 from workspace.render import names
 from workspace.schema import Workspace
 
@@ -84,9 +83,7 @@ def pod_marks(
 ) -> list[Annotate]:
     """The annotations of servers and pre-warm pods to write. `deployed` are the Deployments' numbers of replicas."""
     # A StatefulSet, which keeps groups, has an order of its own.
-    alone = [
-        pod for pod in _own_servers(observed) if names.GROUP_INDEX not in pod["metadata"]["labels"]
-    ]
+    alone = [pod for pod in _own_servers(observed) if group_of(pod) is None]
     rest, beside = _divided(alone)
     spot = [node.name for node in observed.nodes if is_spot(node.labels)]
     by_other = workspace.spec.scale is not None and is_scaled_elsewhere(workspace)
@@ -98,7 +95,12 @@ def pod_marks(
         costs |= deletion_costs(
             pods, counts.gone, spot=spot, running=observed.running, ordered=by_other or wanted < there
         )  # fmt: skip
-    pods = [*observed.pods(names.SERVER), *observed.pods(names.PREWARM)]
+    servers = observed.pods(names.SERVER)
+    pods = [
+        *servers,
+        *as_started(observed.pods(names.WORKER), servers),
+        *observed.pods(names.PREWARM),
+    ]
     marked = disruption_marks(pods, counts.gone, observed.mounts, marked=_by_karpenter(workspace))
     return marking(pods, {COST: costs, DO_NOT_DISRUPT: marked})
 
@@ -152,10 +154,8 @@ def _least_ready(
 
 def _makes_nodes(workspace: Workspace) -> bool:
     """Whether something is known to make nodes for pods that fit nowhere."""
-    provisioning = workspace.spec.resources.provisioning
-    return provisioning is not None and provisioning.by is not Provisioner.NONE
+    return workspace.spec.resources.makes_nodes
 
 
 def _by_karpenter(workspace: Workspace) -> bool:
-    provisioning = workspace.spec.resources.provisioning
-    return provisioning is not None and provisioning.by is Provisioner.KARPENTER
+    return workspace.spec.resources.by_karpenter

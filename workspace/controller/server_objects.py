@@ -1,4 +1,4 @@
-"""The Deployments of servers, from what is decided about their numbers. Pure."""
+"""The Deployments and LeaderWorkerSets of servers, from what is decided about their numbers. Pure."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def candidate_deployments(
 
 
 def asked_shares(own: Json | None, beside: Json | None) -> Shares:
-    """What the own Deployments were asked for."""
+    """What the own Deployments, or the LeaderWorkerSet, were asked for."""
     return Shares(*(asked_replicas(each) if each else 0 for each in (own, beside)))
 
 
 def deployed_shares(own: Json | None, beside: Json | None) -> Shares:
-    """The own Deployments' numbers of replicas, a surplus included."""
+    """Their numbers of replicas, a surplus included."""
     return Shares(*(int(each["spec"].get("replicas", 1)) if each else 0 for each in (own, beside)))

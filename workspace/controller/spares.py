@@ -76,8 +76,7 @@ def spares_of(
     They are among the nodes that could run a server and weren't chosen for one: first those that hold the model, then
     those that are getting it, then those without any Workspace's server, whose GPUs are free.
     """
-    provisioning = workspace.spec.resources.provisioning
-    asked = provisioning.warm_spares if provisioning else 0
+    asked = workspace.spec.resources.warm_spares
     if version is None or not asked or (not goal and workspace.spec.scale is None):
         return Spares()
     state = state_of(version)

@@ -1,4 +1,4 @@
-"""Prepares uninstalling: requires that no pod uses our volumes, and removes labels and taints from nodes.
+"""Prepares uninstalling: requires that no pod uses our volumes, and removes what is ours from nodes.
 
 `users` and node_labels decide; `leave` executes. The controller is stopped first, or it would write the labels again.
 """
@@ -127,7 +127,7 @@ async def _scale(api: KubernetesApi, deployment: Json, replicas: int) -> None:
 
 
 async def _unmark(api: KubernetesApi, name: str) -> bool:
-    """Removes our labels, annotations and taint from a node. Returns whether there were any."""
+    """Removes our labels, annotations, condition and taint from a node. Returns whether there were any."""
     changed = False
     for _ in range(_ATTEMPTS):
         try:

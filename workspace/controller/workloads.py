@@ -5,7 +5,7 @@ A version of the other kind gets an object of its own beside it, and the one bef
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from workspace.controller.cluster_state import server_count
@@ -18,30 +18,42 @@ from workspace.render.kubernetes import SystemSettings
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
+# An object by its kind and name; None where there is none.
+Find = Callable[[str, str], Json | None]
 
 
-def own_workload(workspace: Workspace, observed: Observed) -> Json | None:
+def own_objects(objects: Iterable[Json], uid: str) -> list[Json]:
+    """Pods, and what the Workspace with this uid made. Another's object of a name says nothing of our servers."""
+    return [each for each in objects if each["kind"] == "Pod" or is_owned(each, uid)]
+
+
+def find_in(objects: Iterable[Json]) -> Find:
+    """Finds an object among some by its kind and name."""
+    found = {(each["kind"], each["metadata"]["name"]): each for each in objects}
+    return lambda kind, name: found.get((kind, name))
+
+
+def own_workload(workspace: Workspace, find: Find) -> Json | None:
     """The one that exists; of both kinds, while one replaces the other, that of the spec."""
     found = (
-        _find(observed, "Deployment", workspace.name),
-        _find(observed, groups.KIND, names.group(workspace.name)),
+        find("Deployment", workspace.name),
+        find(groups.KIND, names.group(workspace.name)),
     )
     ordered = reversed(found) if workspace.spec.resources.nodes > 1 else found
     return next((each for each in ordered if each is not None), None)
 
 
-def on_demand_beside(current: Json | None, workspace: Workspace, observed: Observed) -> Json | None:
+def on_demand_beside(current: Json | None, workspace: Workspace, find: Find) -> Json | None:
     """The Deployment of those servers beside the current one's that never run on spot. Groups have none."""
     if current is not None and current["kind"] == groups.KIND:
         return None
-    return _find(observed, "Deployment", names.on_demand(workspace.name))
+    return find("Deployment", names.on_demand(workspace.name))
 
 
-def own_workloads(workspace: Workspace, observed: Observed) -> list[Json]:
+def own_workloads(workspace: Workspace, find: Find) -> list[Json]:
     """All that exist and keep servers that aren't those of a new version beside them."""
-    own = [*names.with_on_demand(workspace.name)]
-    found = [_find(observed, "Deployment", name) for name in own]
-    found.append(_find(observed, groups.KIND, names.group(workspace.name)))
+    found = [find("Deployment", name) for name in names.with_on_demand(workspace.name)]
+    found.append(find(groups.KIND, names.group(workspace.name)))
     return [each for each in found if each is not None]
 
 
@@ -80,27 +92,22 @@ def has_workers(observed: Observed, *versions: Revision | None) -> bool:
     return spans or bool(observed.pods(names.WORKER))
 
 
-def is_missing(version: object, observed: Observed) -> bool:
+def is_missing(version: Revision | None, observed: Observed) -> bool:
     """Whether a version needs a kind of object that the cluster lacks."""
-    spans = isinstance(version, Revision) and version.worker is not None
+    spans = version is not None and version.worker is not None
     return spans and LWS_GROUP not in observed.groups
 
 
-def replaced_workloads(
+def kept_workloads(
     workspace: Workspace, observed: Observed, active: Revision | None, *, goal: int
 ) -> set[Reference]:
-    """The objects of the other kind, while the servers that they keep are needed: until the version to run has all."""
+    """The existing ones whose servers are needed as they are.
+
+    Those of the other kind until the version to run has all of its servers; all, while no version to run is known.
+    """
+    kept = own_workloads(workspace, find_in(own_objects(observed.objects, observed.uid)))
     if active is None:
-        return set()
+        return {reference(each) for each in kept}
     _, ready = server_count(observed, active)
-    needed = ready < goal
-    others = (
-        each for each in own_workloads(workspace, observed) if each["kind"] != kind_of(active)
-    )
-    return {reference(each) for each in others if needed}
-
-
-def _find(observed: Observed, kind: str, name: str) -> Json | None:
-    """Another's object of this name says nothing of our servers."""
-    found = observed.find(kind, name)
-    return found if found is not None and is_owned(found, observed.uid) else None
+    others = (each for each in kept if each["kind"] != kind_of(active))
+    return {reference(each) for each in others if ready < goal}

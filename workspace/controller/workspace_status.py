@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from modelimage.errors import WeightyardError
 from workspace.controller import conditions
@@ -36,9 +35,6 @@ from workspace.sources import NotBuilt
 
 Json = dict[str, Any]
 
-# Characters of an unexpected error in a condition; the log has it whole.
-_MOST_SAID: Final = 300
-
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
@@ -63,6 +59,11 @@ class ReportInput:
     rollout: RolloutStatus | None = None
     new_weight: int = 0
 
+    @property
+    def desired(self) -> Revision | None:
+        """The desired version, where it is known."""
+        return self.target if isinstance(self.target, Revision) else None
+
 
 def report(report_input: ReportInput) -> Json:
     """The whole status."""
@@ -80,7 +81,7 @@ def report(report_input: ReportInput) -> Json:
     )
     found = [*parts, ready]
     generation = int(document["metadata"].get("generation", 1))
-    before = _conditions(document)
+    before = conditions.known(document)
     selector = names.selector(workspace.name, names.SERVER, observed.bound_uid)
     return {
         "observedGeneration": generation,
@@ -92,46 +93,6 @@ def report(report_input: ReportInput) -> Json:
         **startups(report_input.observed, report_input.versions),
         **({"rollout": report_input.rollout.to_document()} if report_input.rollout else {}),
         **({"route": route.to_document()} if route else {}),
-    }
-
-
-def invalid(document: Json, error: WeightyardError, *, now: str) -> Json:
-    """The status of an invalid document: servers keep running, and earlier values stay."""
-    kept = {each["type"] for each in _conditions(document)}
-    problem = conditions.failed(conditions.MODEL_RESOLVED, error)
-    parts = [problem, conditions.ready([problem], done=problem)]
-    parts += [
-        StatusCondition(kind, None, Reason.UNRESOLVED, "The Workspace can't be read.")
-        for kind in (conditions.CACHED, conditions.SCHEDULED, conditions.AVAILABLE)
-        if kind not in kept
-    ]
-    return _with_conditions(document, parts, now=now)
-
-
-def unexpected(document: Json, error: Exception, *, now: str) -> Json | None:
-    """The status after an error that isn't ours: Ready is False, the rest stays. None if that is the status already."""
-    said = f"{type(error).__name__}: {error}"[:_MOST_SAID]
-    problem = StatusCondition(
-        conditions.READY, False, Reason.INTERNAL_ERROR,
-        f"{said}. This is a bug: please report it with the controller's log. Running servers are left unchanged.",
-    )  # fmt: skip
-    status = _with_conditions(document, [problem], now=now)
-    return None if conditions.same(document.get("status") or {}, status) else status
-
-
-def _conditions(document: Json) -> Sequence[Json]:
-    return (document.get("status") or {}).get("conditions") or ()
-
-
-def _with_conditions(document: Json, parts: Sequence[StatusCondition], *, now: str) -> Json:
-    """A document's status in which some conditions are new or replaced; all else stays."""
-    before, generation = _conditions(document), int(document["metadata"].get("generation", 1))
-    merged = conditions.merge(before, parts, generation=generation, now=now)
-    found = {each["type"]: each for each in (*before, *merged)}
-    return {
-        **(document.get("status") or {}),
-        "observedGeneration": generation,
-        "conditions": list(found.values()),
     }
 
 
@@ -158,9 +119,7 @@ def _conflicting(report_input: ReportInput) -> StatusCondition | None:
 
 
 def _version(report_input: ReportInput) -> Json:
-    shown = (
-        report_input.target if isinstance(report_input.target, Revision) else report_input.active
-    )
+    shown = report_input.desired or report_input.active
     cached_state = report_input.cached_state
     if shown is None or cached_state is None:
         return {}
@@ -248,7 +207,7 @@ def _scheduled(report_input: ReportInput) -> StatusCondition:
     if report_input.goal and report_input.active is None:
         text = "Servers are created once the model is resolved."
         return StatusCondition(conditions.SCHEDULED, None, Reason.UNRESOLVED, text)
-    missing = missing_kind(report_input.target, report_input.observed)
+    missing = missing_kind(report_input.desired, report_input.observed)
     if report_input.goal and missing is not None:
         return missing
     return _placed(report_input)
@@ -288,7 +247,7 @@ def _unscheduled(report_input: ReportInput, problem: Problem) -> StatusCondition
             "replicas to 0 and back, which interrupts serving.",
         )  # fmt: skip
     observed = report_input.observed
-    answer = node_answer(observed.pods(names.SERVER), observed.answers)
+    answer = node_answer(serving_pods(observed), observed.answers)
     return StatusCondition(kind, False, problem.reason, f"{problem.message} {answer}".rstrip())
 
 
@@ -371,8 +330,7 @@ def _done(report_input: ReportInput) -> StatusCondition:
 
 def _running(report_input: ReportInput) -> StatusCondition:
     """Whether the servers that should run are ready, all with the desired version, and the activator too."""
-    kind, target = conditions.READY, report_input.target
-    revision = target if isinstance(target, Revision) else None
+    kind, revision = conditions.READY, report_input.desired
     total, ready_count = server_count(report_input.observed, revision)
     everything, _ = server_count(report_input.observed)
     rolling = everything > total

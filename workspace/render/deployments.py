@@ -115,6 +115,6 @@ def _surged(replicas: int, surge: int) -> dict[str, str]:
 
 
 def _queued(workspace: Workspace, name: str) -> Json:
-    """A Deployment's metadata, with the label by which Kueue admits its pods if the spec names a queue."""
+    """Metadata of what keeps servers, with the label by which Kueue admits their pods if the spec names a queue."""
     metadata = meta(workspace, name)
     return {**metadata, "labels": {**metadata["labels"], **queue_label(workspace.spec.resources)}}

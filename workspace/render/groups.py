@@ -86,7 +86,7 @@ def leader_worker_set(
             },
             "rolloutStrategy": {
                 "type": "RollingUpdate",
-                "rollingUpdateConfiguration": {"partition": 0, "maxUnavailable": 0, "maxSurge": 1},
+                "rollingUpdateConfiguration": {"maxUnavailable": 0, "maxSurge": 1},
             },
         },
     }

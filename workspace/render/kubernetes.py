@@ -16,7 +16,8 @@ from workspace.render.groups import group_policy, members
 from workspace.render.pod import container_security, named_values, pod_security
 from workspace.render.quantities import canonical_all
 from workspace.render.trace_settings import TraceSettings
-from workspace.schema import DEFAULT_PORT, Autoscaler, Workspace
+from workspace.scale_spec import Autoscaler
+from workspace.schema import DEFAULT_PORT, Workspace
 
 Json = dict[str, Any]
 

@@ -30,8 +30,7 @@ def spare_nodes(workspace: Workspace, server: Mapping[str, Any], *, gpus: int) -
 
     `server` is the pod template of the version that the spares are for, which asks for `gpus` GPUs.
     """
-    provisioning = workspace.spec.resources.provisioning
-    count = provisioning.warm_spares if provisioning else 0
+    count = workspace.spec.resources.warm_spares
     if not count:
         return []
     name = names.spares(workspace.name)

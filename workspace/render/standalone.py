@@ -12,7 +12,6 @@ from modelimage.reference import LayoutReference, parse_image
 from workspace.hardware import Hardware
 from workspace.node_demands import discovered_terms
 from workspace.node_terms import Term
-from workspace.provisioning_spec import Provisioner
 from workspace.render.quantities import canonical, total_bytes
 from workspace.render.release import Release
 from workspace.schema import Resources, Vendor, Workspace
@@ -67,7 +66,7 @@ def gpu_node_terms(workspace: Workspace, release: Release, hardware: Hardware) -
     resources, gpu = workspace.spec.resources, hardware.gpu
     if not release.plan.gpus or gpu is None or demands_gpu(resources):
         return []
-    if resources.provisioning is not None and resources.provisioning.by is Provisioner.KARPENTER:
+    if resources.by_karpenter:
         return []  # the pod's own affinity has them
     if gpu.vendor is not Vendor.NVIDIA or resources.vendor is not Vendor.NVIDIA:
         return []

@@ -26,9 +26,10 @@ KINDS = {
 SMALL = pool({"key": "karpenter.k8s.aws/instance-gpu-name", "operator": "In", "values": ["t4"]})
 
 
-def asking(nodes: int = 1, **provisioning: Any) -> Json:
+def asking(nodes: int = 1, gpus: int | None = None, **provisioning: Any) -> Json:
     """A Workspace that is served."""
     resources = {"gpu": "L4", "nodes": nodes, "provisioning": provisioning}
+    resources |= {} if gpus is None else {"gpus": gpus}
     document = samples.document("chat", namespace="team", resources=resources)
     status = {"conditions": [{"type": "Ready", "status": "True", "reason": "Ready"}]}
     return {**{k: v for k, v in document.items() if k != "apiVersion"}, "status": status}
@@ -45,6 +46,7 @@ def queue(name: str, active: str, **more: Any) -> Json:
 
 KARPENTER = asking(by="karpenter")
 KUEUE = asking(by="kueue", queue="gpus")
+SPREAD = asking(nodes=2, gpus=8, by="karpenter")
 SPARES = asking(warmSpares=1)
 GROUPS = asking(nodes=2)
 LOCAL = queue("gpus", "True", namespace="team")
@@ -96,6 +98,18 @@ def test_what_would_keep_nodes_from_being_made_is_found(
     assert [each.level.value for each in found] == [level]
     assert says in found[0].seen
     assert found[0].advice
+
+
+def gpus_each(count: str) -> Json:
+    return pool(
+        {"key": "karpenter.k8s.aws/instance-gpu-count", "operator": "In", "values": [count]}
+    )
+
+
+def test_a_pool_is_asked_for_the_gpus_of_one_node() -> None:
+    assert findings(SPREAD, replace(SOUND, pools=[gpus_each("4")])) == []
+    (found,) = findings(SPREAD, replace(SOUND, pools=[gpus_each("2")]))
+    assert "its requirements leave no node" in found.seen
 
 
 def test_cluster_queues_that_may_not_be_read_are_not_missing() -> None:

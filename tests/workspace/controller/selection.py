@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 Json = dict[str, Any]
+_COMMA = re.compile(r",(?![^(]*\))")
+_ANY_OF = re.compile(r"(\S+) in \(([^)]+)\)")
 # Fields besides name and namespace by which a server selects objects of a kind.
 _FIELDS = {
     "Event": (
@@ -24,18 +27,23 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Filter:
-    """Which objects a list or watch is about: a kind, labels with their values, labels that must be there, fields."""
+    """Which objects a list or watch is about: a kind, labels with their values, labels that must be there, fields.
+
+    `any_of` are labels of which one of some values must be there: `name in (a,b)`.
+    """
 
     kind: str
     values: tuple[tuple[str, str], ...]
     present: tuple[str, ...]
     fields: tuple[tuple[str, str], ...] = ()
+    any_of: tuple[tuple[str, frozenset[str]], ...] = ()
 
     @classmethod
     def of(cls, request: web.Request, kind: str) -> Filter:
-        terms = [each for each in request.query.get("labelSelector", "").split(",") if each]
+        terms = [each for each in _COMMA.split(request.query.get("labelSelector", "")) if each]
+        sets = [match for each in terms if (match := _ANY_OF.fullmatch(each))]
         pairs = [each.split("=", 1) for each in terms if "=" in each]
-        present = tuple(each for each in terms if "=" not in each)
+        present = tuple(e for e in terms if "=" not in e and not _ANY_OF.fullmatch(e))
         selected = request.query.get("fieldSelector", "").split(",")
         fields = tuple(
             (name, value) for name, _, value in (s.partition("=") for s in selected if s)
@@ -46,13 +54,16 @@ class Filter:
             *_FIELDS.get(kind, ()),
         }:
             raise web.HTTPBadRequest(text="field label not supported")
-        return cls(kind, tuple((name, value) for name, value in pairs), present, fields)
+        any_of = tuple((found[1], frozenset(found[2].split(","))) for found in sets)
+        return cls(kind, tuple((name, value) for name, value in pairs), present, fields, any_of)
 
     def matches(self, document: Json | None) -> bool:
         if document is None or document["kind"] != self.kind:
             return False
         labels = document["metadata"].get("labels") or {}
         if any(_field(document, name) != value for name, value in self.fields):
+            return False
+        if any(labels.get(name) not in values for name, values in self.any_of):
             return False
         return all(name in labels for name in self.present) and set(self.values) <= set(
             labels.items()

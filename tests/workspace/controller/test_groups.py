@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from tests.workspace.controller.leaderworkersets import GROUP, WORKER
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_fixed_point import MODELS, Controller
 from tests.workspace.render.test_published import problems
+from workspace.controller.node_news import NodeNews
 from workspace.controller.object_cache import WatchCache
 from workspace.controller.objects import has_labels, is_ready, pod_template
+from workspace.controller.pod_marks import DO_NOT_DISRUPT
 from workspace.controller.reasons import Reason
+from workspace.controller.reconcile import reconcile
 from workspace.controller.scaling_loop import find_targets, server_args
 from workspace.document import workspace_of
 from workspace.render import names
@@ -26,6 +30,9 @@ from workspace.render.groups import KIND
 Json = dict[str, Any]
 SPREAD = {"gpu": "H100", "gpus": 4, "nodes": 2}
 GROUPS = names.group(NAME)
+H100 = {
+    "nvidia.com/gpu.memory": "81559", "nvidia.com/gpu.compute.major": "9", "nvidia.com/gpu.compute.minor": "0",
+}  # fmt: skip
 
 
 def made(*nodes: str, gpus: int = 2, **spec: Any) -> Cluster:
@@ -232,6 +239,66 @@ def drain(cluster: Cluster, node: str) -> int:
     return least
 
 
+def by_karpenter(*nodes: str) -> Cluster:
+    """A Workspace whose nodes Karpenter makes; some stand."""
+    cluster = made(*nodes, resources={**SPREAD, "provisioning": {"by": "karpenter"}})
+    for name in nodes:
+        cluster.api.update("Node", "", name, lambda each: each["metadata"]["labels"].update(H100))
+    return cluster
+
+
+def budget(cluster: Cluster) -> Json:
+    found: Json = cluster.api.get("PodDisruptionBudget", NAMESPACE, NAME)["spec"]
+    return {name: value for name, value in found.items() if name != "selector"}
+
+
+def test_karpenter_may_think_of_moving_the_only_group_which_is_then_replaced_first() -> None:
+    cluster = by_karpenter("n1", "n2", "n3", "n4", "n5")
+    cluster.settle()
+    assert budget(cluster) == {"maxUnavailable": 1}
+    (leader,) = cluster.servers()
+    node = leader["spec"]["nodeName"]
+
+    def disrupt(document: Json) -> None:
+        document["spec"]["taints"] = [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]
+
+    # It taints, and waits before it evicts.
+    cluster.api.update("Node", "", node, disrupt)
+    cluster.reconcile()
+    assert budget(cluster) == {"minAvailable": 3}
+    assert drain(cluster, node) == 1
+    cluster.settle()
+    assert budget(cluster) == {"maxUnavailable": 1}
+    assert len(group_pods(cluster)) == 2
+
+
+def test_karpenter_leaves_a_worker_alone_until_its_leader_has_started() -> None:
+    cluster = by_karpenter("n1", "n2")
+    marks: set[tuple[bool, bool]] = set()
+    for _ in range(40):
+        cluster.reconcile()
+        for leader in cluster.servers():
+            for worker in cluster.api.list("Pod", NAMESPACE, {names.ROLE: names.WORKER}):
+                if worker["spec"].get("nodeName"):
+                    annotations = worker["metadata"].get("annotations") or {}
+                    marks.add((is_ready(leader), annotations.get(DO_NOT_DISRUPT) == "true"))
+        cluster.step()
+    assert marks == {(False, True), (True, False)}
+
+
+def test_the_autoscalers_answer_about_a_worker_is_told() -> None:
+    cluster = made("n1")
+    cluster.settle()
+    (worker,) = cluster.api.list("Pod", NAMESPACE, {names.ROLE: names.WORKER})
+    assert worker["spec"].get("nodeName") is None
+    news = NodeNews("The autoscaler makes no node: a limit.", "2026-01-01T00:00:00Z")
+    seen = replace(cluster.observe(), answers={worker["metadata"]["uid"]: news})
+    status = reconcile(seen).status
+    assert status is not None
+    found = next(each for each in status["conditions"] if each["type"] == "Scheduled")
+    assert found["message"].endswith("The autoscaler makes no node: a limit.")
+
+
 @pytest.mark.parametrize("role", [names.SERVER, names.WORKER])
 def test_the_only_group_goes_after_its_replacement_is_ready(role: str) -> None:
     cluster = made("n1", "n2", "n3", "n4", "n5")
@@ -265,7 +332,7 @@ def test_the_scaler_reads_leaders_alone() -> None:
     (leader,) = [pod for pod in objects if has_labels(pod, {WORKER: "0"})]
     found = find_targets(workspace, objects)
     assert found.current == 1
-    assert found.servers == (f"http://{leader['status']['podIP']}:8000",)
+    assert [each.url for each in found.servers] == [f"http://{leader['status']['podIP']}:8000"]
     assert "--pipeline-parallel-size" in server_args(workspace, objects)
 
 

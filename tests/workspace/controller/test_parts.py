@@ -29,7 +29,7 @@ from workspace.controller.nodes import KubeNode, read_rate
 from workspace.controller.object_cache import WatchCache
 from workspace.controller.queue import WorkQueue
 from workspace.controller.runner import Runner
-from workspace.controller.scaling_loop import Targets, find_targets, policy_of
+from workspace.controller.scaling_loop import Server, Targets, find_targets, policy_of
 from workspace.controller.secrets import NamespacedResolver
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
@@ -262,9 +262,14 @@ def test_load_is_read_from_ready_pods_of_either_address_family() -> None:
     # A version is read at its own port, whatever the spec now says.
     workspace = samples.workspace(runtime={"port": 7000})
     assert find_targets(workspace, objects) == Targets(
-        3, ("http://10.0.0.1:9000", "http://[fd00::1]:9000", "http://10.0.0.4:8000"), None,
-        ("uid-a", "uid-b", "uid-d"),
-    )  # fmt: skip
+        3,
+        (
+            Server("uid-a", "http://10.0.0.1:9000"),
+            Server("uid-b", "http://[fd00::1]:9000"),
+            Server("uid-d", "http://10.0.0.4:8000"),
+        ),
+        None,
+    )
 
 
 def test_the_policy_is_the_specs_and_the_batch_is_the_servers() -> None:

@@ -15,7 +15,8 @@ from workspace.controller import scaling_loop
 from workspace.controller.kube_api import KubernetesApi
 from workspace.controller.object_cache import Key, WatchCache
 from workspace.controller.runner import Runner
-from workspace.controller.scaling_loop import PERIOD, ScalingLoop, Targets, read_load
+from workspace.controller.scaling_loop import PERIOD, ScalingLoop, Server, Targets, read_load
+from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.scaler import Load, Reading
 
@@ -71,6 +72,29 @@ def test_a_slow_workspace_is_late_itself_and_holds_up_no_other(
     assert len([record for record in caplog.records if record.exc_info]) == 4
 
 
+@pytest.mark.parametrize(("owner", "current"), [("quick", 3), ("another", 0)])
+def test_anothers_deployment_of_its_name_is_not_scaled(owner: str, current: int) -> None:
+    runner = a_runner(QUICK)
+    scaled = samples.document("quick", namespace="team-b", scale={"min": 1, "max": 4})
+    runner.cache.put({**scaled, "metadata": {**scaled["metadata"], "uid": "quick"}})
+    labels = names.labels("quick", names.SERVER)
+    runner.cache.put({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {
+            "name": "quick", "namespace": "team-b", "labels": labels, "uid": "d",
+            "ownerReferences": [{"uid": owner, "controller": True}],
+        },
+        "spec": {
+            "replicas": 3, "selector": {"matchLabels": names.selector("quick", names.SERVER)},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": []}},
+        },
+    })  # fmt: skip
+    loop = ScalingLoop(runner, None)  # type: ignore[arg-type]
+    found = loop._find(QUICK)
+    assert found is not None
+    assert found[1] == Targets(current, (), None)
+
+
 def test_an_engine_without_queue_metrics_is_told_once() -> None:
     """Otherwise its Workspace would never be scaled, and nothing would say why."""
     pages = [
@@ -94,7 +118,7 @@ def test_an_engine_without_queue_metrics_is_told_once() -> None:
         seen: list[tuple[str | None, int]] = []
         async with aiohttp.ClientSession() as session:
             while pages:
-                _, unread = await read_load(session, Targets(1, (url,), None))
+                _, unread = await read_load(session, Targets(1, (Server("a", url),), None))
                 runner.note_unread(QUICK, unread)
                 known = runner.wanted.unread.get(QUICK)
                 seen.append((known and known.message, len(runner.queue)))
@@ -156,7 +180,8 @@ def test_the_servers_of_one_workspace_are_read_a_few_at_a_time() -> None:
         await site.start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            load, unread = await read_load(session, Targets(1, tuple([url] * 100), None))
+            servers = tuple(Server(str(number), url) for number in range(100))
+            load, unread = await read_load(session, Targets(1, servers, None))
         await runner.cleanup()
         assert load.waiting == 200
         assert unread is None

@@ -12,6 +12,7 @@ from cache_agent.api.shared_names import STARTUP_TAINT
 from modelimage.errors import InUse, TimedOut
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
+from tests.workspace.controller.rbac import Rights
 from weightyard.cli import main
 from weightyard.commands import cleanup as command
 from workspace.controller.kube_api import KubernetesApi
@@ -47,7 +48,11 @@ def node(name: str, *, marked: bool) -> Json:
 
 @pytest.fixture
 def api() -> FakeApi:
-    """Two marked nodes, one not, and a controller with one pod."""
+    return marked_cluster()
+
+
+def marked_cluster() -> FakeApi:
+    """Two marked nodes, one of them with the condition, one not, and a controller with one pod."""
     made = FakeApi()
     for each in (node("n1", marked=True), node("n2", marked=False), node("n3", marked=True)):
         made.create(each)
@@ -69,14 +74,18 @@ def api() -> FakeApi:
     return made  # fmt: skip
 
 
-def run(api: FakeApi, release: Installation, *, while_waiting: Callable[[], None]) -> Removed:
-    """Leave the cluster; each wait lets it go on."""
+def run(
+    api: FakeApi, release: Installation, *, while_waiting: Callable[[], None], allows: Rights | None = None
+) -> Removed:  # fmt: skip
+    """Leave the cluster; each wait lets it go on. `allows` are the caller's rights; all, unless given."""
 
     async def sleep(_: float) -> None:
         while_waiting()
 
     async def body() -> Removed:
         async with HttpApi(api, keda=False) as served, served.client() as client:
+            if allows is not None:
+                served.callers.allows = allows
             return await leave(KubernetesApi(client), release, sleep=sleep)
 
     return asyncio.run(body())

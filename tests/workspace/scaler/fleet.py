@@ -18,8 +18,8 @@ import aiohttp
 from tests.servers.process import ServerProcess, child_environment, free_port
 from workspace.activator.gate import QueueLimits
 from workspace.activator.proxy import Activator, ProxyOptions, serve
-from workspace.controller.scaling_loop import Scaler, Targets, read_load
-from workspace.scaler import Policy
+from workspace.controller.scaling_loop import Scaler, Server, Targets, read_load
+from workspace.scaler import Load, Policy
 
 Command = Callable[[int], Sequence[str]]  # of a port
 
@@ -58,7 +58,9 @@ class Fleet:
         scaler = Scaler(self.policy)
         for number in itertools.count():
             await self._probe(session)
-            targets = Targets(len(self.replicas), tuple(self.serving()), activator)
+            targets = Targets(
+                len(self.replicas), tuple(Server(url, url) for url in self.serving()), activator
+            )
             answer = scaler.step((await read_load(session, targets))[0], number * self.period)
             while len(self.replicas) < answer.replicas:
                 self._start()
@@ -78,19 +80,21 @@ class Fleet:
 
     async def _drain(self, session: aiohttp.ClientSession) -> None:
         """Take the least busy replica out, let it finish, stop it: what preStop does in a pod."""
-        loads = [
-            (await read_load(session, Targets(1, (each.url,), None)))[0] for each in self.replicas
-        ]
+        loads = [await self._load_of(session, each) for each in self.replicas]
         index = min(range(len(loads)), key=lambda i: loads[i].running + loads[i].waiting)
         replica = self.replicas[index]
         replica.ready, replica.leaving = False, True
         busy = True
         while busy:
             await asyncio.sleep(self.period)  # requests on their way to it arrive first
-            found, _ = await read_load(session, Targets(1, (replica.url,), None))
+            found = await self._load_of(session, replica)
             busy = bool(found.running + found.waiting)
         await asyncio.to_thread(replica.process.stop)
         self.replicas.remove(replica)
+
+    async def _load_of(self, session: aiohttp.ClientSession, replica: Replica) -> Load:
+        found, _ = await read_load(session, Targets(1, (Server(replica.url, replica.url),), None))
+        return found
 
     async def _probe(self, session: aiohttp.ClientSession) -> None:
         """Readiness of those that aren't ready yet. A dead process is an error of the test."""
