@@ -12,6 +12,8 @@ from typing import Any, Final
 import yaml
 
 from cache_agent.api.shared_names import CSI_DRIVER
+from workspace.node_demands import GPU_PRESENT
+from workspace.render.karpenter import pool_taints
 from workspace.render.release import Release
 from workspace.render.standalone import undemanded_gpu
 from workspace.schema import Workspace
@@ -40,7 +42,7 @@ _EXPLAINED: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "karpenter": (
         "Karpenter (karpenter.sh/v1) and the node class that nodeClassRef names.",
-        "Weightyard's chart: its agents tolerate the taints, and its controller takes the startup taint away.",
+        "Weightyard's chart: its agents tolerate the startup taint, and its controller takes it away.",
     ),
     "up": (),
 }  # fmt: skip
@@ -108,8 +110,22 @@ def _needs(workspace: Workspace, release: Release, target: str) -> Iterator[str]
             yield f"{missing}."
         elif release.plan.gpus:
             yield "nodes labelled by GPU feature discovery, or as nodeSelector says."
+    elif target == "karpenter":
+        yield from _agents(workspace, gpus=release.plan.gpus)
     elif target == "compose":
         yield from (f"the variable {name} in the environment." for name, _ in secrets)
+
+
+def _agents(workspace: Workspace, *, gpus: int) -> Iterator[str]:
+    """What the chart must say for agents to run on the pool's nodes: without one the startup taint stays."""
+    own = [each["key"] for each in pool_taints(workspace, gpus=0)]
+    if own:
+        yield f"agents that tolerate {', '.join(own)}: agent.tolerations of the chart."
+    if not gpus:
+        yield (
+            f"agents on nodes without a GPU: agent.nodeSelector of the chart with a label that they have, or {GPU_PRESENT}:"
+            " null there for every node."
+        )
 
 
 def _metrics(target: str, scraped_from: str | None) -> Iterator[str]:
