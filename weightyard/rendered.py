@@ -123,8 +123,8 @@ def _agents(workspace: Workspace, *, gpus: int) -> Iterator[str]:
         yield f"agents that tolerate {', '.join(own)}: agent.tolerations of the chart."
     if not gpus:
         yield (
-            f"agents on nodes without a GPU: agent.nodeSelector of the chart with a label that they have, or {GPU_PRESENT}:"
-            " null there for every node."
+            "agents on nodes without a GPU: agent.nodeSelector of the chart with a label that they have, or"
+            f" {GPU_PRESENT}: null there for every node."
         )
 
 

@@ -119,7 +119,9 @@ def pool_taints(workspace: Workspace, *, gpus: int) -> list[Json]:
     """
     resources = workspace.spec.resources
     vendor = RESOURCE_NAMES[resources.vendor]
-    found = {vendor: {"key": vendor, "value": "true", "effect": _NO_SCHEDULE}} if gpus else {}
+    found: dict[str, Json] = {}
+    if gpus:
+        found[vendor] = {"key": vendor, "value": "true", "effect": _NO_SCHEDULE}
     for each in resources.tolerations:
         named = each.key and each.operator == "Equal" and each.value
         if not named or each.effect not in (None, _NO_SCHEDULE) or each.key in SPOT_TAINTS:
