@@ -79,7 +79,7 @@ def test_compute_dtype(gpu: Gpu | None, dtype: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("H-100", "'H100'"), ("a100 80g", "'A100-80GB'"), ("zzz", "known GPU")]
+    ("name", "meant"), [("H-100", "'H100'"), ("L-40S", "'L40S'"), ("zzz", "known GPU")]
 )
 def test_an_unknown_gpu_is_told_with_its_field_and_what_is_like_it(name: str, meant: str) -> None:
     with pytest.raises(InvalidInput, match=r"spec\.resources\.gpu: ") as caught:
