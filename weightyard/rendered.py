@@ -12,9 +12,13 @@ from typing import Any, Final
 import yaml
 
 from cache_agent.api.shared_names import CSI_DRIVER
+from workspace.launch_plan import LaunchPlan
+from workspace.node_demands import GPU_PRESENT
+from workspace.provisioning_spec import Provisioner
+from workspace.render.karpenter import pool_taints
 from workspace.render.release import Release
 from workspace.render.standalone import undemanded_gpu
-from workspace.schema import Workspace
+from workspace.schema import Autoscaler, Workspace
 
 Json = dict[str, Any]
 _WIDTH: Final = 120
@@ -40,10 +44,26 @@ _EXPLAINED: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "karpenter": (
         "Karpenter (karpenter.sh/v1) and the node class that nodeClassRef names.",
-        "Weightyard's chart: its agents tolerate the taints, and its controller takes the startup taint away.",
+        "Weightyard's chart: its agents tolerate the startup taint, and its controller takes it away.",
     ),
     "up": (),
 }  # fmt: skip
+
+
+_CLUSTERS: Final = ("kubernetes", "llm-d")
+# By field, the targets whose files leave it out; `scale` and `replicas` depend on their values too.
+_NO_EFFECT: Final[Mapping[str, tuple[str, ...]]] = {
+    "route": (*_CLUSTERS, "compose"),
+    "rollout": (*_CLUSTERS, "compose"),
+    "scale": ("llm-d", "compose"),
+    "placement": ("compose",),
+    "tenancy": ("llm-d", "compose"),
+    "resources.nodeSelector": ("compose",),
+    "resources.tolerations": ("compose",),
+    "resources.provisioning": ("compose",),
+    "resources.provisioning.queue": ("llm-d",),
+    "resources.provisioning.warmSpares": _CLUSTERS,
+}
 
 
 class _Plain(yaml.SafeDumper):
@@ -84,11 +104,11 @@ def header(
     plan = release.plan
     return [
         f"Rendered by weightyard {version} for {target}; change {file} and render it again.",
-        f"Workspace {workspace.name}: {release.model}, variant {plan.variant},"
-        f" {f'{plan.gpus} GPU(s)' if plan.gpus else 'no GPU'}.",
+        f"Workspace {workspace.name}: {release.model}, variant {plan.variant}, {_gpus(plan)}.",
         *(f"Adapter {name}: {each.image}." for name, each in sorted(release.adapters.items())),
         *(f"Needs: {each}" for each in _EXPLAINED[target]),
         *(f"Needs: {each}" for each in _needs(workspace, release, target)),
+        *_without_effect(workspace, target),
         *_metrics(target, scraped_from),
         *(
             ["For reading: the command that `weightyard up` starts on this machine."]
@@ -108,8 +128,74 @@ def _needs(workspace: Workspace, release: Release, target: str) -> Iterator[str]
             yield f"{missing}."
         elif release.plan.gpus:
             yield "nodes labelled by GPU feature discovery, or as nodeSelector says."
+        yield from _others(workspace, release, target)
+    elif target == "karpenter":
+        yield from _agents(workspace, gpus=release.plan.gpus)
     elif target == "compose":
         yield from (f"the variable {name} in the environment." for name, _ in secrets)
+
+
+def _others(workspace: Workspace, release: Release, target: str) -> Iterator[str]:
+    """Programs that others install: they make nodes and groups, admit pods, and scale."""
+    provisioning, scale = workspace.spec.resources.provisioning, workspace.spec.scale
+    if provisioning and provisioning.by is Provisioner.KARPENTER:
+        yield "Karpenter with a NodePool that fits, such as `weightyard render --to karpenter` makes of the same file."
+    if target != "kubernetes":
+        return
+    if provisioning and provisioning.queue:
+        yield f"Kueue, and its LocalQueue {provisioning.queue} in the namespace."
+    if release.plan.nodes > 1:
+        yield "LeaderWorkerSet (leaderworkerset.x-k8s.io)."
+    if scale and scale.by is Autoscaler.HPA:
+        yield "an adapter that offers the servers' metrics to HorizontalPodAutoscalers (custom.metrics.k8s.io)."
+    if scale and scale.by is Autoscaler.KEDA:
+        yield f"KEDA (keda.sh), and the Prometheus {scale.prometheus}."
+
+
+def _gpus(plan: LaunchPlan) -> str:
+    if not plan.gpus:
+        return "no GPU"
+    of_each = f"{plan.node_gpus} GPU{'s' if plan.node_gpus > 1 else ''}"
+    return f"{plan.nodes} nodes of {of_each}" if plan.nodes > 1 else of_each
+
+
+def _without_effect(workspace: Workspace, target: str) -> Iterator[str]:
+    """The fields that the spec gives and that the rendered file leaves out."""
+    spec = workspace.to_document()["spec"]
+    found = [
+        path
+        for path, targets in _NO_EFFECT.items()
+        if target in targets and _given(spec, path.split(".")) not in (None, {}, [])
+    ]
+    scale = workspace.spec.scale
+    if target == "kubernetes" and scale and scale.by is Autoscaler.BUILTIN:
+        found.append("scale")
+    if target == "compose" and (workspace.spec.replicas or 1) > 1:
+        found.append("replicas")
+    without = "without the controller" if target == "kubernetes" else f"for {target}"
+    if found:
+        yield f"No effect {without}: {', '.join(found)}."
+    if scale and "scale" in found and target != "compose":
+        yield f"Replicas: {max(1, scale.min)}, and nothing scales them."
+
+
+def _given(document: Json, path: Sequence[str]) -> Any:
+    found: Any = document
+    for step in path:
+        found = found.get(step) if isinstance(found, dict) else None
+    return found
+
+
+def _agents(workspace: Workspace, *, gpus: int) -> Iterator[str]:
+    """What the chart must say for agents to run on the pool's nodes: without one the startup taint stays."""
+    own = [each["key"] for each in pool_taints(workspace, gpus=0)]
+    if own:
+        yield f"agents that tolerate {', '.join(own)}: agent.tolerations of the chart."
+    if not gpus:
+        yield (
+            "agents on nodes without a GPU: agent.nodeSelector of the chart with a label that they have, or"
+            f" {GPU_PRESENT}: null there for every node."
+        )
 
 
 def _metrics(target: str, scraped_from: str | None) -> Iterator[str]:

@@ -5,8 +5,12 @@ A topic imports what it shows when it is asked for. Hints of errors name topics,
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _IMAGES: Final = """\
 registry.example/team/model:tag      in a registry; without a tag, latest
@@ -26,6 +30,24 @@ Let the controller read a pull secret of a namespace:
   kubectl --namespace NAMESPACE create rolebinding weightyard-pull-secrets \\
     --clusterrole=weightyard-weightyard-controller-secrets --serviceaccount=weightyard:weightyard-controller"""
 
+_NODES: Final = """\
+Nodes that Karpenter, the Cluster Autoscaler or Kueue make, in spec of a Workspace:
+  resources:
+    gpu: L4
+    provisioning: {by: karpenter, capacity: {spot: preferred, onDemandMinimum: 1}, warmSpares: 1}
+The NodePool for them:
+  weightyard render workspace.yaml --to karpenter --node-class EC2NodeClass/gpu
+Why a server has no node:
+  weightyard explain WORKSPACE -n NAMESPACE
+A model that fits no single node: resources.nodes."""
+_ROLLOUTS: Final = """\
+How one version replaces another, in spec of a Workspace:
+  rollout:
+    strategy: canary
+    steps: [{weight: 10}, {analysis: {seconds: 300}}, {weight: 50}, {pause: {}}]
+What it does now, and by hand:
+  weightyard rollout status|pause|resume|promote|abort|undo WORKSPACE -n NAMESPACE"""
+
 
 def _workspace() -> str:
     from workspace.starter import starter  # noqa: PLC0415
@@ -35,6 +57,29 @@ def _workspace() -> str:
         "spec": {"model": {"hub": "org/name"}},
     }  # fmt: skip
     return starter(document, file="workspace.yaml").rstrip("\n")
+
+
+def _nodes() -> str:
+    from workspace.provisioning_spec import Provisioning  # noqa: PLC0415
+
+    return f"{_NODES}\n\n{_described(Provisioning, 'resources.provisioning')}"
+
+
+def _rollouts() -> str:
+    from workspace.rollout_spec import Rollout  # noqa: PLC0415
+
+    return f"{_ROLLOUTS}\n\n{_described(Rollout, 'rollout')}"
+
+
+def _described(kind: type[BaseModel], above: str) -> str:
+    """The fields of a part of spec, each with its default and what it means."""
+    from workspace.starter import described  # noqa: PLC0415
+
+    lines = []
+    for path, text, default in described(kind, above):
+        lines.append(path + (f" ({default})" if default else ""))
+        lines += textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
 def _gpus() -> str:
@@ -84,7 +129,12 @@ def _install() -> str:
 
 # Name -> summary and page.
 TOPICS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
-    "workspace": ("Every common field of a Workspace, with examples.", _workspace),
+    "workspace": (
+        "Every common field of a Workspace, with examples; `nodes` and `rollouts` have theirs.",
+        _workspace,
+    ),
+    "nodes": ("Nodes that come when needed: spot, floors, spares.", _nodes),
+    "rollouts": ("How a new version replaces another: steps, analysis, probes.", _rollouts),
     "images": ("How images and sources of weights are written.", lambda: _IMAGES),
     "gpus": ("The GPUs that spec.resources.gpu names.", _gpus),
     "settings": ("The agent's settings.", _settings),

@@ -22,6 +22,7 @@ from cache_agent.api.crd_schema import (
     model_schema,
 )
 from cache_agent.api.kube_objects import GENERATION, Conditions, Count, Reported, ReportedLine
+from workspace.rollout_spec import FILLABLE, PLACEHOLDERS
 from workspace.rollout_status import RolloutStatus, RouteStatus
 from workspace.schema import KIND, MOST_GROUP_NAME, Spec
 from workspace.startup import MOST_STARTS, Startup
@@ -78,7 +79,7 @@ RULES: Final[Rules] = {
         (
             f"!({_SPREAD.format('self.')}) || !has(self.rollout) || !has(self.rollout.strategy) || "
             "self.rollout.strategy == 'rolling'",
-            "with resources.nodes above 1, rollout.strategy is rolling",
+            "with resources.nodes above 1 servers are replaced by strategy: rolling alone: leave strategy out",
         ),
         (
             f"!({_SPREAD.format('self.')}) || !has(self.resources.provisioning) || "
@@ -132,8 +133,12 @@ RULES: Final[Rules] = {
     ),
     ("resources", "provisioning"): (
         (
-            "has(self.queue) == (has(self.by) && self.by == 'kueue')",
-            "queue goes with by: kueue, and by: kueue needs one",
+            "!has(self.by) || self.by != 'kueue' || has(self.queue)",
+            "by: kueue needs queue, the LocalQueue that admits the servers",
+        ),
+        (
+            "!has(self.queue) || has(self.by) && self.by == 'kueue'",
+            "queue is for by: kueue: give that, or leave queue out",
         ),
     ),
     ("resources", "provisioning", "capacity"): (
@@ -145,6 +150,10 @@ RULES: Final[Rules] = {
     **dict.fromkeys(_LABELS, (LABEL_KEYS,)),
     ("rollout", "analysis", "queries", "[]"): (
         ("has(self.atMost) != has(self.atLeast)", "give exactly one of atMost and atLeast"),
+        (
+            f"self.query.matches('{FILLABLE}')",
+            f"unknown placeholder; known are {', '.join(f'{{{{{each}}}}}' for each in PLACEHOLDERS)}",
+        ),
     ),
     ("rollout", "steps", "[]"): (
         (
@@ -160,9 +169,14 @@ RULES: Final[Rules] = {
     ),
     ("rollout",): (
         (
-            "!has(self.analysis) || !has(self.analysis.probes) || "
+            "!has(self.analysis) || !has(self.analysis.probes) && "
+            "(!has(self.analysis.queries) || self.analysis.queries.size() == 0) || "
             "has(self.strategy) && !(self.strategy in ['rolling', 'external'])",
-            "analysis.probes are for strategy: canary or blueGreen",
+            "analysis.probes and analysis.queries are for strategy: canary or blueGreen",
+        ),
+        (
+            "!has(self.keepSeconds) || has(self.strategy) && self.strategy == 'blueGreen'",
+            "keepSeconds is for strategy: blueGreen",
         ),
         (
             "!has(self.steps) || self.steps.size() == 0 || "
@@ -178,6 +192,11 @@ RULES: Final[Rules] = {
             "!has(self.steps) || self.steps.size() == 0 || !has(self.strategy) || self.strategy != 'canary' || "
             "has(self.steps[0].weight)",
             "the first of steps must be a weight: before it no request tells anything",
+        ),
+        (
+            "!has(self.steps) || "
+            "self.steps.filter(step, has(step.weight)).map(step, step.weight).isSorted()",
+            "weights of steps never fall: let each be at least the one before",
         ),
     ),
     ("route",): (

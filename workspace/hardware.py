@@ -7,6 +7,7 @@ schemes. CPUs are in `modelimage.cpus`.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -207,14 +208,22 @@ def _asked_gpu(resources: Resources) -> Gpu:
         name = resources.gpu or resources.mig_profile or "GPU"
         return Gpu(name, memory, known.capability if known else 0, resources.vendor)
     if resources.gpu:
+        close = _close_gpu(resources.gpu)
         raise InvalidInput(
-            f"the GPU {resources.gpu!r} isn't in the table of known ones",
-            hint="Set spec.resources.gpuMemory beside it, such as 24Gi.",
+            f"spec.resources.gpu: {resources.gpu!r} isn't a known GPU{f'; did you mean {close!r}?' if close else ''}",
+            hint="`weightyard help gpus` lists them; for another one give spec.resources.gpuMemory too, such as 24Gi.",
         )
     raise InvalidInput(
         "the spec names no GPU, so no variant can be chosen",
         hint="Set spec.resources.gpu (such as L4) or spec.resources.gpuMemory, or gpus: 0 for a CPU server.",
     )
+
+
+def _close_gpu(name: str) -> str | None:
+    """The table's name that is written most like this one, signs between letters aside."""
+    known = {"".join(_words(gpu.name)): gpu.name for gpu in _KNOWN}
+    close = difflib.get_close_matches("".join(_words(name)), known, n=1)
+    return known[close[0]] if close else None
 
 
 def _mig_memory(profile: str) -> int:

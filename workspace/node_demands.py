@@ -27,8 +27,8 @@ _SPOT_LABELS: Final[Mapping[str, str]] = {
     "cloud.google.com/gke-spot": "true",
     "kubernetes.azure.com/scalesetpriority": "spot",
 }
-# The taints that keep other pods off them.
-_SPOT_TAINTS: Final = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
+# The taints that keep other pods off them; the chart's agents tolerate them too.
+SPOT_TAINTS: Final = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
 # Below the preference for nodes that hold the model.
 _SPOT_WEIGHT: Final = 50
 _REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -37,6 +37,8 @@ _PREFERRED: Final = "preferredDuringSchedulingIgnoredDuringExecution"
 _MEMORY: Final = "nvidia.com/gpu.memory"
 _MAJOR: Final = "nvidia.com/gpu.compute.major"
 _MINOR: Final = "nvidia.com/gpu.compute.minor"
+# That a node has NVIDIA GPUs, by GPU feature discovery; the chart's agents select by it.
+GPU_PRESENT: Final = "nvidia.com/gpu.present"
 # Kueue admits the pods of a Deployment with this label, and of its template.
 _QUEUE: Final = "kueue.x-k8s.io/queue-name"
 # Drivers keep some of a card's memory: an H100 of 80 GiB has the label 81559, an A10 of 22.5 GiB 23028.
@@ -48,11 +50,15 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """A Karpenter provider's labels of an instance type's GPUs. `names` are its names of those in our table."""
+    """A Karpenter provider's labels of an instance type's GPUs.
+
+    `names` are its names of those in our table, `sizes` the numbers of GPUs that its instance types have of each name.
+    """
 
     name: str
     count: str
     names: Mapping[str, tuple[str, ...]]
+    sizes: Mapping[str, tuple[int, ...]]
     memory: str | None = None  # MiB of one GPU
     node_class: tuple[str, str] = field(default=("", ""))  # group and kind
 
@@ -62,21 +68,31 @@ _AWS_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "A100": ("a100",), "A100-80GB": ("a100",), "H100": ("h100",), "H200": ("h200",), "B200": ("b200",),
     "B300": ("b300",), "RTX-PRO-6000": ("rtx-pro-server-6000",),
 }  # fmt: skip
+# Of the instance types in Karpenter's reference: g4dn, p3, g5, g6, g6e, p4d and p4de, p5, p5e and p5en, p6, g7e.
+_AWS_SIZES: Final[Mapping[str, tuple[int, ...]]] = {
+    "t4": (1, 4, 8), "v100": (1, 4, 8), "a10g": (1, 4, 8), "l4": (1, 4, 8), "l40s": (1, 4, 8), "a100": (8,),
+    "h100": (1, 8), "h200": (8,), "b200": (8,), "b300": (8,), "rtx-pro-server-6000": (1, 2, 4, 8),
+}  # fmt: skip
 # Azure's A10 may be a part of a card, and its A100 of either size, so neither is asked for by name alone.
 _AZURE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "T4": ("T4",), "V100-16GB": ("V100",), "A100": ("A100",), "H100": ("H100",), "H200": ("H200",),
 }  # fmt: skip
+# Of Azure's pages on its sizes: NCasT4_v3, NCv3 and NDv2, NCads_A100_v4 and ND_A100_v4, NCads_H100_v5 and ND_H100_v5,
+# ND_H200_v5.
+_AZURE_SIZES: Final[Mapping[str, tuple[int, ...]]] = {
+    "T4": (1, 4), "V100": (1, 2, 4, 8), "A100": (1, 2, 4, 8), "H100": (1, 2, 8), "H200": (8,),
+}  # fmt: skip
 CLOUDS: Final = (
     Cloud(
-        "karpenter.k8s.aws/instance-gpu-name", "karpenter.k8s.aws/instance-gpu-count", _AWS_NAMES,
+        "karpenter.k8s.aws/instance-gpu-name", "karpenter.k8s.aws/instance-gpu-count", _AWS_NAMES, _AWS_SIZES,
         "karpenter.k8s.aws/instance-gpu-memory", ("karpenter.k8s.aws", "EC2NodeClass"),
     ),
     Cloud(
-        "eks.amazonaws.com/instance-gpu-name", "eks.amazonaws.com/instance-gpu-count", _AWS_NAMES,
+        "eks.amazonaws.com/instance-gpu-name", "eks.amazonaws.com/instance-gpu-count", _AWS_NAMES, _AWS_SIZES,
         "eks.amazonaws.com/instance-gpu-memory", ("eks.amazonaws.com", "NodeClass"),
     ),
     Cloud(
-        "karpenter.azure.com/sku-gpu-name", "karpenter.azure.com/sku-gpu-count", _AZURE_NAMES,
+        "karpenter.azure.com/sku-gpu-name", "karpenter.azure.com/sku-gpu-count", _AZURE_NAMES, _AZURE_SIZES,
         node_class=("karpenter.azure.com", "AKSNodeClass"),
     ),
 )  # fmt: skip
@@ -143,7 +159,7 @@ def capacity_tolerations(provisioning: Provisioning | None) -> list[Json]:
     """The tolerations of the taints that clouds put on spot nodes."""
     if _spot(provisioning) in (None, Spot.NEVER):
         return []
-    return [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in _SPOT_TAINTS]
+    return [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in SPOT_TAINTS]
 
 
 def queue_label(resources: Resources) -> dict[str, str]:
@@ -158,6 +174,15 @@ def gpu_terms(gpu: Gpu, count: int, clouds: tuple[Cloud, ...] = CLOUDS) -> list[
     Of clouds that have none of them there is no term.
     """
     return [term for cloud in clouds for term in _of_cloud(cloud, gpu, count)]
+
+
+def smallest_node(cloud: Cloud, gpu: Gpu, count: int) -> int | None:
+    """GPUs of the cloud's smallest instance type for a server with `count` of them: of this GPU if it has that, else of
+    one that is no smaller and no older. None if all are too small."""
+    for names in (cloud.names.get(gpu.name, ()), _fitting(cloud, gpu)):
+        if sizes := [size for name in names for size in cloud.sizes[name] if size >= count]:
+            return min(sizes)
+    return None
 
 
 def discovered_terms(gpu: Gpu) -> list[Term]:
@@ -221,8 +246,9 @@ def _capabilities(gpu: Gpu) -> list[Term]:
     return [[is_in(_MAJOR, [str(major)]), is_above(_MINOR, minor - 1)], [is_above(_MAJOR, major)]]
 
 
-def _of_cloud(cloud: Cloud, gpu: Gpu, count: int) -> list[Term]:
-    fitting = sorted(
+def _fitting(cloud: Cloud, gpu: Gpu) -> list[str]:
+    """The cloud's names of GPUs that are no smaller and no older."""
+    return sorted(
         {
             name
             for known, names in cloud.names.items()
@@ -231,6 +257,10 @@ def _of_cloud(cloud: Cloud, gpu: Gpu, count: int) -> list[Term]:
             for name in names
         }
     )
+
+
+def _of_cloud(cloud: Cloud, gpu: Gpu, count: int) -> list[Term]:
+    fitting = _fitting(cloud, gpu)
     if not fitting:
         return []
     # A node with fewer GPUs can't take the server; Gt is the operator that Kubernetes' pods have.

@@ -19,7 +19,7 @@ Json = dict[str, Any]
 GROUP: Final = "karpenter.sh"
 POOL_LABEL: Final = "karpenter.sh/nodepool"
 # Labels that come with instance types and places, beside those of the pool's cloud: in the domain of its node class.
-_OFFERED: Final = (
+OFFERED: Final = (
     "kubernetes.io/arch", "kubernetes.io/os", "node.kubernetes.io/instance-type", "topology.kubernetes.io/zone",
     "topology.kubernetes.io/region", CAPACITY_TYPE,
 )  # fmt: skip
@@ -66,7 +66,7 @@ def _conflict(asked: Term, given: Term, domain: str) -> str:
     for key in dict.fromkeys(each["key"] for each in asked):
         mine = [each for each in asked if each["key"] == key]
         theirs = [each for each in given if each["key"] == key]
-        if not theirs and key not in _OFFERED and not key.startswith(domain):
+        if not theirs and key not in OFFERED and not key.startswith(domain):
             # A label that nobody gives a node: as the scheduler sees a node without it.
             if not match([mine], {}):
                 return str(key)

@@ -67,6 +67,8 @@ class Provisioning(Strict):
 
     @model_validator(mode="after")
     def _queued(self) -> Self:
-        if (self.by is Provisioner.KUEUE) != (self.queue is not None):
-            raise ValueError("queue goes with by: kueue, and by: kueue needs one")
+        if self.by is Provisioner.KUEUE and self.queue is None:
+            raise ValueError("by: kueue needs queue, the LocalQueue that admits the servers")
+        if self.by is not Provisioner.KUEUE and self.queue is not None:
+            raise ValueError("queue is for by: kueue: give that, or leave queue out")
         return self

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from cache_agent.api.kube_objects import NonEmpty, ObjectName, Strict
 from workspace.field_types import as_enum, refuse_repeats
@@ -13,6 +14,9 @@ from workspace.field_types import as_enum, refuse_repeats
 _DAY: Final = 86_400
 _WEEK: Final = 7 * _DAY
 MOST_QUERIES: Final = 8
+PLACEHOLDERS: Final = ("namespace", "workspace", "version", "stable")
+# A query in which no other placeholder occurs, for Python's and Go's regular expressions. PromQL itself has no `{{`.
+FILLABLE: Final = rf"^([^{{]|[{{][^{{]|[{{]?[{{][{{]({'|'.join(PLACEHOLDERS)})[}}][}}])*[{{]?$"
 
 # A share by which a measure may be worse: 0.25 is a quarter.
 Share = Annotated[float, Field(ge=0, le=100)]
@@ -53,6 +57,14 @@ class RolloutStep(Strict):
     )
     pause: Pause | None = None
     analysis: AnalysisStep | None = None
+
+    @field_validator("pause", "analysis", mode="before")
+    @classmethod
+    def _given(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML has null for a name without a value, which would be taken for no step."""
+        if value is None:
+            raise ValueError(f"write `{info.field_name}: {{}}`")
+        return value
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -125,6 +137,14 @@ class QueryCondition(Strict):
     at_most: Bound | None = Field(default=None, description="The highest value that passes.")
     at_least: Bound | None = Field(default=None, description="The lowest value that passes.")
 
+    @field_validator("query")
+    @classmethod
+    def _fillable(cls, query: str) -> str:
+        if not re.search(FILLABLE, query):
+            known = ", ".join(f"{{{{{each}}}}}" for each in PLACEHOLDERS)
+            raise ValueError(f"unknown placeholder; known are {known}")
+        return query
+
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
         if (self.at_most is None) == (self.at_least is None):
@@ -193,8 +213,16 @@ class Rollout(Strict):
     @model_validator(mode="after")
     def _asked_probes(self) -> Self:
         without = self.strategy in (Strategy.ROLLING, Strategy.EXTERNAL)
-        if without and self.analysis.probes is not None:
-            raise ValueError("analysis.probes are for strategy: canary or blueGreen")
+        if without and (self.analysis.probes is not None or self.analysis.queries):
+            raise ValueError(
+                "analysis.probes and analysis.queries are for strategy: canary or blueGreen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kept(self) -> Self:
+        if self.strategy is not Strategy.BLUE_GREEN and "keep_seconds" in self.model_fields_set:
+            raise ValueError("keepSeconds is for strategy: blueGreen")
         return self
 
     @model_validator(mode="after")
@@ -209,4 +237,7 @@ class Rollout(Strict):
             raise ValueError(
                 "the first of steps must be a weight: before it no request tells anything"
             )
+        weights = [each.weight for each in self.steps if each.weight is not None]
+        if weights != sorted(weights):
+            raise ValueError("weights of steps never fall: let each be at least the one before")
         return self

@@ -346,7 +346,9 @@ class Spec(Strict):
         if self.runtime.engine is not Engine.VLLM:
             raise ValueError("resources.nodes above 1 is for the engine vllm")
         if self.rollout.strategy is not Strategy.ROLLING:
-            raise ValueError("with resources.nodes above 1, rollout.strategy is rolling")
+            raise ValueError(
+                "with resources.nodes above 1 servers are replaced by strategy: rolling alone: leave strategy out"
+            )
         return self
 
     @property

@@ -89,6 +89,27 @@ def starter(document: Mapping[str, Any], *, file: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def described(kind: type[BaseModel], above: str) -> Iterator[tuple[str, str, str]]:
+    """Every field of a section, those of its own sections included: its path, its description and its default."""
+    for name, info in kind.model_fields.items():
+        path, nested = f"{above}.{info.alias or name}", _section_of(info)
+        value = None if nested or info.is_required() else _plain(info.default)
+        yield path, _description(info), "" if value is None else json.dumps(value)
+        if nested is not None:
+            yield from described(nested, f"{path}[]" if info.default == () else path)
+
+
+def _section_of(info: FieldInfo) -> type[BaseModel] | None:
+    """The class of a field's value, or of the items of its list, if it has fields of its own."""
+    found: tuple[Any, ...] = (info.annotation,)
+    while found:
+        for each in found:
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                return each
+        found = tuple(inner for each in found for inner in get_args(each))
+    return None
+
+
 def _fields(
     kind: type[BaseModel], values: Mapping[str, Any], above: str, indent: str
 ) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cache_agent.api.shared_names import CSI_DRIVER
+from cache_agent.api.shared_names import CSI_DRIVER, STARTUP_TAINT
 from cache_agent.config.settings_file import parse_config
 from tests.chart.charting import CHART, containers, find, helm, pod_specs, render
 from tests.chart.matrix import MATRIX
@@ -21,6 +21,8 @@ from tests.servers.httpserver import Handler, LoopbackServer
 from tests.workspace.openapi import NEWEST, OLDEST, problems, schema_name
 from weightyard.commands.agent import agent
 from weightyard.commands.controller import controller
+from workspace.render.pod import tolerations as server_tolerations
+from workspace.schema import Resources
 
 Json = dict[str, Any]
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -367,3 +369,12 @@ class AgentStandIn(LoopbackServer):
 
     def __init__(self) -> None:
         self.ready = True
+
+
+def test_agents_run_wherever_servers_may() -> None:
+    """On nodes of spot capacity, and on those that are kept free until the agent has fetched what is pinned."""
+    resources = Resources.model_validate({"provisioning": {"capacity": {"spot": "only"}}})
+    wanted = {each["key"] for each in server_tolerations(resources, gpus=1)}
+    wanted |= {STARTUP_TAINT, "readiness.k8s.io/weightyard-pinned-ready"}
+    found = find(render({"controller": {"nodeConditions": True}}), "DaemonSet", "-agent")
+    assert wanted <= {each["key"] for each in found["spec"]["template"]["spec"]["tolerations"]}

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.layout import Layout
 from tests.weightyard.local import Terminal, workspace
+from tests.workspace import samples
 from weightyard.cli import entries, main
 from weightyard.cli import weightyard as program
 from weightyard.console import Console
 from weightyard.given_workspace import read_workspace, workspace_name
 from weightyard.topics import TOPICS
 from weightyard.workspace_names import workspace_named
+from workspace.schema import Workspace
 
 
 @pytest.mark.parametrize(
@@ -144,6 +148,25 @@ def test_help_has_topics_and_commands() -> None:
     assert json.loads(CliRunner().invoke(program, ["help", "--json"], obj=Console()).output)[
         "topics"
     ]
+
+
+@pytest.mark.parametrize(
+    ("topic", "fields"),
+    [
+        ("nodes", ["resources.provisioning.warmSpares (0)", 'capacity.spot ("preferred")']),
+        ("rollouts", ["rollout.steps[].weight", "maxRegression.timeToFirstToken (0.25)"]),
+    ],
+)
+def test_a_topic_of_fields_tells_each_and_its_example_is_a_workspaces(
+    topic: str, fields: list[str]
+) -> None:
+    text = TOPICS[topic][1]()
+    assert [each for each in fields if each not in text] == []
+    head, *lines = text.splitlines()
+    assert head.endswith("in spec of a Workspace:")
+    example = "\n".join(itertools.takewhile(lambda line: line.startswith("  "), lines))
+    spec = samples.document()["spec"] | yaml.safe_load(example)
+    assert Workspace.model_validate(samples.document() | {"spec": spec})
 
 
 def test_up_and_render_take_a_workspace_alike(

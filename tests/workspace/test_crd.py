@@ -172,6 +172,9 @@ AMOUNTS = st.dictionaries(TEXT, st.sampled_from(["4", "500m", "1e3", "-1", ""]),
 PORTS = st.sampled_from([-1, 0, 8000, 65536])
 SHARES = st.sampled_from([-0.1, 0, 0.5, 1.5, 1001])
 SECONDS = st.sampled_from([-1, 0, 1, 3600, 86_400, 86_401])
+QUERIES = st.lists(
+    st.sampled_from(["{", "}", "{{version}}", "{{stable}}", "{{versoin}}", "a", "=", "\n"]), max_size=4
+).map("".join)  # fmt: skip
 # Each field of a spec, by the class that has it.
 FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     Model: {
@@ -237,16 +240,16 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         "strategy": st.sampled_from(["rolling", "canary", "blueGreen", "external", "other"]),
         "steps": st.lists(
             st.one_of(
-                st.just({"pause": {}}), st.just({"weight": 10}),
+                st.just({"pause": {}}), st.just({"weight": 10}), st.just({"weight": 50}),
                 optional(weight=COUNTS, pause=optional(seconds=SECONDS), analysis=optional(seconds=SECONDS)),
-            ), max_size=2,
+            ), max_size=3,
         ),
         "analysis": optional(
             intervalSeconds=SECONDS, minRequests=COUNTS,
             maxRegression=optional(errorRate=SHARES, timeToFirstToken=SHARES, preemptions=SHARES, queueTime=SHARES),
             queries=st.lists(
                 st.fixed_dictionaries(
-                    {"name": st.sampled_from(["a", "b", "A"]), "query": TEXT},
+                    {"name": st.sampled_from(["a", "b", "A"]), "query": QUERIES},
                     optional={"atMost": SHARES, "atLeast": SHARES},
                 ), max_size=2,
             ),
@@ -324,7 +327,28 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"scale": {"max": 2, "by": "keda"}},
         {"route": {"parentRefs": [{"name": "a"}, {"name": "a", "sectionName": "b"}]}},
         {"rollout": {"strategy": "canary", "steps": [{"weight": 10}, {}]}},
-        {"rollout": {"analysis": {"queries": [{"name": "a", "query": "up"}]}}},
+        {"rollout": {"analysis": {"queries": [{"name": "a", "query": "up", "atMost": 1}]}}},
+        {
+            "rollout": {
+                "strategy": "canary",
+                "analysis": {"queries": [{"name": "a", "query": "up"}]},
+            }
+        },
+        {
+            "rollout": {
+                "strategy": "canary",
+                "analysis": {
+                    "queries": [{"name": "a", "query": "a{b='{{versoin}}'}", "atMost": 1}]
+                },
+            }
+        },
+        {"rollout": {"keepSeconds": 600}},
+        {
+            "rollout": {
+                "strategy": "canary",
+                "steps": [{"weight": 50}, {"pause": {}}, {"weight": 10}],
+            }
+        },
         {"rollout": {"steps": [{"pause": {}}]}},
         {"rollout": {"strategy": "blueGreen", "steps": [{"weight": 10}]}},
         {"rollout": {"strategy": "canary", "steps": [{"pause": {}}, {"weight": 10}]}},

@@ -106,6 +106,10 @@ def test_defaults() -> None:
         ("  resources: {fraction: 0.5, migProfile: 1g.10gb}\n", 8,
          "spec.resources: give fraction or migProfile, not both"),
         ("  resources: {fraction: 0.5, gpus: 2}\n", 8, "spec.resources: a shared GPU means gpus: 1"),
+        ("  resources: {provisioning: {by: kueue}}\n", 8, "spec.resources.provisioning: by: kueue needs queue"),
+        ("  resources: {provisioning: {queue: a}}\n", 8, "spec.resources.provisioning: queue is for by: kueue"),
+        ("  rollout:\n    strategy: canary\n    steps:\n      - {weight: 5}\n      - pause:\n", 12,
+         "spec.rollout.steps[1].pause: write `pause: {}`"),
         ("  resources: {gpus: 8, nodes: 3}\n", 8,
          "spec.resources: gpus are those of all nodes together: make it a multiple of nodes"),
     ],
@@ -195,11 +199,12 @@ env = st.builds(
 labels = st.dictionaries(names, names, max_size=2)
 amounts = st.dictionaries(names, st.sampled_from(["4", "500m", "16Gi"]), max_size=2)
 # Each field of a class; what excludes another field is absent.
+pauses = (st.none() | st.integers(1, 600)).map(
+    lambda seconds: RolloutStep(pause=Pause(seconds=seconds))
+)
 later_steps = st.one_of(
-    st.integers(1, 99).map(lambda weight: RolloutStep(weight=weight)),
-    (st.none() | st.integers(1, 600)).map(
-        lambda seconds: RolloutStep(pause=Pause(seconds=seconds))
-    ),
+    pauses,
+    st.just(RolloutStep(weight=50)),
     st.integers(1, 600).map(lambda seconds: RolloutStep(analysis=AnalysisStep(seconds=seconds))),
 )
 BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
@@ -265,8 +270,8 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
     },
     Rollout: {
         "history": st.integers(1, 100), "restarted_at": st.none() | texts,
-        "strategy": st.just(Strategy.CANARY), "keep_seconds": st.integers(0, 86_400),
-        "steps": st.just(()) | st.lists(later_steps, max_size=4).map(lambda rest: (RolloutStep(weight=5), *rest)),
+        "strategy": st.just(Strategy.BLUE_GREEN), "keep_seconds": st.integers(0, 86_400),
+        "steps": st.lists(pauses, max_size=4).map(tuple),
         "analysis": st.builds(
             Analysis, interval_seconds=st.integers(2, 3600), min_requests=st.integers(1, 100),
             max_regression=st.builds(MaxRegression, error_rate=st.floats(0, 1), queue_time=st.floats(0, 100)),
@@ -278,6 +283,13 @@ BUILT: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
             ]),
         ),
     },
+}  # fmt: skip
+
+
+CANARY = {
+    **{name: each for name, each in BUILT[Rollout].items() if name != "keep_seconds"},
+    "strategy": st.just(Strategy.CANARY),
+    "steps": st.just(()) | st.lists(later_steps, max_size=4).map(lambda rest: (RolloutStep(weight=5), *rest)),
 }  # fmt: skip
 
 
@@ -295,7 +307,7 @@ specs = st.builds(
     scale=st.none() | st.builds(Scale, **BUILT[Scale]),
     placement=st.sampled_from(Placement),
     tenancy=st.builds(Tenancy, **BUILT[Tenancy]),
-    rollout=st.builds(Rollout, **BUILT[Rollout]),
+    rollout=st.builds(Rollout, **BUILT[Rollout]) | st.builds(Rollout, **CANARY),
 )
 
 

@@ -76,3 +76,13 @@ def test_cpu_hardware() -> None:
 )
 def test_compute_dtype(gpu: Gpu | None, dtype: str | None) -> None:
     assert compute_dtype(gpu) == dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("H-100", "'H100'"), ("L-40S", "'L40S'"), ("zzz", "known GPU")]
+)
+def test_an_unknown_gpu_is_told_with_its_field_and_what_is_like_it(name: str, meant: str) -> None:
+    with pytest.raises(InvalidInput, match=r"spec\.resources\.gpu: ") as caught:
+        requested_hardware(Resources(gpu=name))
+    assert meant in str(caught.value)
+    assert "help gpus" in str(caught.value.hint)

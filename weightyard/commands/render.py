@@ -20,6 +20,7 @@ from weightyard.rendered import header, rendered_text
 from weightyard.up.local_hardware import local_hardware
 from workspace.hardware import Hardware, cpu_need, requested_hardware
 from workspace.images import resolve_workspace
+from workspace.provisioning_spec import Provisioner
 from workspace.render.child_process import render_up
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
@@ -86,11 +87,7 @@ def render(
     (spec.resources.gpu or gpuMemory); `--to up` takes this machine's if the workspace names none, and builds a source
     as `up` does. The server's command line is the same for every target. A header says what the file needs.
     """
-    if target == "karpenter" and node_class is None:
-        raise InvalidInput(
-            "a node pool needs a node class",
-            hint="Give --node-class KIND/NAME, such as EC2NodeClass/gpu.",
-        )
+    _check_options(target, node_class=node_class, scrape_from=scrape_from)
     source = read_workspace(given, name=name, here=target == "up")
     if source.checkpoint is not None:
         raise InvalidInput(
@@ -101,6 +98,8 @@ def render(
         workspace = _built_here(workspace, root, access, console)
     else:
         check_reachable(workspace, target)
+    if target == "karpenter":
+        _check_karpenter(workspace)
     resolved = _resolved(workspace, root, access, console, target=target)
     hardware = _hardware(workspace, target)
     release = plan_release(
@@ -127,6 +126,34 @@ def render(
     console.result(
         documents if len(documents) > 1 else documents[0], rendered_text(documents, shown)
     )
+
+
+def _check_options(target: str, *, node_class: str | None, scrape_from: str | None) -> None:
+    """Refuses options that would change nothing. Raises InvalidInput."""
+    if target == "karpenter" and node_class is None:
+        raise InvalidInput(
+            "a node pool needs a node class",
+            hint="Give --node-class KIND/NAME, such as EC2NodeClass/gpu.",
+        )
+    owners = {
+        "--node-class": ("karpenter", node_class),
+        "--scrape-from": ("kubernetes", scrape_from),
+    }
+    for option, (owner, value) in owners.items():
+        if value is not None and target != owner:
+            raise InvalidInput(
+                f"{option} is for --to {owner}, not for {target}", hint=f"Leave {option} out."
+            )
+
+
+def _check_karpenter(workspace: Workspace) -> None:
+    """Refuses a pool for servers that Karpenter would make other nodes for. Raises InvalidInput."""
+    provisioning = workspace.spec.resources.provisioning
+    if provisioning is None or provisioning.by is not Provisioner.KARPENTER:
+        raise InvalidInput(
+            "a node pool is for servers that name their GPU to Karpenter, and these don't",
+            hint="Set spec.resources.provisioning.by to karpenter.",
+        )
 
 
 def _documents(

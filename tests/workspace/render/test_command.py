@@ -71,6 +71,8 @@ def test_kubernetes_objects_are_yaml_that_a_server_accepts(
 def test_every_other_target_is_one_document(
     file: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:
+    if target == "karpenter":
+        give(file, BY_KARPENTER)
     words = ["-f", str(file), "--to", target]
     words += ["--node-class", "EC2NodeClass/gpu"] if target == "karpenter" else []
     assert yaml.safe_load(output(capsys, *words)) == json.loads(output(capsys, "--json", *words))
@@ -81,6 +83,59 @@ def test_a_pool_without_its_node_class_is_refused_at_once(
 ) -> None:
     assert main(["render", "-f", str(file), "--to", "karpenter"]) == 2
     assert "--node-class KIND/NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--to", "kubernetes", "--node-class", "EC2NodeClass/gpu"], "--node-class is for --to karpenter"),
+        (["--to", "compose", "--scrape-from", "monitoring"], "--scrape-from is for --to kubernetes"),
+        (["--to", "karpenter", "--node-class", "EC2NodeClass/gpu"], "provisioning.by to karpenter"),
+    ],
+)  # fmt: skip
+def test_what_would_change_nothing_is_refused(
+    file: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert main(["render", "-f", str(file), *words]) == 2
+    assert says in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def give(file: Path, more: str) -> None:
+    """Replaces the document's resources by fields of a spec."""
+    file.write_text(file.read_text().replace("  resources: {gpu: L4}\n", more))
+
+
+BY_KARPENTER = "  resources: {gpu: L4, provisioning: {by: karpenter}}\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "says", "silent"),
+    [
+        ("kubernetes", BY_KARPENTER + "  scale: {min: 2, max: 4}\n  rollout: {strategy: canary}\n",
+         ["Karpenter with a NodePool", "No effect without the controller: rollout, scale.", "Replicas: 2"], "Kueue"),
+        ("kubernetes", "  resources: {gpu: L4, provisioning: {by: kueue, queue: gpus, warmSpares: 1}}\n"
+         "  scale: {max: 2, by: hpa}\n",
+         ["LocalQueue gpus", "custom.metrics.k8s.io", "controller: resources.provisioning.warmSpares."], "scale."),
+        ("kubernetes", "  resources: {gpu: L4, gpus: 2, nodes: 2}\n",
+         ["LeaderWorkerSet", "2 nodes of 1 GPU."], "No effect"),
+        ("compose", BY_KARPENTER + "  replicas: 3\n", ["compose: resources.provisioning, replicas."], "Replicas:"),
+        ("compose", "  resources: {gpu: L4}\n  replicas: 1\n", ["variant"], "No effect"),
+        ("karpenter", "  resources: {gpu: L4, tolerations: [{key: team, value: a}], provisioning: {by: karpenter}}\n",
+         ["agents that tolerate team"], "agent.nodeSelector"),
+        ("karpenter", "  resources: {gpus: 0, memory: 8Gi, provisioning: {by: karpenter}}\n",
+         ["agent.nodeSelector"], "agents that tolerate team"),
+    ],
+)  # fmt: skip
+def test_the_header_tells_who_else_is_needed_and_what_is_left_out(
+    file: Path, capsys: pytest.CaptureFixture[str], target: str, more: str, says: list[str], silent: str
+) -> None:  # fmt: skip
+    give(file, more)
+    words = ["--node-class", "EC2NodeClass/gpu"] if target == "karpenter" else []
+    text = output(capsys, "-f", str(file), "--to", target, *words)
+    lines = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#")]
+    head = re.sub(r"\s+", " ", " ".join(lines))
+    assert [each for each in says if each not in head] == []
+    assert silent not in head
 
 
 def test_the_variant_is_the_one_asked_for(
