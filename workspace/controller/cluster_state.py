@@ -66,7 +66,7 @@ def cached_state(
     others = [pod for pod in servers if not is_on_demand(pod)]
     beside = [pod for pod in servers if is_on_demand(pod)]
     second = _state(revision, observed, apart, beside, replicas=on_demand)
-    # Nodes of the one aren't chosen for the other, which would leave it without. Where both are, there is room for both.
+    # Nodes of the one aren't chosen for the other, which would leave it without; where both are, both have room.
     own = _nodes_of([pod for pod in others if has_labels(pod, {names.REVISION: revision.id})])
     left = [node for node in possible if node.name not in second.chosen or node.name in own]
     first = _state(revision, observed, left, others, replicas=replicas - on_demand)
