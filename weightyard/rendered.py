@@ -18,7 +18,8 @@ from workspace.provisioning_spec import Provisioner
 from workspace.render.karpenter import pool_taints
 from workspace.render.release import Release
 from workspace.render.standalone import undemanded_gpu
-from workspace.schema import Autoscaler, Workspace
+from workspace.scale_spec import Autoscaler
+from workspace.schema import Workspace
 
 Json = dict[str, Any]
 _WIDTH: Final = 120
