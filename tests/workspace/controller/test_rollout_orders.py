@@ -39,7 +39,7 @@ OLD, NEW = "chat-old", "chat-new"
 SPECS: list[Json] = [
     {"strategy": "canary"},
     {"strategy": "canary", "steps": [{"weight": 5}, {"pause": {"seconds": 30}}, {"weight": 80}, {"pause": {}}]},
-    {"strategy": "canary", "steps": [{"weight": 99}, {"weight": 1}, {"analysis": {"seconds": 20}}]},
+    {"strategy": "canary", "steps": [{"weight": 1}, {"weight": 99}, {"analysis": {"seconds": 20}}]},
     {"strategy": "blueGreen", "steps": [{"pause": {}}], "keepSeconds": 60},
     {"strategy": "blueGreen", "keepSeconds": 0},
     {"strategy": "canary", "analysis": {"probes": {"attached": True}}},
