@@ -9,10 +9,10 @@ them finish their requests, and their Deployment replaces them in the same momen
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from workspace.controller.node_signs import Departure, may_stay
+from workspace.controller.node_signs import Departure, lasting
 from workspace.controller.nodes import KubeNode, admits
 from workspace.controller.objects import condition, is_ready, node_of
 from workspace.controller.observed import Delete, Reference
@@ -54,7 +54,10 @@ def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) ->
             node.name
             for node in listed
             if node.departure is not Departure.NONE
-            or (node.ready and not may_stay(node.taints) and not admits(node, resources, gpus=gpus))
+            or (
+                node.ready
+                and not admits(replace(node, taints=lasting(node.taints)), resources, gpus=gpus)
+            )
         ),
         interrupted=frozenset(
             node.name for node in listed if node.departure is Departure.INTERRUPTED

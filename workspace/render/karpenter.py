@@ -58,9 +58,9 @@ def node_pool(
         )
     cloud = cloud_of(kind)
     gpus = release.plan.gpus
-    replicas = max(1, wanted_range(workspace)[1])
+    most = _most_gpus(workspace, release)
     vendor = RESOURCE_NAMES[workspace.spec.resources.vendor]
-    limits = {"limits": {vendor: str(gpus * replicas * _BESIDE)}} if gpus else {}
+    limits = {"limits": {vendor: str(most)}} if gpus else {}
     taints = [{"key": vendor, "value": "true", "effect": "NoSchedule"}] if gpus else []
     return {
         "apiVersion": "karpenter.sh/v1",
@@ -88,6 +88,14 @@ def node_pool(
             **limits,
         },
     }
+
+
+def _most_gpus(workspace: Workspace, release: Release) -> int:
+    """The GPUs of all nodes that the Workspace may need at once, its warm spares included."""
+    plan, provisioning = release.plan, workspace.spec.resources.provisioning
+    replicas = max(1, wanted_range(workspace)[1])
+    spares = provisioning.warm_spares if provisioning else 0
+    return plan.gpus * replicas * _BESIDE + plan.node_gpus * spares
 
 
 def _pool_name(workspace: Workspace) -> str:

@@ -73,6 +73,13 @@ def test_it_makes_no_more_than_the_replicas_and_their_replacements_need() -> Non
     assert requirement(made, "karpenter.k8s.aws/instance-gpu-count")["values"] == ["1"]
 
 
+def test_its_limit_has_room_for_the_warm_spares() -> None:
+    """A spare holds what one node of a server needs, of servers on several nodes too."""
+    provisioning = {"by": "karpenter", "warmSpares": 2}
+    made = pool(resources={"gpu": "L4", "gpus": 1, "provisioning": provisioning}, scale={"max": 1})
+    assert made["spec"]["limits"] == {"nvidia.com/gpu": "4"}
+
+
 def test_pods_stay_away_until_pinned_models_are_verified() -> None:
     spec = pool(resources={"gpu": "L4"})["spec"]["template"]["spec"]
     assert spec["startupTaints"] == [
