@@ -2,7 +2,7 @@
 
 Karpenter writes `SpotInterrupted` about the Node, and deletes it (`pkg/controllers/interruption` of its AWS provider);
 a Node that expires, drifts or is repaired looks the same but for that Event. The API server keeps it for an hour, so a
-controller that starts reads it again. Without it a node counts as drained: one that comes late or never deletes nothing.
+controller that starts reads it again. Without it a node counts as drained, so one that comes late or never harms none.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,10 +44,35 @@ SERVERS = st.lists(
 
 @given(servers=SERVERS, wanted=st.integers(0, 6))
 def test_a_server_on_a_node_that_goes_does_not_count(servers: list[Json], wanted: int) -> None:
+    """Law: with the surplus as many start elsewhere as are missing there, up to a quarter; without, enough serve."""
     more = surplus(servers, GONE, wanted=wanted)
-    leaving = sum(map(GONE.drains, servers))
-    staying = sum(pod["spec"].get("nodeName") == "new" and ready(pod) for pod in servers)
-    assert more == (leaving if staying < wanted else 0)
+    moved_away = [pod for pod in servers if pod["spec"].get("nodeName") == "old"]
+    elsewhere = [pod for pod in servers if pod["spec"].get("nodeName") in ("new", None)]
+    serving = len([pod for pod in elsewhere if ready(pod)])
+    assert more <= min(len(moved_away), max(1, wanted // 4))
+    if not wanted or not moved_away or serving >= wanted:
+        assert more == 0
+    elif more == 0:
+        # Those that are given up now are made up for.
+        step = min(len(moved_away), max(1, wanted // 4))
+        assert serving + len(moved_away) - step >= wanted
+
+
+@pytest.mark.parametrize(("replicas", "most"), [(1, 1), (2, 1), (4, 1), (8, 2), (11, 2)])
+def test_a_pool_that_is_drained_at_once_is_left_in_steps(replicas: int, most: int) -> None:
+    """As a ReplicaSet would: it makes what is missing, and stops those on nodes that go first."""
+    pods = [server(f"o{n}", "old") for n in range(replicas)]
+    for number in range(20 * replicas):
+        more = surplus(pods, GONE, wanted=replicas)
+        assert more <= most
+        if len(pods) < replicas + more:
+            pods.append(server(f"n{number}", "new", ready=False))
+        elif len(pods) > replicas + more:
+            pods.remove(min(pods, key=lambda pod: (ready(pod), not GONE.takes(pod))))
+        elif not all(map(ready, pods)):
+            pods = [server(pod["metadata"]["uid"], pod["spec"]["nodeName"]) for pod in pods]
+        assert len([pod for pod in pods if ready(pod)]) >= replicas
+    assert [pod["spec"]["nodeName"] for pod in pods] == ["new"] * replicas
 
 
 @given(servers=SERVERS, wanted=st.integers(1, 6), replaceable=st.booleans())
