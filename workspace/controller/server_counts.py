@@ -149,7 +149,7 @@ def _least_ready(
         if least is not None:
             return least
     # The only server is kept from the first moment of a drain, which evicts when it has cordoned. Karpenter tells
-    # before, and leaves nodes alone for ever whose pods can't be evicted.
+    # before unless it deletes a node at once, and never moves pods of its own accord that can't be evicted.
     only = goal == 1 and any(map(is_ready, servers)) and bool(state.eligible)
     return 1 if only and not _by_karpenter(workspace) else None
 
