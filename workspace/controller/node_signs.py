@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
-from workspace.node_demands import is_spot
+from cache_agent.api.shared_names import STARTUP_TAINT
 
 Json = dict[str, Any]
 
@@ -46,26 +46,35 @@ _TAINTS: Final[Mapping[str, _Sign]] = {
     "cloud.google.com/impending-node-termination": _Sign.ENDING,
     **{
         f"node.kubernetes.io/{each}": _Sign.SOFT  # Kubernetes' own: conditions that pass
-        for each in ("memory-pressure", "disk-pressure", "pid-pressure", "network-unavailable")
+        for each in (
+            "not-ready",
+            "unreachable",
+            "memory-pressure",
+            "disk-pressure",
+            "pid-pressure",
+            "network-unavailable",
+        )
     },
+    STARTUP_TAINT: _Sign.SOFT,
     "remediator.aks.microsoft.com/unschedulable": _Sign.LEAVING,
     "remediator.kubernetes.azure.com/unschedulable": _Sign.LEAVING,
 }
+# Whole families: what isn't ready yet will be. The Node Readiness Controller's, and those of CSI and CNI agents.
+_READINESS: Final = "readiness.k8s.io/"
+_AGENT: Final = "/agent-not-ready"
 
 
-def departure_of(node: Json, before: Departure = Departure.NONE) -> Departure:
-    """Whether a Node goes, by the strongest of its signs. `before`: what it showed last.
+def departure_of(node: Json) -> Departure:
+    """Whether a Node goes, by the strongest of its signs.
 
-    Karpenter deletes a Node and keeps it until it is empty. One that it replaces it taints first, and deletes it when
-    the replacement is there; one whose instance the cloud takes back it deletes first.
+    Karpenter deletes every Node that goes and keeps it until it is empty, whatever the reason: that alone says nothing
+    of a notice.
     """
     metadata, spec = node["metadata"], node.get("spec") or {}
     signs = _signs(node)
-    is_deleted = bool(metadata.get("deletionTimestamp"))
-    was_announced = before is Departure.DRAINED and _Sign.LEAVING in signs
-    is_taken = is_deleted and not was_announced and is_spot(metadata.get("labels") or {})
-    if _Sign.ENDING in signs or is_taken:
+    if _Sign.ENDING in signs:
         return Departure.INTERRUPTED
+    is_deleted = bool(metadata.get("deletionTimestamp"))
     if _Sign.LEAVING in signs or is_deleted or spec.get("unschedulable"):
         return Departure.DRAINED
     return Departure.NONE
@@ -76,11 +85,19 @@ def has_registered(node: Json) -> bool:
     return _Sign.STARTING not in _signs(node)
 
 
-def may_stay(taints: tuple[Json, ...]) -> bool:
-    """Whether a node that takes no new pods may keep those that it has: one of its taints is a mere warning."""
-    return any(_TAINTS.get(str(each.get("key"))) is _Sign.SOFT for each in taints)
+def lasting(taints: tuple[Json, ...]) -> tuple[Json, ...]:
+    """The taints that may mean that a node's pods are to leave it: none that warns, passes, or ends with a start."""
+    return tuple(each for each in taints if _sign(each) not in (_Sign.SOFT, _Sign.STARTING))
 
 
 def _signs(node: Json) -> set[_Sign]:
-    taints = (node.get("spec") or {}).get("taints") or ()
-    return {_TAINTS[key] for each in taints if (key := str(each.get("key"))) in _TAINTS}
+    found = map(_sign, (node.get("spec") or {}).get("taints") or ())
+    return {each for each in found if each is not None}
+
+
+def _sign(taint: Json) -> _Sign | None:
+    """What a taint says; None for one of somebody who isn't known here."""
+    key = str(taint.get("key"))
+    if key.startswith(_READINESS) or key.endswith(_AGENT):
+        return _Sign.SOFT
+    return _TAINTS.get(key)

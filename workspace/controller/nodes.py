@@ -48,17 +48,17 @@ class KubeNode:
     usable: bool
     ready: bool = True
     departure: Departure = Departure.NONE
+    uid: str = ""
     held: frozenset[str] = frozenset()
     # Not compared: a new measurement alone must not requeue Workspaces.
     read_rate: float | None = field(default=None, compare=False)
 
     @classmethod
-    def from_document(cls, document: Json, before: KubeNode | None = None) -> KubeNode:
-        """The facts of a Node; `before`: those that were known of it."""
+    def from_document(cls, document: Json) -> KubeNode:
         spec, status = document.get("spec") or {}, document.get("status") or {}
         ready = condition(document, "Ready").get("status") == "True"
         labels = document["metadata"].get("labels") or {}
-        departure = departure_of(document, before.departure if before else Departure.NONE)
+        departure = departure_of(document)
         stays = departure is Departure.NONE and has_registered(document)
         return cls(
             name=document["metadata"]["name"],
@@ -69,10 +69,16 @@ class KubeNode:
             usable=ready and stays,
             ready=ready,
             departure=departure,
+            uid=str(document["metadata"].get("uid", "")),
             held=frozenset(
                 k for k, v in labels.items() if k.startswith(MODEL_LABELS) and v == names.READY
             ),
         )
+
+    def taken_back(self) -> KubeNode:
+        """The node, if it goes, as one whose instance the cloud takes back."""
+        goes = self.departure is not Departure.NONE
+        return replace(self, departure=Departure.INTERRUPTED) if goes else self
 
     def count(self, resource: str) -> int:
         """The number of an extended resource that pods can request here."""

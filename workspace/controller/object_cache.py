@@ -15,6 +15,7 @@ from typing import Any
 
 from cache_agent.api.publish_record import PublishRecord
 from modelimage.digest import Digest
+from workspace.controller.interruptions import Interruptions
 from workspace.controller.mount_news import MountEvents, MountNews
 from workspace.controller.node_labels import held_labels, parse_node_cache
 from workspace.controller.node_news import NodeAnswers, NodeNews
@@ -54,6 +55,7 @@ class WatchCache:
     _mounts: MountEvents = field(default_factory=MountEvents)
     _answers: NodeAnswers = field(default_factory=NodeAnswers)
     _published: PublishedVolumes = field(default_factory=PublishedVolumes)
+    _interrupted: Interruptions = field(default_factory=Interruptions)
     _told: Counter[Key] = field(default_factory=Counter)  # news of pods' volumes
 
     def put(self, document: Json) -> set[Key]:
@@ -200,7 +202,10 @@ class WatchCache:
             self._servers.pop(place, None)
 
     def _put_event(self, document: Json) -> set[Key]:
-        """The Workspace of the pod that an Event is about, if that is known and the news is new."""
+        """The Workspaces of what an Event is about, if that is known and the news is new."""
+        node = self._nodes.get(self._interrupted.put(document) or "")
+        if node is not None:
+            return self._put_node(node)
         told = (each.put(document) for each in (self._mounts, self._answers, self._published))
         if not any([*told]):
             return set()
@@ -212,14 +217,14 @@ class WatchCache:
         return keys
 
     def _put_kube_node(self, document: Json) -> set[Key]:
-        before = self._nodes.get(document["metadata"]["name"])
-        return self._put_node(self._with_report(KubeNode.from_document(document, before)))
+        return self._put_node(self._with_report(KubeNode.from_document(document)))
 
     def _put_node(self, node: KubeNode) -> set[Key]:
         """Stores a node. Unread fields, such as heartbeats, affect no Workspace.
 
         When only held models changed, those Workspaces are affected that serve them; otherwise all are.
         """
+        node = node.taken_back() if node.uid in self._interrupted else node
         before = self._nodes.get(node.name)
         self._nodes[node.name] = node
         if before == node:

@@ -2,7 +2,9 @@
 
 `pod-deletion-cost` orders the ready pods of a ReplicaSet that scales in, cheapest first; of equals the youngest goes.
 `do-not-disrupt` keeps Karpenter from moving a pod whose model is still being fetched or loaded, which would begin anew.
-Marks are written when they change something: costs in the pass that scales in, or where others may at any time.
+Marks are written when they change something: costs in the pass that scales in, or where others may at any time. Each
+has a companion with the same value, by which ours are told from others': those are neither changed nor removed, but for
+the cost of a server whose node goes.
 """
 
 from __future__ import annotations
@@ -14,11 +16,17 @@ from workspace.controller.mount_news import MountNews
 from workspace.controller.objects import has_ended, is_ready, node_of
 from workspace.controller.observed import Annotate, Reference
 from workspace.controller.replacements import Departures
+from workspace.render import names
 
 Json = dict[str, Any]
 
 COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 DO_NOT_DISRUPT: Final = "karpenter.sh/do-not-disrupt"
+# The companions: whoever writes another value than ours has taken the mark over.
+OURS: Final[Mapping[str, str]] = {
+    COST: f"{names.DOMAIN}/deletion-cost",
+    DO_NOT_DISRUPT: f"{names.DOMAIN}/do-not-disrupt",
+}
 # Costs: of servers whose node goes, of those on spot nodes, of the others; to each its running requests are added.
 _LEAVING: Final = -20_000
 _SPOT: Final = -10_000
@@ -45,6 +53,8 @@ def deletion_costs(
     found: dict[str, str | None] = {}
     for pod in servers:
         there, cost = _annotation(pod, COST), str(wanted[_uid(pod)])
+        if not gone.takes(pod) and _is_others(pod, COST):
+            continue
         if gone.takes(pod) or ordered:
             if there != cost:
                 found[_uid(pod)] = cost
@@ -63,6 +73,8 @@ def disruption_marks(
     found: dict[str, str | None] = {}
     for pod in pods:
         news = mounts.get(_uid(pod))
+        if _is_others(pod, DO_NOT_DISRUPT):
+            continue
         comes = marked and not gone.takes(pod) and not (news and news.failed) and _is_starting(pod)
         there = _annotation(pod, DO_NOT_DISRUPT) == "true"
         if comes != there:
@@ -74,7 +86,12 @@ def marking(pods: Iterable[Json], marks: Mapping[str, Mapping[str, str | None]])
     """The writes for marks by annotation and uid: one for each pod that has any."""
     writes = []
     for pod in pods:
-        changed = {name: found[_uid(pod)] for name, found in marks.items() if _uid(pod) in found}
+        changed = {
+            key: found[_uid(pod)]
+            for name, found in marks.items()
+            if _uid(pod) in found
+            for key in (name, OURS[name])
+        }
         if changed:
             where = Reference("Pod", str(pod["metadata"]["name"]))
             writes.append(Annotate(where, _uid(pod), changed))
@@ -90,6 +107,11 @@ def _is_starting(pod: Json) -> bool:
         each.get("started") or each.get("restartCount") or "terminated" in (each.get("state") or {})
         for each in states
     )
+
+
+def _is_others(pod: Json, name: str) -> bool:
+    there = _annotation(pod, name)
+    return there is not None and there != _annotation(pod, OURS[name])
 
 
 def _uid(pod: Json) -> str:

@@ -130,7 +130,7 @@ class _Reconciliation:
         deleted = deletes(self.observed, keep=self._kept(wanted), surplus=self._surplus_versions())
         # Last: the NetworkPolicy and the pre-warm pods are there for those that replace them.
         deleted += ended_servers(self.workspace, self.observed, self.counts)
-        # Marks first: they say which pods go when a Deployment gets smaller.
+        # Marks first, for those that choose which pods go when a Deployment gets smaller. They may read them too late.
         actions = permitted([*self._marks(), *applies(self.observed, wanted), *deleted], conflicts)
         status = workspace_status.report(
             workspace_status.ReportInput(
@@ -155,9 +155,13 @@ class _Reconciliation:
             ask_registry=self.target is None,
             rollout=self.rollout.status if self.rollout else None,
             draining=self.rollout.draining if self.rollout else None,
-            wake_after=self.rollout.wake_after if self.rollout else None,
+            wake_after=self._wake_after(),
             trace=self._trace(),
         )
+
+    def _wake_after(self) -> float | None:
+        waits = (self.counts.wake_after, self.rollout.wake_after if self.rollout else None)
+        return min((each for each in waits if each is not None), default=None)
 
     # Versions
 

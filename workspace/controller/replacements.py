@@ -1,7 +1,7 @@
 """Servers on nodes that go, and those that are to replace them. Pure.
 
 A server on such a node doesn't count: one more is asked for at once, before anything evicts it. When as many are ready
-as are wanted elsewhere, the surplus ends, and the pods' deletion costs make it the leaving ones that stop. Where the
+as are wanted elsewhere, the surplus ends, and by the pods' deletion costs the leaving ones stop first. Where the
 node ends within a notice there is no time for that: its servers are deleted, which takes them out of routing and lets
 them finish their requests, and their Deployment replaces them in the same moment.
 """
@@ -9,17 +9,18 @@ them finish their requests, and their Deployment replaces them in the same momen
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from workspace.controller.node_signs import Departure, may_stay
+from workspace.controller.node_signs import Departure, lasting
 from workspace.controller.nodes import KubeNode, admits
-from workspace.controller.objects import condition, is_ready, node_of
+from workspace.controller.objects import group_of, is_ready, node_of
 from workspace.controller.observed import Delete, Reference
-from workspace.render import names
 from workspace.schema import Resources
 
 Json = dict[str, Any]
+
+_MOST_MOVED: Final = 0.25  # of the wanted servers, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,10 @@ def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) ->
             node.name
             for node in listed
             if node.departure is not Departure.NONE
-            or (node.ready and not may_stay(node.taints) and not admits(node, resources, gpus=gpus))
+            or (
+                node.ready
+                and not admits(replace(node, taints=lasting(node.taints)), resources, gpus=gpus)
+            )
         ),
         interrupted=frozenset(
             node.name for node in listed if node.departure is Departure.INTERRUPTED
@@ -65,12 +69,14 @@ def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) ->
 def surplus(servers: Sequence[Json], gone: Departures, *, wanted: int) -> int:
     """How many more servers than `wanted` a Deployment with these is to have.
 
-    Law: none once the wanted number is ready on nodes that stay; until then one for each server that a drain moves.
-    While some of them aren't ready none can be given up: the first to be deleted would be those that are starting.
+    Law: one for each server that a drain moves, but a quarter of those wanted at most, as a whole pool of nodes may be
+    drained at once; none once as many as these can be given up. While some of the others aren't ready none can: the
+    first to be deleted would be those that are starting.
     """
     leaving = sum(map(gone.drains, servers))
     staying = sum(is_ready(pod) and not gone.takes(pod) for pod in servers)
-    return leaving if wanted and staying < wanted else 0
+    step = min(leaving, max(1, int(wanted * _MOST_MOVED)))
+    return step if wanted and staying + leaving - step < wanted else 0
 
 
 def least_ready(
@@ -78,7 +84,7 @@ def least_ready(
 ) -> int | None:
     """How many servers evictions must leave ready; None while no drain moves any.
 
-    Law: all that are wanted; without a place for replacements one may go at a time.
+    Law: all that are wanted; where no replacements come, one may go at a time.
     """
     if not any(map(gone.drains, servers)):
         return None
@@ -92,24 +98,9 @@ def interrupted(
 
     A server on several nodes goes with any of its `workers`; its leader's end lets it finish its requests.
     """
-    broken = {_group(pod) for pod in workers if gone.interrupts(pod)} - {None}
+    broken = {group_of(pod) for pod in workers if gone.interrupts(pod)} - {None}
     return [
         Delete(Reference("Pod", str(pod["metadata"]["name"])), str(pod["metadata"]["uid"]))
         for pod in servers
-        if gone.interrupts(pod) or _group(pod) in broken
+        if gone.interrupts(pod) or group_of(pod) in broken
     ]
-
-
-def finds_no_place(servers: Iterable[Json], gone: Departures) -> bool:
-    """Whether the scheduler has no node for a server that replaces another."""
-    return any(
-        condition(pod, "PodScheduled").get("status") == "False"
-        for pod in servers
-        if not gone.takes(pod)
-    )
-
-
-def _group(pod: Json) -> str | None:
-    """The number of the group that a pod belongs to, if it does."""
-    found = (pod["metadata"].get("labels") or {}).get(names.GROUP_INDEX)
-    return None if found is None else str(found)

@@ -79,11 +79,19 @@ def requested(workspace: Workspace) -> Json:
     """The identity of a version: the parts of the spec that determine the pod."""
     spec = workspace.to_document()["spec"]
     parts = {name: spec[name] for name in POD_PARTS if name in spec}
-    # How many of the servers run where is no matter of the pod: an edit must not restart them.
-    capacity = parts.get("resources", {}).get("provisioning", {}).get("capacity", {})
-    capacity.pop("onDemandMinimum", None)
+    _drop_counts(parts.get("resources", {}))
     restarted = workspace.spec.rollout.restarted_at
     return {**parts, **({"rollout": {"restartedAt": restarted}} if restarted else {})}
+
+
+def _drop_counts(resources: Json) -> None:
+    """Drops how many servers run where, and how many nodes are spares: no edit of them restarts a pod."""
+    provisioning = resources.get("provisioning", {})
+    provisioning.pop("warmSpares", None)
+    # An empty `capacity` demands that of its defaults, so it stays; an empty `provisioning` says nothing.
+    provisioning.get("capacity", {}).pop("onDemandMinimum", None)
+    if not provisioning:
+        resources.pop("provisioning", None)
 
 
 def revision_name(workspace: Workspace) -> str:

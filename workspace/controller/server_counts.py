@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workspace.controller.cluster_state import CachedState, is_on_demand
+from workspace.controller.drain_patience import patience
 from workspace.controller.objects import as_started, group_of, has_labels, is_ready
 from workspace.controller.observed import Annotate, Delete, Observed
 from workspace.controller.pod_marks import (
@@ -23,7 +24,6 @@ from workspace.controller.pod_marks import (
 from workspace.controller.replacements import (
     Departures,
     departures,
-    finds_no_place,
     interrupted,
     least_ready,
     surplus,
@@ -42,13 +42,15 @@ Json = dict[str, Any]
 class ServerCounts:
     """What the own Deployments are asked for, and the surplus that replaces servers on nodes that go.
 
-    `least_ready` is how many servers evictions must leave ready; None lets one go at a time.
+    `least_ready` is how many servers evictions must leave ready; None lets one go at a time. In `wake_after` seconds
+    time alone lowers it; None if it doesn't.
     """
 
     asked: Shares = field(default_factory=Shares)
     surplus: Shares = field(default_factory=Shares)
     least_ready: int | None = None
     gone: Departures = field(default_factory=Departures)
+    wake_after: float | None = None
 
     @property
     def autoscaler_least(self) -> int:
@@ -69,13 +71,16 @@ def server_counts(
     if not is_external(workspace):
         ready = Shares(sum(map(is_ready, rest)), sum(map(is_ready, beside)))
         asked = moved(allowed, before, ready, total=goal)
-        if _can_replace(workspace, observed, active, state):
+        if _can_replace(workspace, servers, active, state):
             more = Shares(
                 surplus(rest, gone, wanted=asked.rest),
                 surplus(beside, gone, wanted=asked.on_demand),
             )
-    least = _least_ready(workspace, servers, gone, state, goal)
-    return ServerCounts(asked, more, least, gone)
+    drained = any(map(gone.drains, servers))
+    others = [pod for pod in servers if drained and not gone.takes(pod)]
+    waits = patience(others, observed, makes_nodes=_makes_nodes(workspace))
+    least = _least_ready(workspace, servers, gone, state, goal, waits=waits)
+    return ServerCounts(asked, more, least, gone, wake_after=waits if drained and waits else None)
 
 
 def pod_marks(
@@ -128,28 +133,31 @@ def _divided(servers: Collection[Json]) -> tuple[list[Json], list[Json]]:
 
 
 def _can_replace(
-    workspace: Workspace, observed: Observed, active: Revision, state: CachedState
+    workspace: Workspace, servers: list[Json], active: Revision, state: CachedState
 ) -> bool:
     """Whether servers on nodes that go are replaced by a surplus."""
-    # A rollout brings replacements itself.
+    # Replacing one version by the next in place brings replacements itself.
     wanted = {names.REVISION: active.id}
-    is_rolling = not all(has_labels(pod, wanted) for pod in observed.pods(names.SERVER))
-    return not is_rolling and (bool(state.eligible) or _makes_nodes(workspace))
+    is_rolling = not all(has_labels(pod, wanted) for pod in servers)
+    return not is_rolling and _has_place(workspace, state)
 
 
 def _least_ready(
-    workspace: Workspace, servers: list[Json], gone: Departures, state: CachedState, goal: int
-) -> int | None:
+    workspace: Workspace, servers: list[Json], gone: Departures, state: CachedState, goal: int, *, waits: float | None
+) -> int | None:  # fmt: skip
     if not is_external(workspace) and goal:
-        has_place = bool(state.eligible) and not finds_no_place(servers, gone)
-        replaceable = has_place or _makes_nodes(workspace)
+        replaceable = _has_place(workspace, state) and (waits is None or waits > 0)
         least = least_ready(servers, gone, wanted=goal, replaceable=replaceable)
         if least is not None:
             return least
     # The only server is kept from the first moment of a drain, which evicts when it has cordoned. Karpenter tells
-    # before, and leaves nodes alone for ever whose pods can't be evicted.
+    # before unless it deletes a node at once, and never moves pods of its own accord that can't be evicted.
     only = goal == 1 and any(map(is_ready, servers)) and bool(state.eligible)
     return 1 if only and not _by_karpenter(workspace) else None
+
+
+def _has_place(workspace: Workspace, state: CachedState) -> bool:
+    return bool(state.eligible) or _makes_nodes(workspace)
 
 
 def _makes_nodes(workspace: Workspace) -> bool:

@@ -19,6 +19,7 @@ from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import NotFound, WeightyardError
 from workspace.controller.health_server import NOT_LISTED, Liveness
+from workspace.controller.interruptions import INTERRUPTED_NODES
 from workspace.controller.kube_api import RESOURCES
 from workspace.controller.log_events import about
 from workspace.controller.mount_news import FAILED_MOUNT, PULLING_MODEL
@@ -39,7 +40,7 @@ WORKSPACES: Final = (
     "ScaledObject", "HTTPRoute", "InferencePool", "EndpointSlice", "PodTemplate", "CapacityBuffer", "LeaderWorkerSet",
 )  # fmt: skip
 # Events are watched for what they tell of pods' volumes and nodes, by a selector of fields each.
-EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL, MODEL_MOUNTED, *NODE_ANSWERS)
+EVENTS: Final = (FAILED_MOUNT, PULLING_MODEL, MODEL_MOUNTED, INTERRUPTED_NODES, *NODE_ANSWERS)
 CACHES: Final = ("CachedModel", "NodeCache", "Node")
 # Kinds that a cluster may do without.
 OPTIONAL: Final = (

@@ -157,6 +157,7 @@ class FakeApi:
         self.watchers: list[Callable[[str, Json], None]] = []
         self._numbers = itertools.count(1)
         self._uids = itertools.count(1)
+        self.now = "2026-01-01T00:00:00Z"  # when objects are created
 
     @staticmethod
     def key(document: Json) -> tuple[str, str, str]:
@@ -297,7 +298,7 @@ class FakeApi:
     def _create(self, document: Json, owners: dict[str, set[Path]]) -> Json:
         created = normalized(document)
         created["metadata"] = created["metadata"] | {
-            "uid": f"uid-{next(self._uids)}", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z",
+            "uid": f"uid-{next(self._uids)}", "generation": 1, "creationTimestamp": self.now,
         }  # fmt: skip
         key = self.key(created)
         self.managers[key] = owners

@@ -2,8 +2,9 @@
 initialise, spot nodes that are taken back after a notice, and consolidation. The deciding code is the controller's own.
 
 After Karpenter v1's pages on disruption and scheduling: a voluntary disruption taints the node first, waits until its
-replacement is initialised, then deletes the node, which evicts pods as budgets allow; an interruption deletes it at
-once, and the instance ends with its notice. Pods with `do-not-disrupt` are neither candidates nor evicted.
+replacement is initialised, then deletes the node, which evicts pods as budgets allow; expiry, and whoever deletes a
+NodeClaim, deletes it at once; so does an interruption, with an Event, and the instance ends with its notice. Pods with
+`do-not-disrupt` are neither candidates nor evicted.
 """
 
 from __future__ import annotations
@@ -116,14 +117,10 @@ class Claim:
 
 @dataclass
 class Ledger:
-    """What happened: claims, servers that lost requests, and every change of the Deployments' sizes.
-
-    `overtaken` are nodes that the cloud took back while they were being replaced: no sign tells the two apart.
-    """
+    """What happened: claims, servers that lost requests, and every change of the Deployments' sizes."""
 
     claims: list[Claim] = field(default_factory=list)
     lost: list[tuple[float, str]] = field(default_factory=list)  # when, and on which node
-    overtaken: set[str] = field(default_factory=set)
     interrupted: list[tuple[float, int]] = field(default_factory=list)  # when, and how many servers
     resized: list[tuple[float, str, int]] = field(default_factory=list)
 
@@ -147,6 +144,7 @@ class ElasticCluster(Cluster):
         self._ready_at: dict[str, float] = {}
         self._fetched_at: dict[tuple[str, str], float] = {}
         self._idle_since: dict[str, float] = {}
+        self._events: list[Json] = []
         self._cache = WatchCache()
         self.api.watchers.append(self._watch)
         self.after(60, self._consolidate)
@@ -161,14 +159,14 @@ class ElasticCluster(Cluster):
         self._settle_instant()
         while self._due and self._due[0][0] <= end:
             self.clock = self._due[0][0]
-            self.now = timestamp(_EPOCH + self.clock)
+            self.now = self.api.now = timestamp(_EPOCH + self.clock)
             before = len(self.api.writes)
             while self._due and self._due[0][0] <= self.clock:
                 heapq.heappop(self._due)[2]()
             if len(self.api.writes) != before:
                 self._settle_instant()
         self.clock = end
-        self.now = timestamp(_EPOCH + end)
+        self.now = self.api.now = timestamp(_EPOCH + end)
 
     def _settle_instant(self) -> None:
         for _ in range(80):
@@ -197,7 +195,7 @@ class ElasticCluster(Cluster):
         self._evict()
 
     def nodes(self) -> tuple[KubeNode, ...]:
-        """From the controller's own cache, which remembers the signs that came first."""
+        """From the controller's own cache, which knows Karpenter's Events."""
         return self._cache.nodes()
 
     # What can be asked
@@ -330,10 +328,27 @@ class ElasticCluster(Cluster):
         claim.ended_at = self.clock + self.delays.notice
         servers = [pod for pod in self.servers() if node_of(pod) == name]
         self.ledger.interrupted.append((self.clock, len(servers)))
-        if self._is_going(self.api.get("Node", "", name)):
-            self.ledger.overtaken.add(name)
+        uid = self.api.get("Node", "", name)["metadata"]["uid"]
+        event = {
+            "kind": "Event", "metadata": {"name": f"{name}.1", "namespace": "default"}, "reason": "SpotInterrupted",
+            "involvedObject": {"kind": "Node", "name": name, "uid": uid}, "source": {"component": "karpenter"},
+        }  # fmt: skip
+        self._events.append(event)
+        self._cache.put(event)
         self._delete_node(name)
         self.after(self.delays.notice, lambda: self._end(name))
+
+    def restart(self) -> None:
+        """The controller starts again, with what the API server has."""
+        self._cache = WatchCache()
+        for each in (*self.api.list("Node"), *self._events):
+            self._cache.put(each)
+        self.look()
+
+    def expire(self, name: str) -> None:
+        """A node is deleted as it is: it expires, or somebody deletes its NodeClaim. It waits for its pods."""
+        if name in self.held:
+            self._delete_node(name)
 
     def _delete_node(self, name: str) -> None:
         def leave(node: Json) -> None:
@@ -408,7 +423,7 @@ class ElasticCluster(Cluster):
                 return
 
     def replace(self, name: str) -> None:
-        """A node has drifted, or expires: it is replaced as it is, if nothing protects its pods."""
+        """A node has drifted: it is replaced as it is, if nothing protects its pods."""
         pods = [pod for pod in self.servers() if node_of(pod) == name]
         going = any(map(self._is_going, self.api.list("Node")))
         if not going and self.claims[name].initialized and self._may_disrupt(pods):

@@ -91,6 +91,20 @@ def test_all_servers_are_behind_the_service_the_budget_and_the_scaler() -> None:
     assert find_targets(workspace, made.api.list("Deployment", NAMESPACE)).current == 3
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"provisioning": {"warmSpares": 1}}),
+        ({"provisioning": {"by": "karpenter"}}, {"provisioning": {"by": "karpenter", "warmSpares": 2}}),
+        ({"provisioning": {"warmSpares": 1}}, {"provisioning": {"warmSpares": 3, "by": "none"}}),
+    ],
+)  # fmt: skip
+def test_warm_spares_are_no_part_of_the_version(before: Json, after: Json) -> None:
+    """Neither their number nor that there are some: an edit restarts nothing."""
+    plain, spared = (samples.workspace(resources={"gpu": "L4", **each}) for each in (before, after))
+    assert revision_name(plain) == revision_name(spared)
+
+
 def test_the_floor_is_no_part_of_the_version() -> None:
     """An edit of it restarts nothing."""
     plain, floored = (samples.workspace(resources=resources(floor)) for floor in (None, 2))

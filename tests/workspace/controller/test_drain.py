@@ -22,6 +22,7 @@ from workspace.controller.objects import asked_replicas, is_ready
 from workspace.controller.pod_marks import COST
 from workspace.controller.scaling_loop import find_targets
 from workspace.document import workspace_of
+from workspace.render import names
 
 
 def cordon(made: Cluster, node: str, *, out: bool = True) -> None:
@@ -142,6 +143,124 @@ def test_servers_leave_a_node_by_themselves_once_their_replacements_are_ready(
     assert gone not in {pod["spec"]["nodeName"] for pod in made.servers()}
 
 
+def seen(made: Cluster, change: Callable[[Json], None], *, revision: str | None = None) -> None:
+    """Changes what the servers show that aren't ready, or those of one version."""
+    for pod in made.servers():
+        if not is_ready(pod) or pod["metadata"]["labels"][names.REVISION] == revision:
+            made.api.update("Pod", NAMESPACE, pod["metadata"]["name"], change)
+
+
+def created(pod: Json, at: str) -> None:
+    pod["metadata"]["creationTimestamp"] = at
+
+
+def crashing(pod: Json) -> None:
+    ended = {"exitCode": 1, "reason": "Error"}
+    container = {"name": "server", "restartCount": 3, "lastState": {"terminated": ended}}
+    pod["status"] = {
+        "conditions": [{"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}],
+        "containerStatuses": [container],
+    }  # fmt: skip
+
+
+def unplaced(reason: str) -> Callable[[Json], None]:
+    def change(pod: Json) -> None:
+        pod["spec"].pop("nodeName", None)
+        placed = {"type": "PodScheduled", "status": "False", "reason": reason}
+        pod["status"] = {"phase": "Pending", "conditions": [placed]}
+
+    return change
+
+
+def least(made: Cluster) -> Json:
+    spec = made.api.get("PodDisruptionBudget", NAMESPACE, NAME)["spec"]
+    return {key: spec[key] for key in ("minAvailable", "maxUnavailable") if key in spec}
+
+
+PROVISIONED = {"gpu": "L4", "provisioning": {"by": "kueue", "queue": "gpus"}}
+
+
+def check_patience(made: Cluster, broken: Callable[[Json], None], *, replicas: int) -> None:
+    """The budget holds for replacements that something keeps from running, for a while from their creation."""
+    seen(made, broken)
+    seen(made, lambda pod: created(pod, made.now))
+    made.later(590)
+    decision = made.reconcile()
+    assert least(made) == {"minAvailable": replicas}
+    assert decision.wake_after == 10
+    made.later(10)
+    made.reconcile()
+    assert least(made) == {"minAvailable": replicas - 1}
+    # By what the API server knows alone: a controller that starts now decides the same.
+    assert made.reconcile().actions == ()
+
+
+@pytest.mark.parametrize("reason", ["SchedulingGated", "Unschedulable"])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_surplus_that_gets_no_node_holds_a_drain_up_for_a_while(
+    replicas: int, reason: str
+) -> None:
+    made = cluster(
+        *(f"n{n}" for n in range(replicas + 1)), replicas=replicas, resources=PROVISIONED
+    )
+    made.settle()
+    cordon(made, made.ready_servers()[0]["spec"]["nodeName"])
+    made.reconcile()
+    made.run_deployments()
+    assert len(made.servers()) == replicas + 1
+    check_patience(made, unplaced(reason), replicas=replicas)
+
+
+def test_a_surplus_that_no_quota_admits_holds_up_nothing() -> None:
+    made = cluster("n1", "n2", "n3", replicas=2)
+    made.settle()
+    cordon(made, made.ready_servers()[0]["spec"]["nodeName"])
+    made.reconcile()
+    assert least(made) == {"minAvailable": 2}
+    refused = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
+    status = {"observedGeneration": 1 << 30, "conditions": [refused]}
+    made.api.update("Deployment", NAMESPACE, NAME, lambda d: d.update(status=status))
+    made.reconcile()
+    assert least(made) == {"minAvailable": 1}
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_new_version_that_crashes_holds_a_drain_up_for_a_while(replicas: int) -> None:
+    made = cluster(*(f"n{n}" for n in range(replicas + 2)), replicas=replicas)
+    made.settle()
+    old = made.ready_servers()
+    made.change_spec(model={"image": "registry.example/team/llama:v2"})
+    for _ in range(20):
+        made.reconcile()
+        if len(made.servers()) > replicas:
+            break
+        made.step()
+        made.run_deployments()
+    assert len(made.servers()) == replicas + 1
+    cordon(made, old[0]["spec"]["nodeName"])
+    made.reconcile()
+    check_patience(made, crashing, replicas=replicas)
+    # So the drain goes on: the one that is let go comes again elsewhere, of the version that serves.
+    evict(made, old[0])
+
+
+def test_several_nodes_are_drained_at_once() -> None:
+    """Law: as many as are wanted serve throughout, and the surplus is a quarter at most."""
+    made = cluster(*(f"n{n}" for n in range(8)), replicas=4)
+    made.settle()
+    nodes = [str(pod["spec"]["nodeName"]) for pod in made.ready_servers()]
+    for node in nodes:
+        cordon(made, node)
+    for _ in range(40):
+        made.reconcile()
+        made.step()
+        assert len(made.ready_servers()) >= 4
+        assert deployment(made)["spec"]["replicas"] <= 5
+    made.settle()
+    assert len(made.ready_servers()) == 4
+    assert not {pod["spec"]["nodeName"] for pod in made.servers()} & set(nodes)
+
+
 def taint(key: str) -> Callable[[Json], None]:
     return lambda node: node["spec"].update(taints=[{"key": key, "effect": "NoSchedule"}])
 
@@ -157,6 +276,8 @@ def without_gpus(node: Json) -> None:
         (taint("ours.example/maintenance"), True),
         (taint("node.kubernetes.io/disk-pressure"), False),
         (taint("aws-node-termination-handler/rebalance-recommendation"), False),
+        (taint("node.kubernetes.io/not-ready"), False),
+        (taint("node.kubernetes.io/unreachable"), False),
         (taint("nvidia.com/gpu"), False),
         (without_gpus, False),
     ],

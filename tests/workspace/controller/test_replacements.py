@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workspace.controller.mount_news import MountNews
-from workspace.controller.pod_marks import COST, DO_NOT_DISRUPT, deletion_costs, disruption_marks
+from workspace.controller.pod_marks import (
+    COST,
+    DO_NOT_DISRUPT,
+    OURS,
+    deletion_costs,
+    disruption_marks,
+    marking,
+)
 from workspace.controller.replacements import Departures, interrupted, least_ready, surplus
 from workspace.controller.shares import Shares, moved
 
@@ -36,10 +44,35 @@ SERVERS = st.lists(
 
 @given(servers=SERVERS, wanted=st.integers(0, 6))
 def test_a_server_on_a_node_that_goes_does_not_count(servers: list[Json], wanted: int) -> None:
+    """Law: with the surplus as many start elsewhere as are missing there, up to a quarter; without, enough serve."""
     more = surplus(servers, GONE, wanted=wanted)
-    leaving = sum(map(GONE.drains, servers))
-    staying = sum(pod["spec"].get("nodeName") == "new" and ready(pod) for pod in servers)
-    assert more == (leaving if staying < wanted else 0)
+    moved_away = [pod for pod in servers if pod["spec"].get("nodeName") == "old"]
+    elsewhere = [pod for pod in servers if pod["spec"].get("nodeName") in ("new", None)]
+    serving = len([pod for pod in elsewhere if ready(pod)])
+    assert more <= min(len(moved_away), max(1, wanted // 4))
+    if not wanted or not moved_away or serving >= wanted:
+        assert more == 0
+    elif more == 0:
+        # Those that are given up now are made up for.
+        step = min(len(moved_away), max(1, wanted // 4))
+        assert serving + len(moved_away) - step >= wanted
+
+
+@pytest.mark.parametrize(("replicas", "most"), [(1, 1), (2, 1), (4, 1), (8, 2), (11, 2)])
+def test_a_pool_that_is_drained_at_once_is_left_in_steps(replicas: int, most: int) -> None:
+    """As a ReplicaSet would: it makes what is missing, and stops those on nodes that go first."""
+    pods = [server(f"o{n}", "old") for n in range(replicas)]
+    for number in range(20 * replicas):
+        more = surplus(pods, GONE, wanted=replicas)
+        assert more <= most
+        if len(pods) < replicas + more:
+            pods.append(server(f"n{number}", "new", ready=False))
+        elif len(pods) > replicas + more:
+            pods.remove(min(pods, key=lambda pod: (ready(pod), not GONE.takes(pod))))
+        elif not all(map(ready, pods)):
+            pods = [server(pod["metadata"]["uid"], pod["spec"]["nodeName"]) for pod in pods]
+        assert len([pod for pod in pods if ready(pod)]) >= replicas
+    assert [pod["spec"]["nodeName"] for pod in pods] == ["new"] * replicas
 
 
 @given(servers=SERVERS, wanted=st.integers(1, 6), replaceable=st.booleans())
@@ -92,7 +125,8 @@ def test_servers_that_move_between_deployments_are_never_missing(
 def test_the_cheapest_to_lose_goes_first(servers: list[Json], running: dict[str, int]) -> None:
     costs = deletion_costs(servers, GONE, spot=["new"], running=running, ordered=True)
     for pod in servers:
-        pod["metadata"]["annotations"][COST] = costs.get(pod["metadata"]["uid"]) or "0"
+        cost = costs.get(pod["metadata"]["uid"]) or "0"
+        pod["metadata"]["annotations"] |= {COST: cost, OURS[COST]: cost}
     order = sorted(servers, key=lambda pod: int(pod["metadata"]["annotations"][COST]))
     ranks = [
         (not GONE.takes(pod), pod["spec"].get("nodeName") != "new", running.get(pod["metadata"]["uid"], 0))
@@ -118,8 +152,44 @@ def test_costs_are_written_when_they_matter_and_only_then() -> None:
     assert costs(alike, ordered=True, spot=("new",)) == {"a": "-9997", "b": "3"}
     going = [server("a", "old"), server("b", "other")]
     assert costs(going, ordered=False) == {"a": "-20000"}
-    stays = [server("a", "new", **{COST: "-20000"}), server("b", "other", **{COST: "7"})]
+    stays = [server("a", "new", **cost("-20000")), server("b", "other", **cost("7"))]
     assert costs(stays, ordered=False) == {"a": None}
+
+
+def cost(value: str) -> dict[str, str]:
+    return {COST: value, OURS[COST]: value}
+
+
+def test_what_others_wrote_stays_theirs() -> None:
+    """Unless the node goes; and also where they wrote over ours."""
+    theirs = [server("a", "new", **{COST: "5"}), server("b", "new", **cost("3") | {COST: "7"})]
+    plain = [*theirs, server("c", "other")]
+    costs = deletion_costs(plain, GONE, spot=["new"], running={"c": 2}, ordered=True)
+    assert costs == {"c": "2"}
+    kept = server("a", "new", **{COST: "-20000"})
+    assert deletion_costs([kept], GONE, spot=[], running={}, ordered=False) == {}
+    leaves = server("a", "old", **{COST: "5"})
+    assert deletion_costs([leaves], GONE, spot=[], running={}, ordered=False) == {"a": "-20000"}
+    for value in ("true", "false"):
+        for pod in (
+            server("a", "new", **{DO_NOT_DISRUPT: value}),
+            server("a", "old", **{DO_NOT_DISRUPT: value}),
+        ):
+            assert marked(pod) == {}
+
+
+@given(
+    pods=SERVERS,
+    marks=st.dictionaries(
+        st.sampled_from(list(OURS)),
+        st.dictionaries(st.sampled_from(["p0", "p1", "p2"]), st.sampled_from([None, "1"])),
+    ),
+)
+def test_a_mark_is_written_and_removed_with_its_companion(pods: list[Json], marks: Json) -> None:
+    for write in marking(pods, marks):
+        for name, companion in OURS.items():
+            assert (name in write.annotations) == (write.uid in marks.get(name, {}))
+            assert write.annotations.get(name) == write.annotations.get(companion)
 
 
 def ready(pod: Json) -> bool:
@@ -132,7 +202,7 @@ def marked(pod: Json, *, by_karpenter: bool = True, failed: bool = False) -> Jso
 
 
 def test_karpenter_leaves_a_pod_alone_until_its_model_is_there() -> None:
-    mark = {DO_NOT_DISRUPT: "true"}
+    mark = {DO_NOT_DISRUPT: "true", OURS[DO_NOT_DISRUPT]: "true"}
     assert marked(server("a", "new", ready=False)) == {"a": "true"}
     assert marked(server("a", "new", ready=False), by_karpenter=False) == {}
     assert marked(server("a", None, ready=False)) == {}

@@ -90,12 +90,13 @@ EVENTS = st.one_of(
     st.tuples(
         st.sampled_from(["short", "short everywhere", "back", "back everywhere"]), st.integers(0, 2)
     ),
-    st.tuples(st.just("drift"), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["drift", "expire"]), st.integers(0, 9)),
     st.tuples(st.just("want"), st.integers(1, MOST)),
-    st.tuples(st.just("nothing"), st.just(0)),
+    st.tuples(st.sampled_from(["nothing", "restart"]), st.just(0)),
 )
 KINDS = (
-    "interrupt", "interrupt", "interrupt all", "short", "short everywhere", "back", "back everywhere", "drift", "want",
+    "interrupt", "interrupt", "interrupt all", "short", "short everywhere", "back", "back everywhere", "drift",
+    "expire", "want", "restart",
 )  # fmt: skip
 GAPS = st.sampled_from([0, 20, 60, 150, 400, 900, 2400])
 
@@ -123,6 +124,10 @@ def live(life: Life, course: list[tuple[int, tuple[str, int]]]) -> float:
             life.market.spot.update(life.market.zones)
         elif what == "drift" and cluster.held:
             cluster.replace(sorted(cluster.held)[number % len(cluster.held)])
+        elif what == "expire" and cluster.held:
+            cluster.expire(sorted(cluster.held)[number % len(cluster.held)])
+        elif what == "restart":
+            cluster.restart()
         elif what == "want":
             life.want(number)
         cluster.after(0, cluster.look)
@@ -149,9 +154,24 @@ def check_life(
     life.cluster.run_until(last + 4 * HOUR)
     life.check_rest(last)
     # The notice suffices for the longest request, so no interruption costs one that the controller can know of.
-    ledger = life.cluster.ledger
-    assert {node for _, node in ledger.lost} <= ledger.overtaken
+    assert life.cluster.ledger.lost == []
     return life
+
+
+def test_a_spot_node_that_expires_keeps_its_servers_until_others_are_ready() -> None:
+    """All nodes at once: Karpenter makes no replacements first, so that the controller has to."""
+    life = Life(floor=0, wanted=3, delays=Delays())
+    cluster = life.cluster
+    cluster.run_until(life.window + 1)
+    before = sorted(cluster.held)
+    for name in before:
+        cluster.expire(name)
+    cluster.run_until(cluster.clock + 20)
+    cluster.restart()
+    cluster.run_until(cluster.clock + HOUR)
+    assert not set(before) & set(cluster.held)
+    assert len(cluster.ready_servers()) == 3
+    assert cluster.ledger.interrupted == []
 
 
 @pytest.mark.slow
