@@ -28,6 +28,7 @@ from workspace.schema import Resources, Vendor
 Json = dict[str, Any]
 
 _MIB: Final = 1 << 20
+_CORDON: Final = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
 _MOST_DEVICES: Final = 1024  # GPUs of one node
 # Node feature discovery's labels of a CPU's instruction sets: `<prefix>AVX512F: "true"`.
 _CPU_FEATURE: Final = "feature.node.kubernetes.io/cpu-cpuid."
@@ -37,8 +38,8 @@ _CPU_FEATURE: Final = "feature.node.kubernetes.io/cpu-cpuid."
 class KubeNode:
     """The facts read from a Node. `held` are its model labels, from its NodeCache if there is one.
 
-    A `usable` node takes new pods; `departure` says whether it goes. `read_rate` is its rate of reading weights in
-    bytes a second, if its agent measured one.
+    A `usable` node takes new pods; `departure` says whether it goes, `deleted` that it won't stay. `read_rate` is its
+    rate of reading weights in bytes a second, if its agent measured one.
     """
 
     name: str
@@ -48,6 +49,7 @@ class KubeNode:
     usable: bool
     ready: bool = True
     departure: Departure = Departure.NONE
+    deleted: bool = False
     uid: str = ""
     held: frozenset[str] = frozenset()
     # Not compared: a new measurement alone must not requeue Workspaces.
@@ -64,11 +66,12 @@ class KubeNode:
             name=document["metadata"]["name"],
             # Model labels are only in `held`, so that a NodeCache can replace them.
             labels={k: v for k, v in labels.items() if not k.startswith(MODEL_LABELS)},
-            taints=tuple(spec.get("taints") or ()),
+            taints=_taints(spec),
             allocatable=status.get("allocatable") or {},
             usable=ready and stays,
             ready=ready,
             departure=departure,
+            deleted=bool(document["metadata"].get("deletionTimestamp")),
             uid=str(document["metadata"].get("uid", "")),
             held=frozenset(
                 k for k, v in labels.items() if k.startswith(MODEL_LABELS) and v == names.READY
@@ -229,6 +232,13 @@ def tolerates(accepted: Iterable[Json], taint: Json) -> bool:
     if taint.get("effect") == "PreferNoSchedule":
         return True
     return any(_tolerates(each, taint) for each in accepted)
+
+
+def _taints(spec: Json) -> tuple[Json, ...]:
+    """A Node's taints, that of a cordon among them, which its lifecycle controller adds a moment later."""
+    taints = tuple(spec.get("taints") or ())
+    is_told = any(each.get("key") == _CORDON["key"] for each in taints)
+    return (*taints, _CORDON) if spec.get("unschedulable") and not is_told else taints
 
 
 def _tolerates(toleration: Json, taint: Json) -> bool:

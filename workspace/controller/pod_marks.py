@@ -63,6 +63,11 @@ def deletion_costs(
     return found
 
 
+def is_cheapest(server: Json) -> bool:
+    """Whether a server has the cost by which it goes before all that stay. Who may not write marks never sees it."""
+    return _annotation(server, COST) == str(_LEAVING)
+
+
 def disruption_marks(
     pods: Iterable[Json], gone: Departures, mounts: Mapping[str, MountNews], *, marked: bool
 ) -> dict[str, str | None]:

@@ -47,36 +47,36 @@ def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) ->
     """The nodes that go, for replicas with these resources.
 
     Also those that are ready and have got a taint that they don't tolerate, from somebody who isn't known here. What a
-    node lacks in labels or GPUs is no such sign: a device plugin that starts again has none for a moment.
+    node lacks in labels or GPUs is no such sign: a device plugin that starts again has none for a moment. Replicas that
+    tolerate whatever a node goes by stay: the scheduler would put their replacements there too.
     """
-    listed = list(nodes)
-    return Departures(
-        leaving=frozenset(
-            node.name
-            for node in listed
-            if node.departure is not Departure.NONE
-            or (
-                node.ready
-                and not admits(replace(node, taints=lasting(node.taints)), resources, gpus=gpus)
-            )
-        ),
-        interrupted=frozenset(
-            node.name for node in listed if node.departure is Departure.INTERRUPTED
-        ),
-    )
+    leaving, ending = set(), set()
+    for node in nodes:
+        stays = not node.deleted and admits(node, resources, gpus=gpus)
+        if node.departure is not Departure.NONE and not stays:
+            leaving.add(node.name)
+            if node.departure is Departure.INTERRUPTED:
+                ending.add(node.name)
+        elif node.ready and not admits(
+            replace(node, taints=lasting(node.taints)), resources, gpus=gpus
+        ):
+            leaving.add(node.name)
+    return Departures(leaving=frozenset(leaving), interrupted=frozenset(ending))
 
 
-def surplus(servers: Sequence[Json], gone: Departures, *, wanted: int) -> int:
+def surplus(servers: Sequence[Json], gone: Departures, *, wanted: int, marked: bool = True) -> int:
     """How many more servers than `wanted` a Deployment with these is to have.
 
     Law: one for each server that a drain moves, but a quarter of those wanted at most, as a whole pool of nodes may be
     drained at once; none once as many as these can be given up. While some of the others aren't ready none can: the
-    first to be deleted would be those that are starting.
+    first to be deleted would be those that are starting; and none before the leaving ones are `marked` as those that go
+    first.
     """
     leaving = sum(map(gone.drains, servers))
     staying = sum(is_ready(pod) and not gone.takes(pod) for pod in servers)
     step = min(leaving, max(1, int(wanted * _MOST_MOVED)))
-    return step if wanted and staying + leaving - step < wanted else 0
+    is_enough = staying + leaving - step >= wanted and marked
+    return step if wanted and not is_enough else 0
 
 
 def least_ready(

@@ -19,6 +19,7 @@ from workspace.controller.pod_marks import (
     DO_NOT_DISRUPT,
     deletion_costs,
     disruption_marks,
+    is_cheapest,
     marking,
 )
 from workspace.controller.replacements import (
@@ -72,9 +73,10 @@ def server_counts(
         ready = Shares(sum(map(is_ready, rest)), sum(map(is_ready, beside)))
         asked = moved(allowed, before, ready, total=goal)
         if _can_replace(workspace, servers, active, state):
+            marked = all(is_cheapest(pod) for pod in servers if gone.drains(pod))
             more = Shares(
-                surplus(rest, gone, wanted=asked.rest),
-                surplus(beside, gone, wanted=asked.on_demand),
+                surplus(rest, gone, wanted=asked.rest, marked=marked),
+                surplus(beside, gone, wanted=asked.on_demand, marked=marked),
             )
     drained = any(map(gone.drains, servers))
     others = [pod for pod in servers if drained and not gone.takes(pod)]

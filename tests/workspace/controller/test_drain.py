@@ -19,6 +19,7 @@ from tests.workspace.controller.test_reconcile import (
     prewarm_pods,
 )
 from workspace.controller.objects import asked_replicas, is_ready
+from workspace.controller.observed import Action, Annotate
 from workspace.controller.pod_marks import COST
 from workspace.controller.scaling_loop import find_targets
 from workspace.document import workspace_of
@@ -307,3 +308,63 @@ def test_drains_one_after_another_never_leave_it_without_a_server(
         cordon(made, node, out=False)
         made.settle()
     assert len(made.ready_servers()) == 1
+
+
+class Unmarkable(Cluster):
+    """Patches of pods are refused, by a webhook or a missing right."""
+
+    def _carry_out(self, action: Action) -> None:
+        if not isinstance(action, Annotate):
+            super()._carry_out(action)
+
+
+def sizes(made: Cluster, *, rounds: int) -> list[int]:
+    """The Deployment's replicas over some rounds."""
+    found = []
+    for _ in range(rounds):
+        made.reconcile()
+        made.step()
+        found.append(deployment(made)["spec"]["replicas"])
+    return found
+
+
+def test_without_marks_a_replacement_stays_beside_the_server_that_is_to_go() -> None:
+    """The surplus would end with the youngest server, which is the replacement, and begin again."""
+    made = Unmarkable()
+    for name in "abc":
+        made.add_node(name)
+    made.create_workspace(replicas=1)
+    made.settle()
+    cordon(made, made.ready_servers()[0]["spec"]["nodeName"])
+    assert set(sizes(made, rounds=30)[1:]) == {2}
+    assert len(made.ready_servers()) == 2
+
+
+@pytest.mark.parametrize(
+    "sign", ["karpenter.sh/disrupted", "aws-node-termination-handler/spot-itn", "unschedulable"]
+)
+def test_servers_that_tolerate_what_a_node_goes_by_stay(sign: str) -> None:
+    """Their replacements could be placed there as well, and would go again."""
+    made = Cluster()
+    for name in "ab":
+        made.add_node(name, gpus=8)
+    made.create_workspace(
+        replicas=4, resources={"gpu": "L4", "tolerations": [{"operator": "Exists"}]}
+    )
+    made.settle()
+    before = {pod["metadata"]["name"] for pod in made.ready_servers()}
+    node = made.ready_servers()[0]["spec"]["nodeName"]
+    if sign == "unschedulable":
+        cordon(made, node)
+    else:
+        taints = [{"key": sign, "effect": "NoSchedule"}]
+        made.api.update("Node", "", node, lambda d: d["spec"].update(taints=taints))
+    assert set(sizes(made, rounds=10)) == {4}
+    assert {pod["metadata"]["name"] for pod in made.ready_servers()} == before
+    # One that is deleted goes whatever they tolerate: in order, or at once where its end is set.
+    stamp = "2026-01-01T00:00:00Z"
+    made.api.update("Node", "", node, lambda d: d["metadata"].update(deletionTimestamp=stamp))
+    assert (
+        max(sizes(made, rounds=3)) > 4
+        or {pod["metadata"]["name"] for pod in made.servers()} != before
+    )
