@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from modelimage.errors import InvalidInput
 from tests.examples import examples
 from tests.workspace import samples
 from tests.workspace.controller.fakeapi import Conflict, Missing
@@ -117,21 +118,29 @@ class Controller(RuleBasedStateMachine):
 
     @rule(model=st.sampled_from(MODELS))
     def change_model(self, model: Json) -> None:
-        self.cluster.change_spec(model=model)
+        self.edit(model=model)
 
     @rule(runtime=st.sampled_from(RUNTIMES), tenancy=st.sampled_from(TENANCIES))
     def change_runtime(self, runtime: Json | None, tenancy: Json | None) -> None:
-        self.cluster.change_spec(runtime=runtime, tenancy=tenancy)
+        self.edit(runtime=runtime, tenancy=tenancy)
 
     @rule(
         resources=st.sampled_from(RESOURCES), placement=st.sampled_from(["any", "preferred", None])
     )
     def change_resources(self, resources: Json, placement: str | None) -> None:
-        self.cluster.change_spec(resources=resources, placement=placement)
+        self.edit(resources=resources, placement=placement)
 
     @rule(scale=st.sampled_from(SCALES), replicas=st.integers(0, 3))
     def change_count(self, scale: Json | None, replicas: int) -> None:
-        self.cluster.change_spec(scale=scale, replicas=None if scale else replicas)
+        self.edit(scale=scale, replicas=None if scale else replicas)
+
+    def edit(self, **parts: Any) -> None:
+        """Changes the spec, unless an API server refuses what it then is, as a floor beside another autoscaler is."""
+        document = self.cluster.api.get("Workspace", NAMESPACE, NAME)
+        spec = {k: v for k, v in {**document["spec"], **parts}.items() if v is not None}
+        with suppress(InvalidInput):
+            workspace_of({**document, "spec": spec})
+            self.cluster.change_spec(**parts)
 
     @rule(wanted=st.one_of(st.none(), st.integers(0, 4)))
     def want(self, wanted: int | None) -> None:
