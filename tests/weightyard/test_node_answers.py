@@ -68,7 +68,7 @@ def test_karpenters_pools_claims_and_events_are_told() -> None:
     lines = node_lines(workspace(by="karpenter"), NodeFacts([POD], EVENTS, [SMALL, pool()], CLAIMS))
     assert lines == [
         "nodes: asked of karpenter: chat-1 has no node",
-        "  NodePool small: its requirements leave no node with karpenter.azure.com/sku-gpu-name",
+        "  NodePool small: its requirements leave no node with karpenter.k8s.aws/instance-gpu-name",
         "  NodePool gpu: makes such nodes",
         "  NodeClaim gpu-7: Launched true, Registered unknown (Node not registered with cluster)",
         "  Nominated by karpenter at 2026-01-01T00:00:02Z: Pod should schedule on: nodeclaim/gpu-7",
