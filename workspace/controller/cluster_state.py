@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from workspace.controller.nodes import KubeNode, choose_warm, eligible
-from workspace.controller.objects import has_labels, is_mounted, is_ready, node_of
+from workspace.controller.objects import (
+    has_labels,
+    is_mounted,
+    is_ready,
+    node_of,
+    nodes_of,
+    of_version,
+)
 from workspace.controller.observed import Observed
 from workspace.controller.revisions import Revision
 from workspace.node_demands import off_spot
@@ -67,7 +74,7 @@ def cached_state(
     beside = [pod for pod in servers if is_on_demand(pod)]
     second = _state(revision, observed, apart, beside, replicas=on_demand)
     # Nodes of the one aren't chosen for the other, which would leave it without; where both are, both have room.
-    own = _nodes_of([pod for pod in others if has_labels(pod, {names.REVISION: revision.id})])
+    own = nodes_of(of_version(others, revision.id))
     left = [node for node in possible if node.name not in second.chosen or node.name in own]
     first = _state(revision, observed, left, others, replicas=replicas - on_demand)
     chosen = first.chosen if replicas > on_demand else ()
@@ -87,8 +94,8 @@ def nodes_to_warm(
 ) -> list[str]:
     """The chosen nodes that need a pre-warm pod for a version, until that many of its servers are ready."""
     # Servers on nodes that are being drained need replacements, ready as they are.
-    wanted, usable = {names.REVISION: revision.id}, set(state.eligible)
-    servers = [pod for pod in serving_pods(observed) if has_labels(pod, wanted)]
+    usable = set(state.eligible)
+    servers = of_version(serving_pods(observed), revision.id)
     staying = [pod for pod in servers if is_ready(pod) and node_of(pod) in usable]
     beside, pods = sum(map(is_on_demand, staying)), replicas * revision.nodes
     if replicas > 0 and len(staying) >= pods and beside >= min(state.on_demand, pods):
@@ -119,7 +126,7 @@ def _state(
             len(serving & usable) + max(0, replicas * revision.nodes - len(placed)),
         ),
         label=label,
-        preference=(serving, labelled, _nodes_of(warming), _nodes_of(servers)),
+        preference=(serving, labelled, nodes_of(warming), nodes_of(servers)),
     )
     everywhere = _nodes_with(serving_pods(observed), revision)
     return CachedState(
@@ -133,16 +140,11 @@ def _state(
 
 def _nodes_with(pods: list[Json], revision: Revision) -> set[str]:
     """Nodes where pods of a version have their volumes mounted."""
-    return _nodes_of(_mounted(pods, revision))
+    return nodes_of(_mounted(pods, revision))
 
 
 def _mounted(pods: list[Json], revision: Revision) -> list[Json]:
-    wanted = {names.REVISION: revision.id}
-    return [pod for pod in pods if has_labels(pod, wanted) and is_mounted(pod)]
-
-
-def _nodes_of(pods: list[Json]) -> set[str]:
-    return {name for pod in pods if (name := node_of(pod)) is not None}
+    return [pod for pod in of_version(pods, revision.id) if is_mounted(pod)]
 
 
 def serving_pods(observed: Observed, *, ended: bool = False) -> list[Json]:
@@ -154,9 +156,6 @@ def serving_pods(observed: Observed, *, ended: bool = False) -> list[Json]:
 
 def server_count(observed: Observed, revision: Revision | None = None) -> tuple[int, int]:
     """The number of the Workspace's servers and of the ready ones; of one version, if given."""
-    pods = [
-        pod
-        for pod in observed.pods(names.SERVER)
-        if revision is None or has_labels(pod, {names.REVISION: revision.id})
-    ]
+    servers = observed.pods(names.SERVER)
+    pods = servers if revision is None else of_version(servers, revision.id)
     return len(pods), sum(map(is_ready, pods))

@@ -11,7 +11,7 @@ from collections.abc import Set
 from typing import Any
 
 from workspace.controller.cluster_state import CachedState, server_count, serving_pods
-from workspace.controller.objects import group_of, has_labels, is_ready, node_of
+from workspace.controller.objects import group_of, is_ready, node_of, of_version
 from workspace.controller.observed import Observed
 from workspace.controller.replacements import departures
 from workspace.controller.revisions import Revision
@@ -35,8 +35,8 @@ def group_counts(
     if active.resources.by_karpenter and not needed:
         return ServerCounts(Shares(allowed), gone=gone)
     # A rollout brings a replacement itself.
-    wanted = {names.REVISION: active.id}
-    is_rolling = not all(has_labels(pod, wanted) for pod in serving_pods(observed))
+    servers = serving_pods(observed)
+    is_rolling = len(of_version(servers, active.id)) < len(servers)
     surges = not is_rolling and state.is_cached and needed
     # A server on several nodes goes with any of its pods, so all pods of its replacement have to be ready.
     return ServerCounts(Shares(allowed), Shares(int(surges)), 2 * active.nodes - 1, gone)

@@ -98,6 +98,7 @@ class KubeNode:
 def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> list[KubeNode]:
     """Nodes that could run a pod with `gpus` GPUs, sorted by name."""
     terms = demanded_terms(resources, gpus=gpus)
+    accepted = tolerations(resources, gpus=gpus)
     return sorted(
         (
             node
@@ -106,17 +107,11 @@ def eligible(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) -> l
             if node.usable
             and all(node.has(k, v) for k, v in resources.node_selector.items())
             and match(terms, node.labels)
-            and admits(node, resources, gpus=gpus)
+            and tolerates_all(accepted, node.taints)
             and (not gpus or node.count(gpu_resource(resources)) >= gpus)
         ),
         key=lambda node: node.name,
     )
-
-
-def admits(node: KubeNode, resources: Resources, *, gpus: int) -> bool:
-    """Whether a replica tolerates all taints of a node."""
-    accepted = tolerations(resources, gpus=gpus)
-    return all(tolerates(accepted, taint) for taint in node.taints)
 
 
 def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:
@@ -225,6 +220,11 @@ def _bytes(text: str) -> int:
         return parse_quantity(text)
     except ValueError as error:
         raise InvalidInput(f"a node's label says its GPU has {text!r} of memory") from error
+
+
+def tolerates_all(accepted: Sequence[Json], taints: Iterable[Json]) -> bool:
+    """Whether pods with these tolerations may be placed on a node with these taints."""
+    return all(tolerates(accepted, taint) for taint in taints)
 
 
 def tolerates(accepted: Iterable[Json], taint: Json) -> bool:

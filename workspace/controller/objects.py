@@ -100,6 +100,16 @@ def as_started(pods: Iterable[Json], leaders: Iterable[Json]) -> list[Json]:
     return [{**pod, "status": known.get(group_of(pod), pod.get("status"))} for pod in pods]
 
 
+def nodes_of(pods: Iterable[Json]) -> set[str]:
+    """The nodes that pods have been placed on."""
+    return {name for pod in pods if (name := node_of(pod)) is not None}
+
+
+def of_version(pods: Iterable[Json], version: str) -> list[Json]:
+    """The pods of a version, by its id."""
+    return [pod for pod in pods if has_labels(pod, {REVISION: version})]
+
+
 def asked_replicas(workload: Json) -> int:
     """The replicas that were asked for, without those that replace servers on leaving nodes.
 

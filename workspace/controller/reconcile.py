@@ -12,18 +12,10 @@ from typing import Any
 from modelimage.errors import InvalidInput, WeightyardError
 from workspace.controller import conditions, error_status, nodes, revisions, workspace_status
 from workspace.controller.changes import applies, deletes
-from workspace.controller.cluster_state import (
-    CachedState,
-    cached_state,
-    nodes_to_warm,
-)
+from workspace.controller.cluster_state import CachedState, cached_state, nodes_to_warm
 from workspace.controller.compare import with_intent
 from workspace.controller.group_drain import group_counts
-from workspace.controller.objects import (
-    SHARED_KINDS,
-    deployed_version,
-    is_owned,
-)
+from workspace.controller.objects import SHARED_KINDS, deployed_version, is_owned
 from workspace.controller.observed import (
     KEDA_GROUP,
     Annotate,

@@ -9,13 +9,14 @@ them finish their requests, and their Deployment replaces them in the same momen
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from workspace.controller.node_signs import Departure, lasting
-from workspace.controller.nodes import KubeNode, admits
+from workspace.controller.nodes import KubeNode, tolerates_all
 from workspace.controller.objects import group_of, is_ready, node_of
 from workspace.controller.observed import Delete, Reference
+from workspace.render.pod import tolerations
 from workspace.schema import Resources
 
 Json = dict[str, Any]
@@ -50,16 +51,15 @@ def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) ->
     node lacks in labels or GPUs is no such sign: a device plugin that starts again has none for a moment. Replicas that
     tolerate whatever a node goes by stay: the scheduler would put their replacements there too.
     """
+    accepted = tolerations(resources, gpus=gpus)
     leaving, ending = set(), set()
     for node in nodes:
-        stays = not node.deleted and admits(node, resources, gpus=gpus)
+        stays = not node.deleted and tolerates_all(accepted, node.taints)
         if node.departure is not Departure.NONE and not stays:
             leaving.add(node.name)
             if node.departure is Departure.INTERRUPTED:
                 ending.add(node.name)
-        elif node.ready and not admits(
-            replace(node, taints=lasting(node.taints)), resources, gpus=gpus
-        ):
+        elif node.ready and not tolerates_all(accepted, lasting(node.taints)):
             leaving.add(node.name)
     return Departures(leaving=frozenset(leaving), interrupted=frozenset(ending))
 

@@ -14,6 +14,7 @@ from workspace.controller.objects import (
     deployed_version,
     has_labels,
     is_ready,
+    of_version,
 )
 from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import Problem, worst_problem
@@ -170,7 +171,7 @@ def _rollout_input(
     switched: bool,
 ) -> RolloutInput:  # fmt: skip
     ready = [pod for pod in observed.pods(names.SERVER) if is_ready(pod)]
-    new = [pod for pod in ready if has_labels(pod, {names.REVISION: candidate.id})]
+    new = of_version(ready, candidate.id)
     old = [pod for pod in ready if has_labels(pod, {names.REVISION: version_id(stable)})]
     hindrance = _hindrance(observed, workspace.name, candidate)
     return RolloutInput(
@@ -229,7 +230,7 @@ def _is_candidate(pod: Json) -> bool:
 
 def _servers_of(observed: Observed, version: Revision) -> list[Json]:
     pods = [*observed.pods(names.SERVER), *observed.pods(names.SERVER, ended=True)]
-    return [pod for pod in pods if has_labels(pod, {names.REVISION: version.id})]
+    return of_version(pods, version.id)
 
 
 def _deployments_of(observed: Observed, workspace: str, version: Revision) -> list[Json]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from workspace.controller.cluster_state import CachedState, is_on_demand
 from workspace.controller.drain_patience import patience
-from workspace.controller.objects import as_started, group_of, has_labels, is_ready
+from workspace.controller.objects import as_started, group_of, has_labels, is_ready, of_version
 from workspace.controller.observed import Annotate, Delete, Observed
 from workspace.controller.pod_marks import (
     COST,
@@ -80,7 +80,7 @@ def server_counts(
             )
     drained = any(map(gone.drains, servers))
     others = [pod for pod in servers if drained and not gone.takes(pod)]
-    waits = patience(others, observed, makes_nodes=_makes_nodes(workspace))
+    waits = patience(others, observed, makes_nodes=workspace.spec.resources.makes_nodes)
     least = _least_ready(workspace, servers, gone, state, goal, waits=waits)
     return ServerCounts(asked, more, least, gone, wake_after=waits if drained and waits else None)
 
@@ -108,7 +108,9 @@ def pod_marks(
         *as_started(observed.pods(names.WORKER), servers),
         *observed.pods(names.PREWARM),
     ]
-    marked = disruption_marks(pods, counts.gone, observed.mounts, marked=_by_karpenter(workspace))
+    marked = disruption_marks(
+        pods, counts.gone, observed.mounts, marked=workspace.spec.resources.by_karpenter
+    )
     return marking(pods, {COST: costs, DO_NOT_DISRUPT: marked})
 
 
@@ -139,8 +141,7 @@ def _can_replace(
 ) -> bool:
     """Whether servers on nodes that go are replaced by a surplus."""
     # Replacing one version by the next in place brings replacements itself.
-    wanted = {names.REVISION: active.id}
-    is_rolling = not all(has_labels(pod, wanted) for pod in servers)
+    is_rolling = len(of_version(servers, active.id)) < len(servers)
     return not is_rolling and _has_place(workspace, state)
 
 
@@ -155,17 +156,8 @@ def _least_ready(
     # The only server is kept from the first moment of a drain, which evicts when it has cordoned. Karpenter tells
     # before unless it deletes a node at once, and never moves pods of its own accord that can't be evicted.
     only = goal == 1 and any(map(is_ready, servers)) and bool(state.eligible)
-    return 1 if only and not _by_karpenter(workspace) else None
+    return 1 if only and not workspace.spec.resources.by_karpenter else None
 
 
 def _has_place(workspace: Workspace, state: CachedState) -> bool:
-    return bool(state.eligible) or _makes_nodes(workspace)
-
-
-def _makes_nodes(workspace: Workspace) -> bool:
-    """Whether something is known to make nodes for pods that fit nowhere."""
-    return workspace.spec.resources.makes_nodes
-
-
-def _by_karpenter(workspace: Workspace) -> bool:
-    return workspace.spec.resources.by_karpenter
+    return bool(state.eligible) or workspace.spec.resources.makes_nodes

@@ -12,7 +12,7 @@ from typing import Any
 
 from workspace.controller.cluster_state import CachedState, serving_pods
 from workspace.controller.nodes import choose_warm
-from workspace.controller.objects import node_of
+from workspace.controller.objects import nodes_of
 from workspace.controller.observed import Observed
 from workspace.controller.reasons import Reason
 from workspace.controller.revisions import Revision
@@ -80,9 +80,8 @@ def spares_of(
     if version is None or not asked or (not goal and workspace.spec.scale is None):
         return Spares()
     state = state_of(version)
-    serving = {node_of(pod) for pod in serving_pods(observed)}
-    free = {*state.eligible} - {*state.chosen} - serving
-    warming = {name for pod in observed.pods(names.PREWARM) if (name := node_of(pod)) is not None}
+    free = {*state.eligible} - {*state.chosen} - nodes_of(serving_pods(observed))
+    warming = nodes_of(observed.pods(names.PREWARM))
     chosen = choose_warm(
         [node for node in observed.nodes if node.name in free],
         asked,
