@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from modelimage.errors import WeightyardError
 from weightyard.kubectl import Kubectl
-from weightyard.node_answers import REASONS, NodeFacts, provisioner_of, waiting
+from weightyard.node_answers import NodeFacts, provisioner_of, waiting
+from workspace.controller.node_news import REASONS
 from workspace.node_pools import GROUP as KARPENTER
 from workspace.provisioning_spec import Provisioner
 from workspace.render import names

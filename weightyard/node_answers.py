@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from modelimage.errors import InvalidInput
 from workspace.controller.conditions import quoted
+from workspace.controller.node_news import REASONS
 from workspace.controller.nodes import tolerates
 from workspace.controller.objects import condition, is_ready, node_of
 from workspace.controller.pod_news import event_time
@@ -24,8 +25,6 @@ from workspace.schema import Resources
 
 Json = dict[str, Any]
 
-# Events that tell of a pod's node.
-REASONS: Final = ("FailedScheduling", "Nominated", "TriggeredScaleUp", "NotTriggerScaleUp")
 _CLAIM: Final = ("Launched", "Registered", "Initialized")
 _WORKLOAD: Final = ("QuotaReserved", "Admitted", "Evicted")
 _REQUEST: Final = ("Provisioned", "Failed", "BookingExpired", "CapacityRevoked")

@@ -24,13 +24,14 @@ _ANSWERS: Final[Mapping[str, str]] = {
     "Nominated": "Karpenter has a node for it: {}.",
     "FailedScheduling": "Karpenter makes no node: {}.",
 }
+REASONS: Final = tuple(_ANSWERS)
 # The scheduler writes FailedScheduling too, for every pod of a cluster that waits.
 _SOURCES: Final[Mapping[str, str]] = {"FailedScheduling": KARPENTER}
 # The Events to ask an API server for: no others of a whole cluster.
 NODE_ANSWERS: Final = tuple(
     f"involvedObject.kind=Pod,reason={reason}"
     + (f",source={_SOURCES[reason]}" if reason in _SOURCES else "")
-    for reason in _ANSWERS
+    for reason in REASONS
 )
 _MOST_WORDS: Final = 500  # characters
 
