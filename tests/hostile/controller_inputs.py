@@ -13,6 +13,7 @@ from tests.hostile.servers import MIB, Answer, HostileServer, document, endless,
 from tests.servers.process import wait_until
 from tests.workspace import samples
 from tests.workspace.controller.fakeapi import FakeApi
+from workspace.controller.ownership import owned_by
 from workspace.controller.server_pages import PAGE_BYTES
 from workspace.render import names
 
@@ -54,10 +55,12 @@ class Cluster:
 
     def servers_answer(self, place: str) -> None:
         """A scaled Workspace with many servers whose metrics are hostile; until they were read several times."""
-        self.api.create(samples.document("scaled", namespace="team-a", scale={"min": 0, "max": 99}))
+        workspace = self.api.create(
+            samples.document("scaled", namespace="team-a", scale={"min": 0, "max": 99})
+        )
         labels = names.selector("scaled", names.SERVER)
         port = int(self.servers[0].host.rpartition(":")[2])
-        self.api.create(_deployment(labels))
+        self.api.create(owned_by(_deployment(labels), workspace))
         for number in range(PODS):
             self.api.create(_pod(number, labels, port))
         wait_until(

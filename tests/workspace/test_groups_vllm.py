@@ -6,6 +6,7 @@ The machines are network namespaces, which share no address; the engine runs on 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,11 +107,12 @@ def running(
                 each["name"]: each["value"].replace(SCRATCH, str(place))
                 for each in container["env"]
             }
-            # In a pod the host's name is its address.
+            # In a pod the host's name is its address, and its Python has vLLM.
             environment = {
                 **own,
                 **child_environment(place, PYTHONPATH=str(home)),
                 "GLOO_SOCKET_IFNAME": "eth0",
+                "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
             }
             process = ServerProcess(
                 machines.command(number, *words), log=place / "log", environment=environment
