@@ -18,6 +18,7 @@ from workspace.controller.revisions import Revision
 from workspace.controller.server_counts import ServerCounts
 from workspace.controller.shares import Shares
 from workspace.render import names
+from workspace.render.kubernetes import LeastReady
 
 Json = dict[str, Any]
 
@@ -39,7 +40,9 @@ def group_counts(
     is_rolling = len(of_version(servers, active.id)) < len(servers)
     surges = not is_rolling and state.is_cached and needed
     # A server on several nodes goes with any of its pods, so all pods of its replacement have to be ready.
-    return ServerCounts(Shares(allowed), Shares(int(surges)), 2 * active.nodes - 1, gone)
+    return ServerCounts(
+        Shares(allowed), Shares(int(surges)), LeastReady(2 * active.nodes - 1), gone
+    )
 
 
 def has_room(state: CachedState, active: Revision, observed: Observed, *, goal: int) -> bool:

@@ -61,6 +61,7 @@ from workspace.controller.workloads import (
     own_workload,
 )
 from workspace.document import workspace_of
+from workspace.node_demands import on_demand_share
 from workspace.render import names
 from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import Routing, has_activator, surrounding_objects
@@ -345,10 +346,16 @@ class _Reconciliation:
             ports=server_ports(self.workspace, self.observed, versions),
             uid=self.observed.bound_uid,
             least_ready=self.counts.least_ready,
+            has_floor=self._has_floor(),
             version=self.rollout.serving if self.rollout else None,
             nodes=self.active.nodes if self.active else 1,
             workers=has_workers(self.observed, *versions),
         )
+
+    def _has_floor(self) -> bool:
+        """Whether some servers never run on spot, or did until now."""
+        provisioning = self.workspace.spec.resources.provisioning
+        return self.beside is not None or on_demand_share(provisioning, 1) > 0
 
     def _keda_missing(self) -> bool:
         scale = self.workspace.spec.scale

@@ -31,9 +31,10 @@ from workspace.controller.replacements import (
 )
 from workspace.controller.replica_goal import is_external, is_scaled_elsewhere
 from workspace.controller.revisions import Revision
-from workspace.controller.shares import Shares, moved
+from workspace.controller.shares import Shares, divided, floor, moved
 from workspace.node_demands import is_spot
 from workspace.render import names
+from workspace.render.kubernetes import LeastReady
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -43,13 +44,12 @@ Json = dict[str, Any]
 class ServerCounts:
     """What the own Deployments are asked for, and the surplus that replaces servers on nodes that go.
 
-    `least_ready` is how many servers evictions must leave ready; None lets one go at a time. In `wake_after` seconds
-    time alone lowers it; None if it doesn't.
+    In `wake_after` seconds time alone lowers `least_ready`; None if it doesn't.
     """
 
     asked: Shares = field(default_factory=Shares)
     surplus: Shares = field(default_factory=Shares)
-    least_ready: int | None = None
+    least_ready: LeastReady = field(default_factory=LeastReady)
     gone: Departures = field(default_factory=Departures)
     wake_after: float | None = None
 
@@ -65,7 +65,7 @@ def server_counts(
 ) -> ServerCounts:  # fmt: skip
     """The numbers for a version that runs. `allowed` may run now, of `goal`; `before` was asked for last."""
     servers = _own_servers(observed)
-    rest, beside = _divided(servers)
+    parts = rest, beside = _divided(servers)
     gone = departures(observed.nodes, active.resources, gpus=active.gpus)
     asked = allowed
     more = Shares()
@@ -78,11 +78,21 @@ def server_counts(
                 surplus(rest, gone, wanted=asked.rest, marked=marked),
                 surplus(beside, gone, wanted=asked.on_demand, marked=marked),
             )
-    drained = any(map(gone.drains, servers))
-    others = [pod for pod in servers if drained and not gone.takes(pod)]
-    waits = patience(others, observed, makes_nodes=workspace.spec.resources.makes_nodes)
-    least = _least_ready(workspace, servers, gone, state, goal, waits=waits)
-    return ServerCounts(asked, more, least, gone, wake_after=waits if drained and waits else None)
+    wanted = divided(goal, floor(workspace, active, goal))
+    # What still stands in for the other part's servers stays too.
+    needed = max(wanted.rest, asked.rest), max(wanted.on_demand, asked.on_demand)
+    waits = [
+        patience(
+            _replacements(pods, gone), observed, makes_nodes=workspace.spec.resources.makes_nodes
+        )
+        for pods in parts
+    ]
+    least = [
+        _least_ready(workspace, pods, gone, state, goal, needed=count, waits=each)
+        for pods, count, each in zip(parts, needed, waits, strict=True)
+    ]
+    wake_after = min(filter(None, waits), default=None)
+    return ServerCounts(asked, more, LeastReady(*least), gone, wake_after)
 
 
 def pod_marks(
@@ -145,12 +155,20 @@ def _can_replace(
     return not is_rolling and _has_place(workspace, state)
 
 
+def _replacements(servers: list[Json], gone: Departures) -> list[Json]:
+    """The servers that a drain waits for; none while no drain moves any."""
+    drained = any(map(gone.drains, servers))
+    return [pod for pod in servers if drained and not gone.takes(pod)]
+
+
 def _least_ready(
-    workspace: Workspace, servers: list[Json], gone: Departures, state: CachedState, goal: int, *, waits: float | None
+    workspace: Workspace, servers: list[Json], gone: Departures, state: CachedState, goal: int, *, needed: int,
+    waits: float | None,
 ) -> int | None:  # fmt: skip
-    if not is_external(workspace) and goal:
+    """How many of a part's servers evictions must leave ready. `goal` is that of all."""
+    if not is_external(workspace) and needed:
         replaceable = _has_place(workspace, state) and (waits is None or waits > 0)
-        least = least_ready(servers, gone, wanted=goal, replaceable=replaceable)
+        least = least_ready(servers, gone, wanted=needed, replaceable=replaceable)
         if least is not None:
             return least
     # The only server is kept from the first moment of a drain, which evicts when it has cordoned. Karpenter tells

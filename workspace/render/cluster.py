@@ -43,8 +43,11 @@ def render_kubernetes(
         pod_template(workspace, release, revision=release.key.hex[:10]),
         workspace, release, hardware, scraped=scraped_from is not None,
     )  # fmt: skip
-    routing = Routing(ports=(release.plan.port,), nodes=nodes, workers=nodes > 1)
     replicas = max(1, wanted_range(workspace)[0])
+    floor = on_demand_share(workspace.spec.resources.provisioning, replicas)
+    routing = Routing(
+        ports=(release.plan.port,), nodes=nodes, workers=nodes > 1, has_floor=floor > 0
+    )
     objects = [
         each
         for each in surrounding_objects(workspace, environment, routing, least=1)
@@ -56,7 +59,6 @@ def render_kubernetes(
         leader = groups.leader_template(workspace, template)
         worker = groups.worker_template(workspace, release, template)
         return [*objects, group_set(workspace, leader, worker, size=nodes, replicas=replicas)]
-    floor = on_demand_share(workspace.spec.resources.provisioning, replicas)
     servers = deployment(
         workspace,
         template,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from workspace.node_terms import is_not_in
 from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.build_settings import BuildSettings
@@ -51,19 +52,30 @@ class SystemSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LeastReady:
+    """How many ready pods of servers evictions must leave: of those that run on any capacity, and of those that never
+    run on spot. None lets one go at a time.
+    """
+
+    rest: int | None = None
+    on_demand: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Routing:
     """What decides where requests go: the pods behind the Workspace's Service, and the ports of its servers.
 
     `ports` are those of all versions that run, which differ from the spec's while one replaces the other. `uid` binds
-    selectors to one Workspace; None where no controller has created it. `least_ready` is how many pods of servers
-    drains must leave ready; None lets one go at a time. `version` is the id of the version that alone gets requests.
+    selectors to one Workspace; None where no controller has created it. `has_floor` tells that some servers never
+    run on spot, which have a budget of their own. `version` is the id of the version that alone gets requests.
     `nodes` are those of each server of the version to run; `workers` tells that some server runs on several.
     """
 
     role: str = names.SERVER
     ports: tuple[int, ...] = (DEFAULT_PORT,)
     uid: str | None = None
-    least_ready: int | None = None
+    least_ready: LeastReady = LeastReady()
+    has_floor: bool = False
     version: str | None = None
     nodes: int = 1
     workers: bool = False
@@ -114,19 +126,36 @@ def service_account(workspace: Workspace) -> Json:
     }
 
 
-def disruption_budget(workspace: Workspace, routing: Routing) -> Json:
-    """Lets node drains evict one server at a time; where they can be replaced, after their replacements are ready."""
-    least = routing.least_ready
+def disruption_budgets(workspace: Workspace, routing: Routing) -> list[Json]:
+    """Let node drains evict one server at a time; where they can be replaced, after their replacements are ready.
+
+    A budget counts pods of one kind: with one for all, a new server on spot would let one of the floor go.
+    """
+    least, name = routing.least_ready, workspace.name
+    if routing.nodes > 1:
+        return [_budget(workspace, name, least.rest, members(workspace, routing.uid))]
+    labels = _selected(workspace, names.SERVER, routing)
+    if not routing.has_floor:
+        return [_budget(workspace, name, least.rest, {"matchLabels": labels})]
+    beside = {"matchLabels": {**labels, names.CAPACITY: names.ON_DEMAND}}
+    rest = {
+        "matchLabels": labels,
+        "matchExpressions": [is_not_in(names.CAPACITY, [names.ON_DEMAND])],
+    }
+    # In this order a pod has two budgets for a moment, which refuse its eviction, and never none.
+    return [
+        _budget(workspace, names.on_demand(name), least.on_demand, beside),
+        _budget(workspace, name, least.rest, rest),
+    ]
+
+
+def _budget(workspace: Workspace, name: str, least: int | None, selector: Json) -> Json:
     limit = {"maxUnavailable": 1} if least is None else {"minAvailable": least}
-    selected = {"matchLabels": _selected(workspace, names.SERVER, routing)}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": meta(workspace, workspace.name),
-        "spec": {
-            **limit,
-            "selector": members(workspace, routing.uid) if routing.nodes > 1 else selected,
-        },
+        "metadata": meta(workspace, name),
+        "spec": {**limit, "selector": selector},
     }
 
 
@@ -296,7 +325,7 @@ def surrounding_objects(
         ),
         service_account(workspace),
         service(workspace, routing),
-        disruption_budget(workspace, routing),
+        *disruption_budgets(workspace, routing),
         *(quota(workspace) if environment.quotas else ()),
         *autoscaler(
             workspace, meta(workspace, workspace.name), least=least, grouped=routing.nodes > 1

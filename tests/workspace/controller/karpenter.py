@@ -20,6 +20,7 @@ from cache_agent.api.cached_model import CachedModel
 from cache_agent.api.kube_objects import timestamp
 from cache_agent.api.shared_names import STARTUP_TAINT
 from tests.workspace.controller import caches
+from tests.workspace.controller.evictions import may_evict
 from tests.workspace.controller.fakeapi import FakeApi, Missing
 from tests.workspace.controller.simulation import GPU, NAME, NAMESPACE, Cluster, _image
 from workspace.controller.node_labels import parse_node_cache, wanted_marks, without_taint
@@ -378,7 +379,7 @@ class ElasticCluster(Cluster):
             if "deletionTimestamp" not in node["metadata"]:
                 continue
             for pod in self.api.list("Pod", NAMESPACE):
-                if node_of(pod) == name and not _is_protected(pod) and self._may_evict(pod):
+                if node_of(pod) == name and not _is_protected(pod) and may_evict(self.api, pod):
                     self.api.delete("Pod", NAMESPACE, pod["metadata"]["name"])
             left = [pod for pod in self.api.list("Pod", NAMESPACE) if node_of(pod) == name]
             busy = [
@@ -386,16 +387,6 @@ class ElasticCluster(Cluster):
             ]
             if not left and not busy:
                 self._end(name)
-
-    def _may_evict(self, pod: Json) -> bool:
-        """As the API server's eviction, by the budget of the servers."""
-        if pod["metadata"]["labels"][names.ROLE] != names.SERVER or not is_ready(pod):
-            return True
-        budget = self.api.get("PodDisruptionBudget", NAMESPACE, NAME)["spec"]
-        least = budget.get("minAvailable")
-        if least is None:
-            least = sum(self.sizes().values()) - budget["maxUnavailable"]
-        return bool(len(self.ready_servers()) - 1 >= least)
 
     def _consolidate(self) -> None:
         """Every minute, one node at a time: one without servers goes, and a dearer one is replaced by spot."""
@@ -430,7 +421,7 @@ class ElasticCluster(Cluster):
             self._disrupt(name, pods)
 
     def _may_disrupt(self, pods: list[Json]) -> bool:
-        return not any(_is_protected(pod) or not self._may_evict(pod) for pod in pods)
+        return not any(_is_protected(pod) or not may_evict(self.api, pod) for pod in pods)
 
     def _spot_for(self, pods: list[Json]) -> bool:
         """Whether all pods of a node may run on spot nodes that can be had. Pre-warm pods are bound to theirs."""

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from tests.examples import examples
 from tests.workspace import samples
+from tests.workspace.controller.evictions import selects
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import condition
 from workspace.controller.revisions import revision_name
@@ -75,18 +76,18 @@ def test_so_many_replicas_run_elsewhere(replicas: int, floor: int) -> None:
     assert condition(made, "Ready")["status"] == str(replicas > 0)
 
 
-def test_all_servers_are_behind_the_service_the_budget_and_the_scaler() -> None:
+def test_all_servers_are_behind_the_service_a_budget_and_the_scaler() -> None:
     made = cluster(spot=3, others=2, floor=1, scale={"min": 3, "max": 4})
     made.wanted = 3
     made.settle()
-    for kind, path in (
-        ("Service", ("selector",)),
-        ("PodDisruptionBudget", ("selector", "matchLabels")),
-    ):
-        found = made.api.get(kind, NAMESPACE, NAME)["spec"]
-        for step in path:
-            found = found[step]
-        assert len(made.api.list("Pod", NAMESPACE, found)) == 3
+    service = made.api.get("Service", NAMESPACE, NAME)["spec"]["selector"]
+    assert len(made.api.list("Pod", NAMESPACE, service)) == 3
+    budgets = made.api.list("PodDisruptionBudget", NAMESPACE)
+    for pod in made.servers():
+        found = [
+            each for each in budgets if selects(each["spec"]["selector"], pod["metadata"]["labels"])
+        ]
+        assert len(found) == 1  # of two, an eviction is an error
     workspace = workspace_of(made.api.get("Workspace", NAMESPACE, NAME))
     assert find_targets(workspace, made.api.list("Deployment", NAMESPACE)).current == 3
 

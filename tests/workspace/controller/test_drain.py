@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.examples import examples
+from tests.workspace.controller.evictions import evict
 from tests.workspace.controller.fakeapi import Conflict
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import (
@@ -30,18 +31,6 @@ def cordon(made: Cluster, node: str, *, out: bool = True) -> None:
     made.api.update("Node", "", node, lambda d: d["spec"].update(unschedulable=out))
 
 
-def evict(made: Cluster, pod: Json) -> None:
-    """As the API server's eviction: refused when it would break the budget."""
-    budget = made.api.get("PodDisruptionBudget", NAMESPACE, NAME)["spec"]
-    healthy = len([each for each in made.servers() if is_ready(each)])
-    least = budget.get(
-        "minAvailable", deployment(made)["spec"]["replicas"] - budget.get("maxUnavailable", 0)
-    )
-    if is_ready(pod) and healthy - 1 < least:
-        raise Conflict("it would violate the pod's disruption budget")
-    made.api.delete("Pod", NAMESPACE, pod["metadata"]["name"])
-
-
 def drain(made: Cluster, node: str, *, rounds: int = 40) -> int:
     """As `kubectl drain`: cordon, then evict until nothing is left. Returns the fewest ready servers meanwhile."""
     cordon(made, node)
@@ -49,7 +38,7 @@ def drain(made: Cluster, node: str, *, rounds: int = 40) -> int:
     for _ in range(rounds):
         for pod in [each for each in made.servers() if each["spec"].get("nodeName") == node]:
             try:
-                evict(made, pod)
+                evict(made.api, pod)
             except Conflict:
                 continue
         least = min(least, len(made.ready_servers()))
@@ -242,7 +231,7 @@ def test_a_new_version_that_crashes_holds_a_drain_up_for_a_while(replicas: int) 
     made.reconcile()
     check_patience(made, crashing, replicas=replicas)
     # So the drain goes on: the one that is let go comes again elsewhere, of the version that serves.
-    evict(made, old[0])
+    evict(made.api, old[0])
 
 
 def test_several_nodes_are_drained_at_once() -> None:

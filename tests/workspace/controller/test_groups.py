@@ -12,6 +12,7 @@ from hypothesis.stateful import rule
 
 from tests.examples import examples
 from tests.workspace import samples
+from tests.workspace.controller.evictions import evict, may_evict
 from tests.workspace.controller.leaderworkersets import GROUP, WORKER
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_fixed_point import MODELS, Controller
@@ -212,16 +213,6 @@ def test_a_rollback_needs_no_registry_and_brings_the_same_pods() -> None:
     assert cluster.api.get(KIND, NAMESPACE, GROUPS)["spec"]["leaderWorkerTemplate"] == before
 
 
-def evict(cluster: Cluster, pod: Json) -> None:
-    """As the API server's eviction, where the budget lets it."""
-    budget = cluster.api.get("PodDisruptionBudget", NAMESPACE, NAME)["spec"]
-    pods = group_pods(cluster)
-    healthy, expected = sum(map(is_ready, pods)), 2 * len(cluster.servers())
-    least = budget.get("minAvailable", expected - budget.get("maxUnavailable", 0))
-    if healthy - is_ready(pod) >= least:
-        cluster.api.delete("Pod", NAMESPACE, pod["metadata"]["name"])
-
-
 def drain(cluster: Cluster, node: str) -> int:
     """As `kubectl drain`. Returns the fewest ready servers meanwhile."""
     cluster.api.update(
@@ -230,8 +221,8 @@ def drain(cluster: Cluster, node: str) -> int:
     least = 1
     for _ in range(60):
         for pod in group_pods(cluster):
-            if pod["spec"].get("nodeName") == node:
-                evict(cluster, pod)
+            if pod["spec"].get("nodeName") == node and may_evict(cluster.api, pod):
+                evict(cluster.api, pod)
         for act in (cluster.reconcile, cluster.step):
             least = min(least, len(cluster.ready_servers()))
             act()

@@ -146,6 +146,19 @@ def test_what_is_wanted_serves_whatever_the_cloud_takes_back(
     check_life(floor, wanted, course, Delays())
 
 
+def test_the_floor_stays_while_nodes_of_both_kinds_expire() -> None:
+    """A new server on spot is no replacement of one that never runs there."""
+    life = Life(floor=2, wanted=4, delays=Delays())
+    cluster = life.cluster
+    cluster.run_until(life.window + 1)
+    for kind in ("spot", "on-demand"):  # whose replacement is ready 20 s later
+        cluster.expire(cluster.nodes_of(kind)[0])
+        cluster.run_until(cluster.clock + 20)
+    cluster.run_until(cluster.clock + HOUR)
+    assert len(cluster.nodes_of("on-demand")) == 2
+    assert cluster.ledger.interrupted == []
+
+
 def check_life(
     floor: int, wanted: int, course: list[tuple[int, tuple[str, int]]], delays: Delays
 ) -> Life:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from modelimage.errors import InvalidInput
 from tests.workspace import openapi, samples
+from tests.workspace.controller.evictions import selects
 from tests.workspace.render.test_published import problems
 from workspace.hardware import requested_hardware
 from workspace.render import drain, names
@@ -119,13 +120,6 @@ def test_pods_of_groups_reach_each_other_and_name_servers_alone() -> None:
     servers = one(objects, "NetworkPolicy", "chat")["spec"]["podSelector"]
     assert not selects(servers, worker["metadata"]["labels"])
     assert not selects(policy["podSelector"], names.labels("chat", names.PREWARM))
-
-
-def selects(selector: Json, labels: Json) -> bool:
-    return selector.get("matchLabels", {}).items() <= labels.items() and all(
-        each["operator"] == "In" and labels.get(each["key"]) in each["values"]
-        for each in selector.get("matchExpressions", ())
-    )
 
 
 def test_a_drain_takes_one_pod_of_all_groups_at_a_time() -> None:
