@@ -29,6 +29,7 @@ _CLAIM: Final = ("Launched", "Registered", "Initialized")
 _WORKLOAD: Final = ("QuotaReserved", "Admitted", "Evicted")
 _REQUEST: Final = ("Provisioned", "Failed", "BookingExpired", "CapacityRevoked")
 _MOST: Final = 5  # of a kind
+_MOST_EVENTS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ def _kueue(pods: Sequence[Json], facts: NodeFacts) -> Iterator[str]:
     for workload in mine[:_MOST]:
         metadata = workload["metadata"]
         yield f"  Workload {metadata['name']}: {_conditions(workload, _WORKLOAD) or 'no condition yet'}"
-        for check in (workload.get("status") or {}).get("admissionChecks") or ():
+        checks = (workload.get("status") or {}).get("admissionChecks") or ()
+        for check in checks[:_MOST]:
             said = quoted(check.get("message") or "")
             yield f"    check {check.get('name')}: {check.get('state')}" + (f": {said}" if said else "")  # fmt: skip
         for request in [e for e in facts.requests if metadata.get("uid") in _owners(e)][:_MOST]:
@@ -131,9 +133,10 @@ def _events(pods: Sequence[Json], events: Iterable[Json]) -> list[str]:
         about = (each.get("involvedObject") or {}).get("uid")
         if about in uids and each.get("reason") in REASONS:
             newest[each["reason"], _writer(each)] = each
-    found = sorted(newest.values(), key=event_time)
+    # Whoever may write Events names their sources.
+    found = sorted(newest.values(), key=event_time)[-_MOST_EVENTS:]
     return [
-        f"  {each['reason']} by {_writer(each)} at {event_time(each)}: {quoted(each.get('message') or '')}"
+        f"  {each['reason']} by {quoted(_writer(each))} at {event_time(each)}: {quoted(each.get('message') or '')}"
         for each in found
     ]
 

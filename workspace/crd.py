@@ -72,6 +72,13 @@ RULES: Final[Rules] = {
             "external another program sets those of one",
         ),
         (
+            "!has(self.runtime) || !has(self.runtime.engine) || self.runtime.engine == 'vllm' || "
+            "!has(self.rollout) || !has(self.rollout.strategy) || self.rollout.strategy != 'canary' || "
+            "has(self.rollout.steps) && self.rollout.steps.size() > 0 && "
+            "!self.rollout.steps.exists(step, has(step.analysis))",
+            "an analysis reads what vLLM counts: with another engine give rollout.steps of weights and pauses",
+        ),
+        (
             f"!({_SPREAD.format('self.')}) || !has(self.runtime) || !has(self.runtime.engine) || "
             "self.runtime.engine == 'vllm'",
             "resources.nodes above 1 is for the engine vllm",

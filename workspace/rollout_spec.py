@@ -210,6 +210,12 @@ class Rollout(Strict):
         description="Change it to roll out the same spec again, with tags resolved again.",
     )
 
+    @property
+    def compares(self) -> bool:
+        """Whether some step is an analysis, as two of canary's default steps are."""
+        analyses = not self.steps or any(each.analysis is not None for each in self.steps)
+        return self.strategy is Strategy.CANARY and analyses
+
     @model_validator(mode="after")
     def _asked_probes(self) -> Self:
         without = self.strategy in (Strategy.ROLLING, Strategy.EXTERNAL)

@@ -351,6 +351,16 @@ class Spec(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        engine = self.runtime.engine
+        if engine is not Engine.VLLM and self.rollout.compares:
+            raise ValueError(
+                f"an analysis reads what vLLM counts, and {engine.value} counts otherwise: give rollout.steps of "
+                "weights and pauses"
+            )
+        return self
+
     @property
     def _is_external(self) -> bool:
         return self.rollout.strategy is Strategy.EXTERNAL

@@ -76,6 +76,23 @@ def test_karpenters_pools_claims_and_events_are_told() -> None:
     ]
 
 
+def test_of_many_answers_the_newest_are_told() -> None:
+    many = [
+        event("FailedScheduling", f"no {second}", second, f"by-{second}\x1b[2J")
+        for second in range(10, 60)
+    ]
+    lines = node_lines(workspace(by="karpenter"), NodeFacts([POD], many))[-10:]
+    assert lines[-1].endswith("no 59")
+    assert lines[0].endswith("no 50")
+    checks = [{"name": f"c{number}", "state": "Pending"} for number in range(50)]
+    workload = {
+        "metadata": {"name": "w", "ownerReferences": [{"uid": "u1"}]},
+        "status": {"admissionChecks": checks},
+    }
+    lines = node_lines(workspace(by="kueue", queue="gpus"), NodeFacts([POD], workloads=[workload]))
+    assert len([line for line in lines if "check c" in line]) == 5
+
+
 @pytest.mark.parametrize(
     ("document", "fits"),
     [

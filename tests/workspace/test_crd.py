@@ -287,6 +287,9 @@ SPECS = st.fixed_dictionaries(
 )
 
 
+COMPARED = [{"weight": 10}, {"analysis": {"seconds": 60}}]
+
+
 @pytest.mark.parametrize("kind", FIELDS)
 def test_documents_with_every_field_are_compared(kind: type[BaseModel]) -> None:
     assert set(FIELDS[kind]) == {field.alias for field in kind.model_fields.values()}
@@ -315,6 +318,8 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"resources": {"gpus": 3, "nodes": 2}},
         {"resources": {"nodes": 2}, "runtime": {"engine": "sglang"}},
         {"resources": {"nodes": 2}, "rollout": {"strategy": "canary"}},
+        {"runtime": {"engine": "sglang"}, "rollout": {"strategy": "canary"}},
+        {"runtime": {"engine": "tgi"}, "rollout": {"strategy": "canary", "steps": COMPARED}},
         {"resources": {"fraction": 0.5, "gpus": 2}},
         {"resources": {"provisioning": {"by": "kueue"}}},
         {"resources": {"provisioning": {"queue": "a"}}},
