@@ -273,9 +273,9 @@ class ElasticCluster(Cluster):
 
     def _appear(self, claim: Claim) -> None:
         if not self.market.has(claim.kind, claim.zone):
-            # Insufficient capacity: the claim is deleted, and another made; a node that it was to replace stays.
+            # Insufficient capacity: the claim is deleted, and another made.
             del self.claims[claim.name]
-            self._untaint(claim.replaces, DISRUPTED)
+            self._roll_back(claim)
             self.look()
             return
         claim.appeared_at = self.clock
@@ -368,7 +368,9 @@ class ElasticCluster(Cluster):
             uid for uid, (node, end) in self.draining.items() if node == name and end > self.clock
         ]
         self.ledger.lost += [(self.clock, name)] * (len(running) + len(busy))
-        self.claims.pop(name).gone_at = self.clock
+        claim = self.claims.pop(name)
+        claim.gone_at = self.clock
+        self._roll_back(claim)
         self.remove_node(name)
         self.api.delete("NodeCache", "", name)
 
@@ -446,6 +448,13 @@ class ElasticCluster(Cluster):
         """A voluntary disruption goes on once the replacement is initialised."""
         if claim.replaces and claim.replaces in self.held:
             self._delete_node(claim.replaces)
+
+    def _roll_back(self, claim: Claim) -> None:
+        """A node whose replacement goes before it was initialised stays, unless it is deleted itself."""
+        if claim.replaces not in self.held or claim.initialized:
+            return
+        if "deletionTimestamp" not in self.api.get("Node", "", claim.replaces)["metadata"]:
+            self._untaint(claim.replaces, DISRUPTED)
 
     def _untaint(self, name: str, key: str) -> None:
         def change(node: Json) -> None:
