@@ -26,9 +26,9 @@ def applies(observed: Observed, wanted: Sequence[Json]) -> list[Apply]:
 
 
 def deletes(
-    observed: Observed, *, keep: Collection[Reference], surplus: Collection[str]
+    observed: Observed, *, keep: Collection[Reference], superfluous: Collection[str]
 ) -> list[Delete]:
-    """The Workspace's own objects to delete: all but those to keep; of the versions, only the surplus ones, by name."""
+    """The Workspace's own objects to delete: all but those to keep; of versions, the superfluous ones, by name."""
     return [
         Delete(reference(each), str(each["metadata"]["uid"]))
         for each in observed.objects
@@ -36,7 +36,7 @@ def deletes(
         and is_owned(each, observed.uid)
         and "deletionTimestamp" not in each["metadata"]
         and (
-            each["metadata"]["name"] in surplus
+            each["metadata"]["name"] in superfluous
             if each["kind"] == "ControllerRevision"
             else reference(each) not in keep or is_spent(each)
         )

@@ -11,7 +11,7 @@ from collections.abc import Set
 from typing import Any
 
 from workspace.controller.cluster_state import CachedState, server_count, serving_pods
-from workspace.controller.objects import group_of, is_ready, node_of, of_version
+from workspace.controller.objects import group_of, is_ready, is_rolling, node_of
 from workspace.controller.observed import Observed
 from workspace.controller.replacements import departures
 from workspace.controller.revisions import Revision
@@ -36,9 +36,8 @@ def group_counts(
     if active.resources.by_karpenter and not needed:
         return ServerCounts(Shares(allowed), gone=gone)
     # A rollout brings a replacement itself.
-    servers = serving_pods(observed)
-    is_rolling = len(of_version(servers, active.id)) < len(servers)
-    surges = not is_rolling and state.is_cached and needed
+    rolls = is_rolling(serving_pods(observed), active.id)
+    surges = not rolls and state.is_cached and needed
     # A server on several nodes goes with any of its pods, so all pods of its replacement have to be ready.
     return ServerCounts(
         Shares(allowed), Shares(int(surges)), LeastReady(2 * active.nodes - 1), gone
@@ -54,7 +53,7 @@ def has_room(state: CachedState, active: Revision, observed: Observed, *, goal: 
 def needs_replacement(
     observed: Observed, active: Revision, workload: Json | None, *, goal: int, drained: Set[str]
 ) -> bool:
-    """Whether a surplus server has to serve: one is on a drained node, or is being made again after it left it."""
+    """Whether a surge server has to serve: one is on a drained node, or is being made again after it left it."""
     kept = kept_pods(observed, active, goal=goal)
     if any(node_of(pod) in drained for pod in kept):
         return True
@@ -65,6 +64,6 @@ def needs_replacement(
 
 
 def kept_pods(observed: Observed, active: Revision, *, goal: int) -> list[Json]:
-    """The pods of servers, without those of surplus groups."""
+    """The pods of servers, without those of surge groups."""
     # A server that is no group is one of a version before.
     return [pod for pod in serving_pods(observed) if (group_of(pod) or 0) < goal]

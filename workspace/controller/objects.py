@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from modelimage.bounds import parse_count
@@ -108,6 +108,11 @@ def nodes_of(pods: Iterable[Json]) -> set[str]:
 def of_version(pods: Iterable[Json], version: str) -> list[Json]:
     """The pods of a version, by its id."""
     return [pod for pod in pods if has_labels(pod, {REVISION: version})]
+
+
+def is_rolling(servers: Sequence[Json], version: str) -> bool:
+    """Whether some of the servers are of another version: one replaces the other in place."""
+    return len(of_version(servers, version)) < len(servers)
 
 
 def asked_replicas(workload: Json) -> int:

@@ -120,7 +120,9 @@ class _Reconciliation:
 
     def decide(self) -> Decision:
         wanted, conflicts = owned_or_conflicting(self._wanted(), self.observed)
-        deleted = deletes(self.observed, keep=self._kept(wanted), surplus=self._surplus_versions())
+        deleted = deletes(
+            self.observed, keep=self._kept(wanted), superfluous=self._superfluous_versions()
+        )
         # Last: the NetworkPolicy and the pre-warm pods are there for those that replace them.
         deleted += ended_servers(self.workspace, self.observed, self.counts)
         # Marks first, for those that choose which pods go when a Deployment gets smaller. They may read them too late.
@@ -325,7 +327,7 @@ class _Reconciliation:
         if isinstance(self.target, Revision):
             wanted.append(revisions.to_document(self.workspace, self.target))
             wanted += self._prewarm_pods()
-        # Only while the image is missing: once there is a version to run, the Job is surplus and is deleted.
+        # Only while the image is missing: once there is a version to run, the Job isn't wanted and is deleted.
         if isinstance(self.target, NotBuilt):
             wanted.append(self._build_job())
         if self.active is not None and not is_missing(self.active, self.observed):
@@ -380,7 +382,7 @@ class _Reconciliation:
         found = (self.target, self.spec_target, self._deployed(), self.active)
         return [each for each in found if isinstance(each, Revision)]
 
-    def _surplus_versions(self) -> set[str]:
+    def _superfluous_versions(self) -> set[str]:
         in_use = {each.name for each in self._used()}
         limit = self.workspace.spec.rollout.history + len(in_use)
         return {each.name for each in revisions.superfluous(self.kept, limit=limit, in_use=in_use)}

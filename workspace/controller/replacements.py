@@ -1,7 +1,7 @@
 """Servers on nodes that go, and those that are to replace them. Pure.
 
 A server on such a node doesn't count: one more is asked for at once, before anything evicts it. When as many are ready
-as are wanted elsewhere, the surplus ends, and by the pods' deletion costs the leaving ones stop first. Where the
+as are wanted elsewhere, the surge ends, and by the pods' deletion costs the leaving ones stop first. Where the
 node ends within a notice there is no time for that: its servers are deleted, which takes them out of routing and lets
 them finish their requests, and their Deployment replaces them in the same moment.
 """
@@ -64,7 +64,7 @@ def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) ->
     return Departures(leaving=frozenset(leaving), interrupted=frozenset(ending))
 
 
-def surplus(servers: Sequence[Json], gone: Departures, *, wanted: int, marked: bool = True) -> int:
+def surge(servers: Sequence[Json], gone: Departures, *, wanted: int, marked: bool = True) -> int:
     """How many more servers than `wanted` a Deployment with these is to have.
 
     Law: one for each server that a drain moves, but a quarter of those wanted at most, as a whole pool of nodes may be

@@ -12,7 +12,7 @@ from typing import Any
 
 from workspace.controller.cluster_state import CachedState, is_on_demand
 from workspace.controller.drain_patience import patience
-from workspace.controller.objects import as_started, group_of, has_labels, is_ready, of_version
+from workspace.controller.objects import as_started, group_of, has_labels, is_ready, is_rolling
 from workspace.controller.observed import Annotate, Delete, Observed
 from workspace.controller.pod_marks import (
     COST,
@@ -27,7 +27,7 @@ from workspace.controller.replacements import (
     departures,
     interrupted,
     least_ready,
-    surplus,
+    surge,
 )
 from workspace.controller.replica_goal import is_external, is_scaled_elsewhere
 from workspace.controller.revisions import Revision
@@ -42,21 +42,21 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ServerCounts:
-    """What the own Deployments are asked for, and the surplus that replaces servers on nodes that go.
+    """What the own Deployments are asked for, and the surge that replaces servers on nodes that go.
 
     In `wake_after` seconds time alone lowers `least_ready`; None if it doesn't.
     """
 
     asked: Shares = field(default_factory=Shares)
-    surplus: Shares = field(default_factory=Shares)
+    surge: Shares = field(default_factory=Shares)
     least_ready: LeastReady = field(default_factory=LeastReady)
     gone: Departures = field(default_factory=Departures)
     wake_after: float | None = None
 
     @property
     def autoscaler_least(self) -> int:
-        """The replicas below which no autoscaler of the cluster's may go: it would take the surplus away."""
-        return self.asked.total + self.surplus.total if self.surplus.total else 0
+        """The replicas below which no autoscaler of the cluster's may go: it would take the surge away."""
+        return self.asked.total + self.surge.total if self.surge.total else 0
 
 
 def server_counts(
@@ -75,8 +75,8 @@ def server_counts(
         if _can_replace(workspace, servers, active, state):
             marked = all(is_cheapest(pod) for pod in servers if gone.drains(pod))
             more = Shares(
-                surplus(rest, gone, wanted=asked.rest, marked=marked),
-                surplus(beside, gone, wanted=asked.on_demand, marked=marked),
+                surge(rest, gone, wanted=asked.rest, marked=marked),
+                surge(beside, gone, wanted=asked.on_demand, marked=marked),
             )
     wanted = divided(goal, floor(workspace, active, goal))
     # What still stands in for the other part's servers stays too.
@@ -106,8 +106,8 @@ def pod_marks(
     by_other = workspace.spec.scale is not None and is_scaled_elsewhere(workspace)
     costs: dict[str, str | None] = {}
     for pods, there, wanted in (
-        (rest, deployed.rest, counts.asked.rest + counts.surplus.rest),
-        (beside, deployed.on_demand, counts.asked.on_demand + counts.surplus.on_demand),
+        (rest, deployed.rest, counts.asked.rest + counts.surge.rest),
+        (beside, deployed.on_demand, counts.asked.on_demand + counts.surge.on_demand),
     ):
         costs |= deletion_costs(
             pods, counts.gone, spot=spot, running=observed.running, ordered=by_other or wanted < there
@@ -149,10 +149,9 @@ def _divided(servers: Collection[Json]) -> tuple[list[Json], list[Json]]:
 def _can_replace(
     workspace: Workspace, servers: list[Json], active: Revision, state: CachedState
 ) -> bool:
-    """Whether servers on nodes that go are replaced by a surplus."""
+    """Whether servers on nodes that go are replaced by a surge."""
     # Replacing one version by the next in place brings replacements itself.
-    is_rolling = len(of_version(servers, active.id)) < len(servers)
-    return not is_rolling and _has_place(workspace, state)
+    return not is_rolling(servers, active.id) and _has_place(workspace, state)
 
 
 def _replacements(servers: list[Json], gone: Departures) -> list[Json]:

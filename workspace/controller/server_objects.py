@@ -20,13 +20,13 @@ def own_servers(
     workspace: Workspace, active: Revision, counts: ServerCounts, environment: SystemSettings, current: Json | None
 ) -> list[Json]:  # fmt: skip
     """What keeps the Workspace's own, and those of them which never run on spot capacity, if it has any."""
-    asked, surplus = counts.asked, counts.surplus
+    asked, surge = counts.asked, counts.surge
     made = workload(
-        workspace, active, replicas=asked.rest, environment=environment, current=current, surge=surplus.rest
+        workspace, active, replicas=asked.rest, environment=environment, current=current, surge=surge.rest
     )  # fmt: skip
     if not asked.on_demand:
         return [made]
-    return [on_demand_deployment(made, replicas=asked.on_demand, surge=surplus.on_demand), made]
+    return [on_demand_deployment(made, replicas=asked.on_demand, surge=surge.on_demand), made]
 
 
 def candidate_deployments(
@@ -51,5 +51,5 @@ def asked_shares(own: Json | None, beside: Json | None) -> Shares:
 
 
 def deployed_shares(own: Json | None, beside: Json | None) -> Shares:
-    """Their numbers of replicas, a surplus included."""
+    """Their numbers of replicas, a surge included."""
     return Shares(*(int(each["spec"].get("replicas", 1)) if each else 0 for each in (own, beside)))

@@ -76,7 +76,7 @@ class _Groups:
         return self._of_groups(leaders, old, count)
 
     def _unfinished(self, leaders: dict[int, Json], count: int) -> int:
-        """The surplus group stays until those that were replaced are ready."""
+        """The surge group stays until those that were replaced are ready."""
         late = any(n not in leaders or not is_ready(leaders[n]) for n in range(count))
         return int(late and count in leaders and count > 0)
 

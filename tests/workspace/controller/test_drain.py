@@ -187,9 +187,7 @@ def check_patience(made: Cluster, broken: Callable[[Json], None], *, replicas: i
 
 @pytest.mark.parametrize("reason", ["SchedulingGated", "Unschedulable"])
 @pytest.mark.parametrize("replicas", [1, 3])
-def test_a_surplus_that_gets_no_node_holds_a_drain_up_for_a_while(
-    replicas: int, reason: str
-) -> None:
+def test_a_surge_that_gets_no_node_holds_a_drain_up_for_a_while(replicas: int, reason: str) -> None:
     made = cluster(
         *(f"n{n}" for n in range(replicas + 1)), replicas=replicas, resources=PROVISIONED
     )
@@ -201,7 +199,7 @@ def test_a_surplus_that_gets_no_node_holds_a_drain_up_for_a_while(
     check_patience(made, unplaced(reason), replicas=replicas)
 
 
-def test_a_surplus_that_no_quota_admits_holds_up_nothing() -> None:
+def test_a_surge_that_no_quota_admits_holds_up_nothing() -> None:
     made = cluster("n1", "n2", "n3", replicas=2)
     made.settle()
     cordon(made, made.ready_servers()[0]["spec"]["nodeName"])
@@ -235,7 +233,7 @@ def test_a_new_version_that_crashes_holds_a_drain_up_for_a_while(replicas: int) 
 
 
 def test_several_nodes_are_drained_at_once() -> None:
-    """Law: as many as are wanted serve throughout, and the surplus is a quarter at most."""
+    """Law: as many as are wanted serve throughout, and the surge is a quarter at most."""
     made = cluster(*(f"n{n}" for n in range(8)), replicas=4)
     made.settle()
     nodes = [str(pod["spec"]["nodeName"]) for pod in made.ready_servers()]
@@ -318,7 +316,7 @@ def sizes(made: Cluster, *, rounds: int) -> list[int]:
 
 
 def test_without_marks_a_replacement_stays_beside_the_server_that_is_to_go() -> None:
-    """The surplus would end with the youngest server, which is the replacement, and begin again."""
+    """The surge would end with the youngest server, which is the replacement, and begin again."""
     made = Unmarkable()
     for name in "abc":
         made.add_node(name)

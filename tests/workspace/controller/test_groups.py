@@ -368,9 +368,10 @@ class Groups(Controller):
         nodes = document["spec"]["resources"].get("nodes", 1)
         kind = KIND if nodes > 1 else "Deployment"
         assert kinds(self.cluster) == {kind}
-        found = api.get(kind, NAMESPACE, GROUPS if nodes > 1 else NAME)
+        own = (GROUPS,) if nodes > 1 else names.with_on_demand(NAME)
+        found = [each for each in api.list(kind, NAMESPACE) if each["metadata"]["name"] in own]
         running = self.cluster.ready_servers()
-        assert len(running) == found["spec"]["replicas"]
+        assert len(running) == sum(each["spec"]["replicas"] for each in found)
         assert len(group_pods(self.cluster)) == nodes * len(running)
         if document["spec"].get("scale") is None:
             assert len(running) == document["spec"].get("replicas", 1)

@@ -17,7 +17,7 @@ from workspace.controller.pod_marks import (
     disruption_marks,
     marking,
 )
-from workspace.controller.replacements import Departures, interrupted, least_ready, surplus
+from workspace.controller.replacements import Departures, interrupted, least_ready, surge
 from workspace.controller.shares import Shares, moved
 
 Json = dict[str, Any]
@@ -44,8 +44,8 @@ SERVERS = st.lists(
 
 @given(servers=SERVERS, wanted=st.integers(0, 6))
 def test_a_server_on_a_node_that_goes_does_not_count(servers: list[Json], wanted: int) -> None:
-    """Law: with the surplus as many start elsewhere as are missing there, up to a quarter; without, enough serve."""
-    more = surplus(servers, GONE, wanted=wanted)
+    """Law: with the surge as many start elsewhere as are missing there, up to a quarter; without, enough serve."""
+    more = surge(servers, GONE, wanted=wanted)
     moved_away = [pod for pod in servers if pod["spec"].get("nodeName") == "old"]
     elsewhere = [pod for pod in servers if pod["spec"].get("nodeName") in ("new", None)]
     serving = len([pod for pod in elsewhere if ready(pod)])
@@ -63,7 +63,7 @@ def test_a_pool_that_is_drained_at_once_is_left_in_steps(replicas: int, most: in
     """As a ReplicaSet would: it makes what is missing, and stops those on nodes that go first."""
     pods = [server(f"o{n}", "old") for n in range(replicas)]
     for number in range(20 * replicas):
-        more = surplus(pods, GONE, wanted=replicas)
+        more = surge(pods, GONE, wanted=replicas)
         assert more <= most
         if len(pods) < replicas + more:
             pods.append(server(f"n{number}", "new", ready=False))

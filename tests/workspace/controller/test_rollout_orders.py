@@ -123,7 +123,7 @@ class Play:
             assert self.wanted == ReplicaSplit(self.goal, 0)
 
     def run_deployments(self) -> None:
-        """One step of each Deployment's controller: a surplus goes, or a missing server comes where there is room."""
+        """One step of each Deployment's controller: a surge goes, or a missing server comes where there is room."""
         beside = [each for each in self.servers if not each.own]
         if len(beside) > self.wanted.candidate:
             self.servers.remove(min(beside, key=lambda each: each.ready))

@@ -76,7 +76,7 @@ class Life:
         assert sorted(cluster.claims) == sorted(str(node_of(pod)) for pod in cluster.servers())
         assert [each for each in cluster.ledger.claims if each.launched_at > still] == []
         assert [each for each in cluster.ledger.resized if each[0] > still] == []
-        # After the last event: what was missing, what goes back to spot, and a surplus for each.
+        # After the last event: what was missing, what goes back to spot, and a surge for each.
         launched = [each for each in cluster.ledger.claims if each.launched_at >= last]
         assert len(launched) <= 3 * MOST
         assert len([each for each in cluster.ledger.resized if each[0] >= last]) <= 6 * MOST
