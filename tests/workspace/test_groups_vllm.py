@@ -152,17 +152,17 @@ def answers(machines: TwoMachines, processes: list[ServerProcess]) -> tuple[list
 
 
 def test_two_nodes_answer_as_one(
-    machines: TwoMachines, image: str, model: Path, tmp_path: Path
+    machines: TwoMachines, image: str, model: Path, tmp_root: Path
 ) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
+    (tmp_root / "one").mkdir()
+    (tmp_root / "two").mkdir()
     templates = pods(image, nodes=2)
-    with running(machines, templates, model=model, home=tmp_path / "two") as processes:
+    with running(machines, templates, model=model, home=tmp_root / "two") as processes:
         tokens, numbers = answers(machines, processes)
         # Each has its own part of the layers, and knows where the leader is.
         assert f"tcp://{machines.ADDRESSES[0]}:{GROUP_PORT}" in processes[1].log_text()
         assert "world_size=2 rank=1" in processes[1].log_text()
-    with running(machines, pods(image, nodes=1), model=model, home=tmp_path / "one") as processes:
+    with running(machines, pods(image, nodes=1), model=model, home=tmp_root / "one") as processes:
         expected_tokens, expected_numbers = answers(machines, processes)
     assert tokens == expected_tokens
     assert numbers == pytest.approx(expected_numbers, abs=1e-3)
