@@ -73,6 +73,12 @@ class RolloutStep(Strict):
         return self
 
 
+_CANARY_STEPS: Final = (
+    RolloutStep(weight=10), RolloutStep(analysis=AnalysisStep()),
+    RolloutStep(weight=50), RolloutStep(analysis=AnalysisStep()),
+)  # fmt: skip
+
+
 class MaxRegression(Strict):
     """How much worse than the version that serves the new one may be."""
 
@@ -211,10 +217,14 @@ class Rollout(Strict):
     )
 
     @property
+    def given_steps(self) -> tuple[RolloutStep, ...]:
+        """The steps, or those that a canary has by default."""
+        return self.steps or (_CANARY_STEPS if self.strategy is Strategy.CANARY else ())
+
+    @property
     def compares(self) -> bool:
-        """Whether some step is an analysis, as two of canary's default steps are."""
-        analyses = not self.steps or any(each.analysis is not None for each in self.steps)
-        return self.strategy is Strategy.CANARY and analyses
+        """Whether some step is an analysis."""
+        return any(each.analysis is not None for each in self.given_steps)
 
     @model_validator(mode="after")
     def _asked_probes(self) -> Self:

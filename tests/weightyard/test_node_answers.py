@@ -78,7 +78,7 @@ def test_karpenters_pools_claims_and_events_are_told() -> None:
 
 def test_of_many_answers_the_newest_are_told() -> None:
     many = [
-        event("FailedScheduling", f"no {second}", second, f"by-{second}\x1b[2J")
+        event("FailedScheduling", f"no {second}", second, f"by-{second}")
         for second in range(10, 60)
     ]
     lines = node_lines(workspace(by="karpenter"), NodeFacts([POD], many))[-10:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +71,7 @@ def cached_state(
     if not on_demand:
         return _state(revision, observed, possible, servers, replicas=replicas)
     apart = eligible(observed.nodes, off_spot(revision.resources), gpus=revision.node_gpus)
-    others = [pod for pod in servers if not is_on_demand(pod)]
-    beside = [pod for pod in servers if is_on_demand(pod)]
+    others, beside = by_capacity(servers)
     second = _state(revision, observed, apart, beside, replicas=on_demand)
     # Nodes of the one aren't chosen for the other, which would leave it without; where both are, both have room.
     own = nodes_of(of_version(others, revision.id))
@@ -103,6 +103,14 @@ def nodes_to_warm(
     # A node whose server has mounted the model needs no pre-warm pod: the server's volume is the lease.
     held = state.labelled | {node_of(pod) for pod in servers if is_mounted(pod)}
     return [name for name in state.chosen if name not in held]
+
+
+def by_capacity(servers: Iterable[Json]) -> tuple[list[Json], list[Json]]:
+    """The servers that run on any capacity, and those that never run on spot."""
+    parts: tuple[list[Json], list[Json]] = [], []
+    for pod in servers:
+        parts[is_on_demand(pod)].append(pod)
+    return parts
 
 
 def is_on_demand(pod: Json) -> bool:

@@ -343,21 +343,17 @@ class _Reconciliation:
     def _routing(self) -> Routing:
         """Where requests go."""
         versions = (self._deployed(), self.active)
+        asked = on_demand_share(self.workspace.spec.resources.provisioning, 1) > 0
         return Routing(
             role=wanted_role(self.workspace, self.observed, goal=self.goal),
             ports=server_ports(self.workspace, self.observed, versions),
             uid=self.observed.bound_uid,
             least_ready=self.counts.least_ready,
-            has_floor=self._has_floor(),
+            has_floor=asked or self.beside is not None,  # it may be what an edit left
             version=self.rollout.serving if self.rollout else None,
             nodes=self.active.nodes if self.active else 1,
             workers=has_workers(self.observed, *versions),
         )
-
-    def _has_floor(self) -> bool:
-        """Whether some servers never run on spot, or did until now."""
-        provisioning = self.workspace.spec.resources.provisioning
-        return self.beside is not None or on_demand_share(provisioning, 1) > 0
 
     def _keda_missing(self) -> bool:
         scale = self.workspace.spec.scale

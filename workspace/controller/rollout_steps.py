@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
-from workspace.rollout_spec import AnalysisStep, Rollout, RolloutStep, Strategy
+from workspace.rollout_spec import Rollout, Strategy
 from workspace.rollout_status import RolloutStatus
-
-_CANARY_STEPS: Final = (
-    RolloutStep(weight=10), RolloutStep(analysis=AnalysisStep()),
-    RolloutStep(weight=50), RolloutStep(analysis=AnalysisStep()),
-)  # fmt: skip
-
 
 StageKind = Literal["weight", "probes", "pause", "analysis", "keep"]
 
@@ -31,16 +25,13 @@ def stages(spec: Rollout) -> tuple[Stage, ...]:
 
     Probes are asked of servers that get no requests yet: of one of a canary, of all of blueGreen.
     """
-    given = spec.steps
-    if spec.strategy is Strategy.CANARY:
-        given = given or _CANARY_STEPS
     found, weight = [], 0
     probed = spec.analysis.probes is not None and spec.strategy is not Strategy.ROLLING
     if spec.strategy is Strategy.BLUE_GREEN or probed:
         found.append(Stage("weight", 0))
     if probed:
         found.append(Stage("probes", 0, None))
-    for each in given:
+    for each in spec.given_steps:
         if each.weight is not None:
             weight = each.weight
             found.append(Stage("weight", weight))

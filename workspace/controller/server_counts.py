@@ -6,11 +6,10 @@ not run on spot capacity, and nodes that go.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from workspace.controller.cluster_state import CachedState, is_on_demand
+from workspace.controller.cluster_state import CachedState, by_capacity
 from workspace.controller.drain_patience import patience
 from workspace.controller.objects import as_started, group_of, has_labels, is_ready, is_rolling
 from workspace.controller.observed import Annotate, Delete, Observed
@@ -65,7 +64,7 @@ def server_counts(
 ) -> ServerCounts:  # fmt: skip
     """The numbers for a version that runs. `allowed` may run now, of `goal`; `before` was asked for last."""
     servers = _own_servers(observed)
-    parts = rest, beside = _divided(servers)
+    parts = rest, beside = by_capacity(servers)
     gone = departures(observed.nodes, active.resources, gpus=active.gpus)
     asked = allowed
     more = Shares()
@@ -81,12 +80,7 @@ def server_counts(
     wanted = divided(goal, floor(workspace, active, goal))
     # What still stands in for the other part's servers stays too.
     needed = max(wanted.rest, asked.rest), max(wanted.on_demand, asked.on_demand)
-    waits = [
-        patience(
-            _replacements(pods, gone), observed, makes_nodes=workspace.spec.resources.makes_nodes
-        )
-        for pods in parts
-    ]
+    waits = [_waits(workspace, observed, pods, gone) for pods in parts]
     least = [
         _least_ready(workspace, pods, gone, state, goal, needed=count, waits=each)
         for pods, count, each in zip(parts, needed, waits, strict=True)
@@ -101,7 +95,7 @@ def pod_marks(
     """The annotations of servers and pre-warm pods to write. `deployed` are the Deployments' numbers of replicas."""
     # A StatefulSet, which keeps groups, has an order of its own.
     alone = [pod for pod in _own_servers(observed) if group_of(pod) is None]
-    rest, beside = _divided(alone)
+    rest, beside = by_capacity(alone)
     spot = [node.name for node in observed.nodes if is_spot(node.labels)]
     by_other = workspace.spec.scale is not None and is_scaled_elsewhere(workspace)
     costs: dict[str, str | None] = {}
@@ -139,13 +133,6 @@ def _own_servers(observed: Observed) -> list[Json]:
     return [pod for pod in servers if not has_labels(pod, {names.TRACK: names.CANDIDATE})]
 
 
-def _divided(servers: Collection[Json]) -> tuple[list[Json], list[Json]]:
-    return (
-        [pod for pod in servers if not is_on_demand(pod)],
-        [pod for pod in servers if is_on_demand(pod)],
-    )
-
-
 def _can_replace(
     workspace: Workspace, servers: list[Json], active: Revision, state: CachedState
 ) -> bool:
@@ -154,10 +141,14 @@ def _can_replace(
     return not is_rolling(servers, active.id) and _has_place(workspace, state)
 
 
-def _replacements(servers: list[Json], gone: Departures) -> list[Json]:
-    """The servers that a drain waits for; none while no drain moves any."""
-    drained = any(map(gone.drains, servers))
-    return [pod for pod in servers if drained and not gone.takes(pod)]
+def _waits(
+    workspace: Workspace, observed: Observed, servers: list[Json], gone: Departures
+) -> float | None:
+    """Seconds for which a drain of these may still wait for others; None while none is drained, or nothing is wrong."""
+    if not any(map(gone.drains, servers)):
+        return None
+    others = [pod for pod in servers if not gone.takes(pod)]
+    return patience(others, observed, makes_nodes=workspace.spec.resources.makes_nodes)
 
 
 def _least_ready(
