@@ -21,7 +21,7 @@ def take_inventory(roots: Roots, now: float) -> Inventory:
     A model is stored whole on one root, so space is freed on one root only: the one that could have the most. Models
     on other roots aren't evictable.
     """
-    views = [(store, store.space.view(), store.space.candidates()) for store in roots.stores]
+    views = [(store, *store.space.survey()) for store in roots.stores]
     chosen, view, offered = max(views, key=lambda each: each[1].headroom + evictable(each[2]))
     held: dict[Digest, CachedModelState] = {}
     for store, _, candidates in views:

@@ -182,6 +182,8 @@ class Reconciler:
                     pull.cancel()
 
     async def _step(self) -> None:
+        # As they are before the inventory, which may not show yet what ends while it is taken.
+        settling, releasing = bool(self._settling), frozenset(self._releasing)
         try:
             await self._refresh()
         except WeightyardError as error:
@@ -189,7 +191,7 @@ class Reconciler:
             self.note("store not readable", problem=error.message)
             return
         if self._desired_models is not None:
-            self._plan = plan(self._planner_input(self._desired_models))
+            self._plan = plan(self._planner_input(self._desired_models, settling, releasing))
             self._outcomes.report(self._plan.outcomes)
             for action in self._plan.actions:
                 await self._carry_out(action)
@@ -213,8 +215,13 @@ class Reconciler:
         ]
         due = self._looked is None or now - self._looked >= self.options.look_seconds
         if due:
-            self._inventory = await self.executor.call(self._take_inventory)
+            # Before it is taken: what changes the store meanwhile makes this one stale.
             self._looked = now
+            try:
+                self._inventory = await self.executor.call(self._take_inventory)
+            except WeightyardError:
+                self._looked = None
+                raise
         # Also when no inventory is due: the planner would have a new target fetched although the store holds it.
         if unknown:
             resolved = self.store.models.resolved
@@ -239,7 +246,12 @@ class Reconciler:
         }
         return {key for key in keys if key is not None and key in inventory.held}
 
-    def _planner_input(self, desired_models: tuple[DesiredModel, ...]) -> PlannerInput:
+    def _planner_input(
+        self,
+        desired_models: tuple[DesiredModel, ...],
+        settling: bool,
+        releasing: frozenset[Digest],
+    ) -> PlannerInput:
         return PlannerInput(
             desired_models=desired_models,
             now=self.clock(),
@@ -252,8 +264,8 @@ class Reconciler:
             pinned_for=self._pins.keys if self._pins else frozenset(),
             warm=self._memory.warm,
             cold=self._memory.cold(),
-            releasing=frozenset(self._releasing),
-            settling=bool(self._settling),
+            releasing=releasing,
+            settling=settling,
         )
 
     # Actions

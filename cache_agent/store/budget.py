@@ -35,7 +35,10 @@ class Reservations:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def exclusive(self) -> threading.RLock:
-        """The lock to hold from measuring free space to reserving it, so that two pulls never count the same bytes."""
+        """The lock to hold from measuring space to reserving it, and while a model's files are removed.
+
+        Two pulls never count the same bytes, and none counts those of a model that is half gone.
+        """
         return self._lock
 
     def promised(self) -> int:
@@ -114,7 +117,7 @@ class StoreSpace:
     events: Events
     clock: Callable[[], float]
     expire: Callable[[], object]
-    reservations: Reservations = field(default_factory=Reservations)
+    reservations: Reservations
 
     def view(self) -> SpaceView:
         """A snapshot of the space, in bytes."""
@@ -130,6 +133,11 @@ class StoreSpace:
             budget=self.limits.budget.of(total),
             min_free=self.limits.min_free.of(total),
         )
+
+    def survey(self) -> tuple[SpaceView, list[Candidate]]:
+        """The space, and every model as the eviction policy sees it, at one moment: no model is half removed."""
+        with self.reservations.exclusive():
+            return self.view(), self.candidates()
 
     def plan(self, need: int) -> Eviction:
         """The models that would be evicted to free `need` bytes, with reasons."""

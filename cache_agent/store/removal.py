@@ -60,7 +60,11 @@ class Holds:
 
 @dataclass
 class Remover:
-    """Removes models and unreferenced files from a store. `names`: see `Publisher`."""
+    """Removes models and unreferenced files from a store. `names`: see `Publisher`.
+
+    `freeing` is held from a model's row to the last of its files, so that nobody measures space in between: the model
+    could no longer be evicted, its files would still count, and a second model would go for the same bytes.
+    """
 
     paths: StorePaths
     disk: Disk
@@ -68,12 +72,14 @@ class Remover:
     holds: Holds
     names: threading.RLock
     reserve: LedgerReserve
+    freeing: threading.RLock
     _serial: Iterator[int] = field(default_factory=count)
 
     def remove_model(self, key: Digest, *, unpin: bool = False) -> int:
         """Remove a model and the files that only it contains; returns the bytes freed. Raises NotFound, InUse."""
-        files = self._with_room(lambda: self._remove_model(key, unpin=unpin))
-        return self._remove_files(files, keep=())
+        with self.freeing:
+            files = self._with_room(lambda: self._remove_model(key, unpin=unpin))
+            return self._remove_files(files, keep=())
 
     def remove_orphans(self, keep: Container[Digest]) -> int:
         """Remove files that no model, running pull or `keep` references; returns the bytes freed."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_agent.observability.events import Events
-from cache_agent.store.budget import StoreSpace
+from cache_agent.store.budget import Reservations, StoreSpace
 from cache_agent.store.disk import (
     Disk,
     Observer,
@@ -102,7 +102,8 @@ class Store:
         boot, clock, events = options.boot or boot_id(), options.clock, options.events
         links, names, holds = ModelLinks(paths, disk, ledger), self._names, Holds()
         publisher = Publisher(paths, disk, ledger, links, names, clock)
-        remover = Remover(paths, disk, ledger, holds, names, self.reserve)
+        reservations = Reservations()
+        remover = Remover(paths, disk, ledger, holds, names, self.reserve, reservations.exclusive())
         self.pins = Pins(paths, disk, ledger)
         self.repairer = StoreRepairer(paths, disk, ledger, links, holds, names)
         self.models = StoreModels(paths, disk, ledger, publisher, remover, self.pins)
@@ -119,6 +120,7 @@ class Store:
             events=events,
             clock=clock,
             expire=self.leases.expire,
+            reservations=reservations,
         )
 
     def _restore(self, options: StoreOptions) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -12,8 +12,11 @@ from cache_agent.api.cached_model import Window
 from cache_agent.api.shared_names import node_label
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node.node import Node
+from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.reconciler_options import ReconcilerOptions
+from cache_agent.prewarm.values import Inventory
 from cache_agent.store.partials import identity
+from cache_agent.store.roots import Roots
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, HolderKind
 from modelimage.errors import RemoteRefused
@@ -137,6 +140,46 @@ def test_the_less_wanted_makes_room_once_its_label_is_gone_and_comes_back(
             at.reconciler.want(low)
             node.store.set_limits(SpaceLimits(Amount.parse("100%"), Amount.parse("0")))
             await at.reaches(loser, "Ready")
+
+    run(test())
+
+
+def test_what_changes_while_an_inventory_is_taken_is_in_the_next_one(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = open_node(images(1))
+    removals: list[Callable[[], object]] = []
+
+    def taken(store: Roots, now: float) -> Inventory:
+        inventory = take_inventory(store, now)
+        while removals:
+            removals.pop()()
+        return inventory
+
+    monkeypatch.setattr("cache_agent.prewarm.reconciler.take_inventory", taken)
+
+    async def test() -> None:
+        options = ReconcilerOptions(look_seconds=24 * 3600.0)
+        async with kept(open_node, node, options=options) as at:
+            at.reconciler.want([desired("a", "reg.test/m0:v1")])
+            await at.reaches("a", "Ready")
+            (first,) = node.store.models.all()
+            loop = asyncio.get_running_loop()
+
+            async def stale() -> None:
+                at.reconciler.stale()
+
+            def removed_by_another() -> None:
+                node.store.models.remove(first.key)
+                asyncio.run_coroutine_threadsafe(stale(), loop).result()
+
+            open_node.now += 60
+            removals.append(removed_by_another)
+            at.reconciler.stale()
+            await until(
+                lambda: [m.added for m in node.store.models.all()] == [open_node.now],
+                what="a refetch",
+            )
 
     run(test())
 
