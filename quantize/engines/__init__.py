@@ -30,6 +30,9 @@ from quantize.staging_dir import Staging
 
 # GPTQModel's own pools need two workers each on any machine. Its arithmetic uses `EngineJob.threads`.
 GPTQ_MIN_WORKERS: Final = 2
+# GPTQModel packs with an extension that it compiles first, for up to a minute. Below so many bytes its other way, which
+# writes the same, is done by then.
+GPTQ_COMPILES_FROM: Final = 2 << 30
 _HERE = Path(__file__).parent
 
 
@@ -93,7 +96,7 @@ def run(
     environment = dict(os.environ)
     if engine is QuantizationEngine.GPTQ:
         python, worker = sys.executable, _HERE / "gptq_worker.py"
-        environment |= {"GPTQMODEL_CPU_WORKERS": str(max(job.threads, GPTQ_MIN_WORKERS))}
+        environment |= _gptq_settings(job)
     else:
         python = str(llm_compressor.interpreter(environment))
         worker = _HERE / "llm_compressor_worker.py"
@@ -108,6 +111,13 @@ def run(
     shutil.rmtree(made)
     shutil.rmtree(scratch)
     return energies
+
+
+def _gptq_settings(job: EngineJob) -> dict[str, str]:
+    settings = {"GPTQMODEL_CPU_WORKERS": str(max(job.threads, GPTQ_MIN_WORKERS))}
+    if job.plan.source_bytes < GPTQ_COMPILES_FROM:
+        settings["GPTQMODEL_DISABLE_PACK_EXT"] = "1"
+    return settings
 
 
 def _check_finite(source: Path, plan: Plan) -> None:

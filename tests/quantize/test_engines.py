@@ -15,6 +15,7 @@ from modelimage.checkpoint_files import read_header
 from modelimage.child import read_stat
 from modelimage.errors import EngineFailed
 from modelimage.safetensors import build_header
+from quantize import engines
 from quantize.calibration import load_evaluation
 from quantize.engines import llm_compressor
 from quantize.engines.worker_process import run_worker
@@ -140,15 +141,23 @@ def _digests(root: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("threads", "compiles_from"), [(1, 0), (2, engines.GPTQ_COMPILES_FROM)])
 def test_calibrating_twice_gives_the_same_bytes(
-    shallow_model: Path, tmp_path: Path, threads: int
+    shallow_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    compiles_from: int,
 ) -> None:
-    """With engine, threads and processor pinned; on one core too, where GPTQModel wants two workers."""
+    """With engine, threads and processor pinned; on one core too, where GPTQModel wants two workers.
+
+    The second time GPTQModel packs with its compiled extension once.
+    """
     options = QuantizeOptions(
         Scheme.INT4, engine=QuantizationEngine.GPTQ, threads=threads, calibration_samples=SAMPLES
     )
     first = quantize_checkpoint(shallow_model, tmp_path / "first", options)
+    monkeypatch.setattr(engines, "GPTQ_COMPILES_FROM", compiles_from)
     second = quantize_checkpoint(shallow_model, tmp_path / "elsewhere" / "second", options)
     assert _digests(first.out) == _digests(second.out)
     assert first.recipe == second.recipe
