@@ -6,12 +6,12 @@ from weightyard.text import format_bytes, format_duration
 from workspace.startup import MEANINGS, Startup
 
 
-def start_lines(start: Startup) -> list[str]:
-    """The lines of one start, the first of them about the whole."""
+def start_lines(start: Startup, *, is_over: bool = False) -> list[str]:
+    """The lines of one start, the first of them about the whole. `is_over`: the server has ended."""
     who = [f"version {start.version}"] if start.version else []
     who += [start.pod] if start.pod else []
     who += [f"on {start.node}"] if start.node else []
-    how = "not healthy yet"
+    how = "ended before it was healthy" if is_over else "not healthy yet"
     if start.total is not None:
         how = f"healthy after {format_duration(start.total)}"
     lines = [f"start {' '.join([*who, 'at', start.started_at])}: {how}"]
@@ -22,7 +22,8 @@ def start_lines(start: Startup) -> list[str]:
         else:
             lines.append(f"  {each.name:<11} {format_duration(each.seconds):>11}  {_meaning(each.name)}")  # fmt: skip
     if start.current is not None:
-        lines.append(f"  {start.current:<11}         now  {_meaning(start.current)}")
+        when = "ended here" if is_over else "now"
+        lines.append(f"  {start.current:<11} {when:>11}  {_meaning(start.current)}")
     return lines
 
 

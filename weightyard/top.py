@@ -15,7 +15,7 @@ from cache_agent.api.wire import ExplainView, SpaceReport, to_document
 from weightyard.console import format_table
 from weightyard.text import format_bytes, format_duration, one_line
 from weightyard.up.server_rows import ServerLoad
-from weightyard.up.state import State, condition
+from weightyard.up.state import State, condition, is_running
 
 Json = dict[str, Any]
 Row = tuple[object, ...]
@@ -91,7 +91,7 @@ def node_frame(look: NodeLook, now: float) -> Frame:
         Section(
             "SERVERS", ("name", "state", "model", "port", "runs", "waits", "up"),
             [_server_row(each, look.loads.get(each.name), now) for each in look.servers],
-            "none was started here by `weightyard up`",
+            "none runs here; start one with `weightyard up`",
         ),
         Section(
             "MODELS", ("image", "variant", "size", "tier", "pinned", "leases"),
@@ -172,7 +172,7 @@ def _server_row(state: State, load: ServerLoad | None, now: float) -> Row:
     return (
         state.name, condition(state), state.served_name or None, state.port,
         load.running if load else None, load.waiting if load else None,
-        format_duration(max(0.0, now - state.started_at)),
+        format_duration(max(0.0, now - state.started_at)) if is_running(state) else None,
     )  # fmt: skip
 
 

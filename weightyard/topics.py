@@ -46,7 +46,7 @@ How one version replaces another, in spec of a Workspace:
     strategy: canary
     steps: [{weight: 10}, {analysis: {seconds: 300}}, {weight: 50}, {pause: {}}]
 What it does now, and by hand:
-  weightyard rollout status|pause|resume|promote|abort|undo WORKSPACE -n NAMESPACE"""
+  weightyard rollout status|history|pause|resume|promote|abort|undo WORKSPACE -n NAMESPACE"""
 
 
 def _workspace() -> str:

@@ -22,7 +22,7 @@ from cache_agent.api.crd_schema import (
     model_schema,
 )
 from cache_agent.api.kube_objects import GENERATION, Conditions, Count, Reported, ReportedLine
-from workspace.rollout_spec import FILLABLE, PLACEHOLDERS
+from workspace.rollout_spec import EVEN_WEIGHT, FILLABLE, PLACEHOLDERS
 from workspace.rollout_status import RolloutStatus, RouteStatus
 from workspace.schema import KIND, MOST_GROUP_NAME, Spec
 from workspace.startup import MOST_STARTS, Startup
@@ -77,6 +77,13 @@ RULES: Final[Rules] = {
             "has(self.rollout.steps) && self.rollout.steps.size() > 0 && "
             "!self.rollout.steps.exists(step, has(step.analysis))",
             "an analysis reads what vLLM counts: with another engine give rollout.steps of weights and pauses",
+        ),
+        (
+            "!has(self.scale) || !has(self.scale.by) || self.scale.by == 'builtin' || has(self.route) || "
+            "!has(self.rollout) || !has(self.rollout.steps) || "
+            f"!self.rollout.steps.exists(step, has(step.weight) && step.weight > {EVEN_WEIGHT})",
+            "with by: hpa or by: keda the old version keeps its servers, so no weight of rollout.steps above "
+            f"{EVEN_WEIGHT} is reached: give route, scale by: builtin, or smaller weights",
         ),
         (
             f"!({_SPREAD.format('self.')}) || !has(self.runtime) || !has(self.runtime.engine) || "
@@ -176,10 +183,8 @@ RULES: Final[Rules] = {
     ),
     ("rollout",): (
         (
-            "!has(self.analysis) || !has(self.analysis.probes) && "
-            "(!has(self.analysis.queries) || self.analysis.queries.size() == 0) || "
-            "has(self.strategy) && !(self.strategy in ['rolling', 'external'])",
-            "analysis.probes and analysis.queries are for strategy: canary or blueGreen",
+            "!has(self.analysis) || has(self.strategy) && !(self.strategy in ['rolling', 'external'])",
+            "analysis is for strategy: canary or blueGreen",
         ),
         (
             "!has(self.keepSeconds) || has(self.strategy) && self.strategy == 'blueGreen'",

@@ -5,7 +5,7 @@ Takes text, never opens a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import yaml
@@ -18,6 +18,11 @@ from workspace.schema import Workspace
 
 MAX_DOCUMENT_BYTES: Final = 1 << 20
 _HINT = "`weightyard help workspace` shows the fields; `weightyard init` writes a document to start from."
+# The fields that have a topic of their own.
+_TOPICS: Final[Mapping[tuple[str, ...], str]] = {
+    ("spec", "rollout"): "rollouts",
+    ("spec", "resources", "provisioning"): "nodes",
+}
 
 
 def parse_workspaces(text: str, *, name: str) -> tuple[Workspace, ...]:
@@ -63,7 +68,17 @@ def _workspace(node: yaml.Node, name: str) -> Workspace:
         lines = [
             f"{name}:{line_of(node, each['loc'])}: {sentence(each, Workspace)}" for each in details
         ]
-        raise InvalidInput("\n".join(lines), hint=_HINT) from error
+        raise InvalidInput(
+            "\n".join(lines), hint=_hint([each["loc"] for each in details])
+        ) from error
+
+
+def _hint(places: Sequence[Sequence[str | int]]) -> str:
+    """Where the fields at some places of a document are shown."""
+    for field, topic in _TOPICS.items():
+        if all(tuple(place[: len(field)]) == field for place in places):
+            return f"`weightyard help {topic}` shows the fields."
+    return _HINT
 
 
 def _kind(value: object) -> str:

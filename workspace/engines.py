@@ -12,7 +12,7 @@ from typing import Final
 
 from workspace.arguments import Argument
 from workspace.node_groups import TRACED, GroupAddress, group_arguments
-from workspace.schema import Engine
+from workspace.schema import Engine, Vendor
 
 # vLLM's `--max-lora-rank` where nothing is given.
 DEFAULT_LORA_RANK: Final = 16
@@ -66,7 +66,7 @@ class Template:
 
     command: tuple[str, ...]
     module: str | None
-    image: str
+    images: Mapping[Vendor, str]  # for GPUs
     cpu_image: str | None
     formats: frozenset[str]
     health_path: str
@@ -220,7 +220,11 @@ TEMPLATES: Final[Mapping[Engine, Template]] = {
     Engine.VLLM: Template(
         command=("python3", "-m", "vllm.entrypoints.openai.api_server"),
         module="vllm.entrypoints.openai.api_server",
-        image="docker.io/vllm/vllm-openai:v0.32.0",
+        images={
+            Vendor.NVIDIA: "docker.io/vllm/vllm-openai:v0.32.0",
+            Vendor.AMD: "docker.io/vllm/vllm-openai-rocm:v0.32.0",
+            Vendor.INTEL: "docker.io/vllm/vllm-openai-xpu:v0.32.0",
+        },
         cpu_image="public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0",
         formats=_SAFETENSORS,
         health_path="/health",
@@ -232,7 +236,7 @@ TEMPLATES: Final[Mapping[Engine, Template]] = {
     Engine.SGLANG: Template(
         command=("python3", "-m", "sglang.launch_server"),
         module="sglang.launch_server",
-        image="docker.io/lmsysorg/sglang:v0.5.5",
+        images={Vendor.NVIDIA: "docker.io/lmsysorg/sglang:v0.5.5"},
         cpu_image=None,
         formats=_SAFETENSORS,
         health_path="/health",
@@ -242,7 +246,7 @@ TEMPLATES: Final[Mapping[Engine, Template]] = {
     Engine.TGI: Template(
         command=("text-generation-launcher",),
         module=None,
-        image="ghcr.io/huggingface/text-generation-inference:3.3.6",
+        images={Vendor.NVIDIA: "ghcr.io/huggingface/text-generation-inference:3.3.6"},
         cpu_image=None,
         formats=_SAFETENSORS,
         health_path="/health",
@@ -252,7 +256,11 @@ TEMPLATES: Final[Mapping[Engine, Template]] = {
     Engine.LLAMA_CPP: Template(
         command=("/app/llama-server",),
         module=None,
-        image="ghcr.io/ggml-org/llama.cpp:server-cuda",
+        images={
+            Vendor.NVIDIA: "ghcr.io/ggml-org/llama.cpp:server-cuda",
+            Vendor.AMD: "ghcr.io/ggml-org/llama.cpp:server-rocm",
+            Vendor.INTEL: "ghcr.io/ggml-org/llama.cpp:server-intel",
+        },
         cpu_image="ghcr.io/ggml-org/llama.cpp:server",
         formats=frozenset({"gguf"}),
         health_path="/health",

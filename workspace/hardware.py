@@ -204,6 +204,11 @@ def _asked_gpu(resources: Resources) -> Gpu:
     if resources.mig_profile is not None:
         memory = memory or _mig_memory(resources.mig_profile)
     memory = memory or (known.memory_bytes if known else 0)
+    if known and known.vendor is not resources.vendor:
+        raise InvalidInput(
+            f"spec.resources.gpu: {known.name} is by {known.vendor.value}, and vendor is {resources.vendor.value}",
+            hint=f"Set spec.resources.vendor: {known.vendor.value}.",
+        )
     if memory:
         name = resources.gpu or resources.mig_profile or "GPU"
         return Gpu(name, memory, known.capability if known else 0, resources.vendor)

@@ -14,6 +14,8 @@ from workspace.field_types import as_enum, refuse_repeats
 _DAY: Final = 86_400
 _WEEK: Final = 7 * _DAY
 MOST_QUERIES: Final = 8
+# The largest share, in percent, of a version that shares requests with as many servers of another.
+EVEN_WEIGHT: Final = 50
 PLACEHOLDERS: Final = ("namespace", "workspace", "version", "stable")
 # A query in which no other placeholder occurs, for Python's and Go's regular expressions. PromQL itself has no `{{`.
 FILLABLE: Final = rf"^([^{{]|[{{][^{{]|[{{]?[{{][{{]({'|'.join(PLACEHOLDERS)})[}}][}}])*[{{]?$"
@@ -222,17 +224,20 @@ class Rollout(Strict):
         return self.steps or (_CANARY_STEPS if self.strategy is Strategy.CANARY else ())
 
     @property
+    def highest_weight(self) -> int:
+        """The largest weight of a step; 0 without."""
+        return max((each.weight or 0 for each in self.given_steps), default=0)
+
+    @property
     def compares(self) -> bool:
         """Whether some step is an analysis."""
         return any(each.analysis is not None for each in self.given_steps)
 
     @model_validator(mode="after")
-    def _asked_probes(self) -> Self:
+    def _analysed(self) -> Self:
         without = self.strategy in (Strategy.ROLLING, Strategy.EXTERNAL)
-        if without and (self.analysis.probes is not None or self.analysis.queries):
-            raise ValueError(
-                "analysis.probes and analysis.queries are for strategy: canary or blueGreen"
-            )
+        if without and "analysis" in self.model_fields_set:
+            raise ValueError("analysis is for strategy: canary or blueGreen")
         return self
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ from workspace.field_types import (
     refuse_repeats,
 )
 from workspace.provisioning_spec import Provisioner, Provisioning
-from workspace.rollout_spec import Rollout, Strategy
+from workspace.rollout_spec import EVEN_WEIGHT, Rollout, Strategy
 from workspace.route_spec import Route
 from workspace.scale_spec import Autoscaler, Scale
 from workspace.tenancy import Tenancy
@@ -348,6 +348,16 @@ class Spec(Strict):
         if self.rollout.strategy is not Strategy.ROLLING:
             raise ValueError(
                 "with resources.nodes above 1 servers are replaced by strategy: rolling alone: leave strategy out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attainable(self) -> Self:
+        scaled = self.scale is not None and self.scale.by is not Autoscaler.BUILTIN
+        if scaled and self.route is None and self.rollout.highest_weight > EVEN_WEIGHT:
+            raise ValueError(
+                "with by: hpa or by: keda the old version keeps its servers, so no weight of rollout.steps above "
+                f"{EVEN_WEIGHT} is reached: give route, scale by: builtin, or smaller weights"
             )
         return self
 

@@ -26,6 +26,15 @@ _EXPECTED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
 }
+# The same with the bound.
+_BOUNDS: Final[Mapping[str, str]] = {
+    "less_than_equal": "expected at most {le}",
+    "less_than": "expected less than {lt}",
+    "greater_than_equal": "expected at least {ge}",
+    "greater_than": "expected more than {gt}",
+    "too_short": "expected at least {min_length} of them",
+    "too_long": "expected at most {max_length} of them",
+}
 
 
 def compose(text: str, name: str, *, hint: str) -> list[yaml.Node]:
@@ -107,6 +116,10 @@ def sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "is_instance_of":
         return f"{field}: {_choices(path, message, model)}"
     told = _EXPECTED.get(kind) or f"{message[:1].lower()}{message[1:]}"
+    if kind in _BOUNDS and "ctx" in error:
+        told = _BOUNDS[kind].format(**error["ctx"])
+    if kind.startswith("int_") and field.lower().endswith("seconds"):
+        told = "expected a whole number of seconds, such as 300"
     return f"{field}: {told}" if field else told
 
 

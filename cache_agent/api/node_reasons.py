@@ -37,6 +37,10 @@ class NodeReason(StrEnum):
     MISSING = ("Missing", "The node doesn't hold a pinned model yet.")
     FITS = ("Fits", "All desired models fit.")
     NO_SPACE = ("NoSpace", "A desired model doesn't fit; status.desired says how much it needs.")
+    NO_AGENT = (
+        "NoAgent",
+        "No agent runs on this machine. Commands report it; no NodeCache has it.",
+    )
     NO_HEARTBEAT = (
         "NoHeartbeat",
         "The agent is silent: dead or cut off. Written by the controller.",

@@ -20,6 +20,7 @@ from cache_agent.net.node_name import node_name
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor, call_soon
 from cache_agent.observability.events import (
+    DesiredModelFailed,
     DesiredModelReady,
     Event,
     Events,
@@ -142,6 +143,7 @@ def _reconciler(
         label_gone=label_gone,
         changed=changed,
         ready=lambda seconds: node.events.emit(DesiredModelReady(seconds)),
+        failed=lambda *failure: node.events.emit(DesiredModelFailed(*failure)),
         facts=node_facts(),
         options=ReconcilerOptions(section.fetches, Amount.parse(section.bandwidth).bytes),
     )

@@ -18,6 +18,7 @@ from cache_agent.api.build_info import export_build_info
 from cache_agent.api.exposition import exemplar, exposition
 from cache_agent.fetch.engine import FetchEngine
 from cache_agent.observability.events import (
+    DesiredModelFailed,
     DesiredModelReady,
     Event,
     Events,
@@ -135,6 +136,10 @@ COUNTERS: Final[tuple[EventMetric[Any], ...]] = (
         ModelEvicted, lambda each: [((each.reason.value,), each.freed)], ("reason",),
     ),
     EventMetric("reservations_refused", "Pulls refused for lack of space.", ReservationRefused),
+    EventMetric(
+        "desired_model_failures", "Desired models that could not be had, by reason.",
+        DesiredModelFailed, lambda failure: [((failure.reason,), 1)], ("reason",),
+    ),
     EventMetric("leases_expired", "Leases that ended because their holder was gone.", LeaseExpired),
     EventMetric("maintenance_failures", "Maintenance rounds that failed in part.", MaintenanceFailed),
     EventMetric(
@@ -177,7 +182,10 @@ HISTOGRAMS: Final[tuple[EventMetric[Any], ...]] = (
 
 GAUGES: Final = (
     _space("store_bytes", "Bytes of files and partial downloads.", lambda space: space.own),
-    _space("store_promised_bytes", "Bytes that running pulls may still write.", lambda space: space.promised),
+    _space(
+        "store_promised_bytes", "Bytes that running pulls reserved; a file counts as stored from its first byte.",
+        lambda space: space.promised,
+    ),
     _space("store_budget_bytes", "Bytes that the store may use.", lambda space: space.budget),
     _space("disk_free_bytes", "Free bytes of the store's filesystem.", lambda space: space.disk_free),
     _space("disk_min_free_bytes", "Bytes of the filesystem that the store leaves free.", lambda space: space.min_free),

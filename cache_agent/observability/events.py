@@ -65,6 +65,15 @@ class DesiredModelReady:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class DesiredModelFailed:
+    """A desired model can't be had: its image can't be read, or there is no space for it. It is tried again."""
+
+    name: str
+    reason: str
+    message: str
+
+
 class EvictionReason(StrEnum):
     """What a model was removed for."""
 
@@ -183,6 +192,7 @@ Event = (
     | PublishStarted
     | PublishEnded
     | DesiredModelReady
+    | DesiredModelFailed
     | ModelEvicted
     | ReservationRefused
     | FileScrubbed

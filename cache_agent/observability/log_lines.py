@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
 from cache_agent.observability.events import (
+    DesiredModelFailed,
     Event,
     Events,
     FileDamaged,
@@ -40,7 +41,7 @@ NOTES: Final[Mapping[str, str]] = {
     "settings reloaded": "SIGHUP: the settings were read again.",
     "settings kept": "SIGHUP: the new settings can't be used; the old ones stay.",
     "stopped": "The agent ended.",
-    "desired model changed": "A desired model is held as desired, or can't be; `state` says which.",
+    "desired model held": "A desired model is held as desired.",
     "desired model document rejected": "A document of the desired state can't be used.",
     "report not written": "This node's NodeCache could not be written; it is tried again.",
     "heartbeat not written": "This node's Lease could not be renewed; it is tried again.",
@@ -77,6 +78,7 @@ LINES: Final[Mapping[type[Event], LogLine]] = {
         "info",
         ("image", "outcome", "seconds", "reused", "fetched", "message", "trace"),
     ),
+    DesiredModelFailed: LogLine("desired model failed", "warning", ("name", "reason", "message")),
     ModelEvicted: LogLine("model evicted", "info", ("image", "freed", "reason", "detail")),
     ReservationRefused: LogLine("reservation refused", "warning", ("need",)),
     FileDamaged: LogLine("file damaged", "error", ("file", "detail")),

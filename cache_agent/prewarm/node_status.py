@@ -62,6 +62,7 @@ def status_without_agent(store: Roots, clock: Callable[[], float]) -> NodeCache:
         inventory=take_inventory(store, now),
         now=now,
         synced=True,
+        has_agent=False,
         problems=found.problems,
         desired_models=desired_models,
         outcomes={desired.name: _outcome(store, desired) for desired in desired_models},

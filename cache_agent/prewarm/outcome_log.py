@@ -12,12 +12,14 @@ from cache_agent.prewarm.values import ModelOutcome
 class OutcomeLog:
     """Compares each plan's outcomes with the last logged ones.
 
-    `note` writes to the log; `ready` is told the seconds from when a model was desired, or lost, until it was held.
+    `note` writes to the log; `ready` is told the seconds from when a model was desired, or lost, until it was held;
+    `failed` is told name, reason and message of one that can't be had.
     """
 
     note: Callable[..., None]
     monotonic: Callable[[], float]
-    ready: Callable[[float], None] = lambda seconds: None
+    ready: Callable[[float], None]
+    failed: Callable[[str, str, str], None]
     # (state, reason) by the desired model's name.
     _logged: dict[str, tuple[str, str]] = field(default_factory=dict)
     # Since when each model is desired and isn't held; None while it is.
@@ -33,14 +35,11 @@ class OutcomeLog:
             lasting = outcome.state in ("Ready", "Failed") or outcome.reason == "NoSpace"
             if lasting and self._logged.get(name) != news:
                 self._logged[name] = news
-                self.note(
-                    "desired model changed",
-                    name=name,
-                    state=outcome.state,
-                    reason=outcome.reason,
-                    message=outcome.message,
-                    key=str(outcome.key or ""),
-                )
+                if outcome.state == "Ready":
+                    key = str(outcome.key or "")
+                    self.note("desired model held", name=name, message=outcome.message, key=key)
+                else:
+                    self.failed(name, outcome.reason, outcome.message)
 
     def _time(self, name: str, *, held: bool) -> None:
         since = self._missing.get(name)

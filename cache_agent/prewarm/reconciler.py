@@ -84,6 +84,8 @@ class Reconciler:
     changed: Callable[[], None] = lambda: None
     # Told the seconds that a desired model took.
     ready: Callable[[float], None] = lambda seconds: None
+    # Told name, reason and message of a desired model that can't be had.
+    failed: Callable[[str, str, str], None] = lambda name, reason, message: None
     # None until the source has reported: nothing may be evicted or unpinned before.
     _desired_models: tuple[DesiredModel, ...] | None = None
     _problems: tuple[str, ...] = ()
@@ -107,7 +109,7 @@ class Reconciler:
         self._memory = Memory(self.store, self.warmer, self.clock)
         self._caps = RateCaps(self.options.bandwidth, self.monotonic)
         self._rates = Rates(self.monotonic)
-        self._outcomes = OutcomeLog(self.note, self.monotonic, self.ready)
+        self._outcomes = OutcomeLog(self.note, self.monotonic, self.ready, self.failed)
         self._pins: ManagedPins | None = None
 
     # Called from outside the loop
@@ -182,8 +184,8 @@ class Reconciler:
                     pull.cancel()
 
     async def _step(self) -> None:
-        # As they are before the inventory, which may not show yet what ends while it is taken.
-        settling, releasing = bool(self._settling), frozenset(self._releasing)
+        # As it is before the inventory, which may still count as free what is reserved while it is taken.
+        settling = bool(self._settling)
         try:
             await self._refresh()
         except WeightyardError as error:
@@ -191,7 +193,7 @@ class Reconciler:
             self.note("store not readable", problem=error.message)
             return
         if self._desired_models is not None:
-            self._plan = plan(self._planner_input(self._desired_models, settling, releasing))
+            self._plan = plan(self._planner_input(self._desired_models, settling))
             self._outcomes.report(self._plan.outcomes)
             for action in self._plan.actions:
                 await self._carry_out(action)
@@ -247,10 +249,7 @@ class Reconciler:
         return {key for key in keys if key is not None and key in inventory.held}
 
     def _planner_input(
-        self,
-        desired_models: tuple[DesiredModel, ...],
-        settling: bool,
-        releasing: frozenset[Digest],
+        self, desired_models: tuple[DesiredModel, ...], settling: bool
     ) -> PlannerInput:
         return PlannerInput(
             desired_models=desired_models,
@@ -264,7 +263,7 @@ class Reconciler:
             pinned_for=self._pins.keys if self._pins else frozenset(),
             warm=self._memory.warm,
             cold=self._memory.cold(),
-            releasing=releasing,
+            releasing=frozenset(self._releasing),
             settling=settling,
         )
 

@@ -48,6 +48,7 @@ class NodeReportInput:
     inventory: Inventory
     now: float
     synced: bool
+    has_agent: bool = True
     trouble: str = ""
     problems: tuple[str, ...] = ()
     desired_models: Sequence[DesiredModel] = ()
@@ -197,6 +198,7 @@ def _tier(view: NodeReportInput, model: StoredModel | None) -> Tier | None:
 
 
 _Fact = tuple[str, bool | None, NodeReason, str]
+_NO_AGENT: Final = "No agent runs here: start `weightyard agent`."
 _UNKNOWN: Final = "The desired models aren't known yet."
 _MOST_PROBLEMS: Final = 4000
 
@@ -208,11 +210,17 @@ def _conditions(view: NodeReportInput, desired: Sequence[DesiredModelStatus]) ->
     # An unknown desired state is never ready, or the controller would remove the startup taint too early.
     known = view.synced
     return [
-        ("Ready", True, NodeReason.RUNNING, "The agent runs and its store is sound."),
+        _ready(view),
         _synced(view),
         _pinned_ready(late) if known else ("PinnedReady", False, NodeReason.NOT_SYNCED, _UNKNOWN),
         _space_sufficient(cramped),
     ]
+
+
+def _ready(view: NodeReportInput) -> _Fact:
+    if not view.has_agent:
+        return ("Ready", False, NodeReason.NO_AGENT, _NO_AGENT)
+    return ("Ready", True, NodeReason.RUNNING, "The agent runs and its store is sound.")
 
 
 def _pinned_ready(late: Sequence[DesiredModelStatus]) -> _Fact:
@@ -242,6 +250,8 @@ def _synced(view: NodeReportInput) -> _Fact:
         problems = "; ".join(view.problems)[:_MOST_PROBLEMS].rstrip(".")
         text = f"Documents that can't be used, and must be corrected: {problems}."
         return ("Synced", True, NodeReason.WITH_PROBLEMS, text)
+    if not view.has_agent:
+        return ("Synced", False, NodeReason.NO_AGENT, _NO_AGENT)
     return ("Synced", True, NodeReason.SYNCED, "The agent follows its desired models.")
 
 

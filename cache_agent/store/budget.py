@@ -31,15 +31,17 @@ class Reservations:
 
     _open: dict[int, int] = field(default_factory=dict)
     _next: int = 0
-    # Reentrant: `reserve` holds it while it calls `promised` and `add`.
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    # Held for arithmetic alone: running pulls spend while another measures or removes.
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    # Taken before all other locks of a store. Reentrant: `reserve` evicts under it.
+    _exclusive: threading.RLock = field(default_factory=threading.RLock)
 
     def exclusive(self) -> threading.RLock:
         """The lock to hold from measuring space to reserving it, and while a model's files are removed.
 
         Two pulls never count the same bytes, and none counts those of a model that is half gone.
         """
-        return self._lock
+        return self._exclusive
 
     def promised(self) -> int:
         with self._lock:
@@ -120,14 +122,16 @@ class StoreSpace:
     reservations: Reservations
 
     def view(self) -> SpaceView:
-        """A snapshot of the space, in bytes."""
+        """A snapshot of the space, in bytes. While a model is removed, its files may still count: see `survey`."""
+        # First: what a pull spends meanwhile then counts twice, not never.
+        promised = self.reservations.promised()
         with reading(self.paths.root):
             disk = os.statvfs(self.paths.root)
         total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         return SpaceView(
             # A partial's blocks are allocated when it is created, so it counts with its full size.
             own=self.ledger.stored_bytes() + self._partial_bytes(),
-            promised=self.reservations.promised(),
+            promised=promised,
             disk_total=total,
             disk_free=free,
             budget=self.limits.budget.of(total),

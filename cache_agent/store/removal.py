@@ -62,8 +62,8 @@ class Holds:
 class Remover:
     """Removes models and unreferenced files from a store. `names`: see `Publisher`.
 
-    `freeing` is held from a model's row to the last of its files, so that nobody measures space in between: the model
-    could no longer be evicted, its files would still count, and a second model would go for the same bytes.
+    `freeing`, taken first, is held from a model's row to the last of its files, so that nobody plans an eviction in
+    between: the model is no candidate any more, its files still count, and a second one would go for the same bytes.
     """
 
     paths: StorePaths

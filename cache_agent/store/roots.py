@@ -134,10 +134,9 @@ class Roots:
     def _facts(self, store: Store, key: Digest, wanted: Mapping[Digest, int]) -> RootFacts:
         coming = [placed for placed in self._placed if placed.store is store]
         expected = {digest for placed in coming for digest in placed.files}
-        view, candidates = store.space.survey()
         return RootFacts(
-            headroom=view.headroom,
-            evictable=evictable(candidates),
+            headroom=store.space.view().headroom,
+            evictable=evictable(store.space.candidates()),
             # Files that other pulls bring to this root count too: they will be shared.
             held=sum(
                 size

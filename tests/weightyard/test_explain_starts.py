@@ -15,7 +15,9 @@ from tests.workspace.controller.living import ServedCluster, point_kubectl_at
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_starts import NEWS, RECORD, pod
 from weightyard.cli import main
+from weightyard.start_text import start_lines
 from workspace.controller.pod_start import startup_of
+from workspace.startup import Startup
 
 
 def test_a_workspace_of_this_machine(terminal: Terminal, file: Path) -> None:
@@ -32,6 +34,14 @@ def test_a_workspace_of_this_machine(terminal: Terminal, file: Path) -> None:
     process.wait_until(lambda: "first-token" in terminal.ok("explain", "tiny"), what="a token")
     assert "healthy after" in terminal.ok("explain", "tiny")
     terminal.ok("down", "tiny")
+
+
+def test_a_start_that_ended_is_told_as_over() -> None:
+    start = Startup(started_at="2026-01-01T00:00:00Z", current="process")
+    assert "not healthy yet" in start_lines(start)[0]
+    first, last = start_lines(start, is_over=True)
+    assert "ended before it was healthy" in first
+    assert "ended here" in last
 
 
 @pytest.fixture

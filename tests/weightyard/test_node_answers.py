@@ -81,9 +81,8 @@ def test_of_many_answers_the_newest_are_told() -> None:
         event("FailedScheduling", f"no {second}", second, f"by-{second}")
         for second in range(10, 60)
     ]
-    lines = node_lines(workspace(by="karpenter"), NodeFacts([POD], many))[-10:]
-    assert lines[-1].endswith("no 59")
-    assert lines[0].endswith("no 50")
+    lines = node_lines(workspace(by="karpenter"), NodeFacts([POD], many))
+    assert [line[-5:] for line in lines if " by by-" in line] == [f"no {n}" for n in range(50, 60)]
     checks = [{"name": f"c{number}", "state": "Pending"} for number in range(50)]
     workload = {
         "metadata": {"name": "w", "ownerReferences": [{"uid": "u1"}]},

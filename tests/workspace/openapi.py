@@ -10,7 +10,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 Json = dict[str, Any]
-OLDEST, NEWEST = "1.25.0", "1.37.0"
+OLDEST, NEWEST = "1.27.0", "1.37.0"
 
 
 @cache

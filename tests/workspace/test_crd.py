@@ -327,12 +327,16 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"resources": FLOORED, "rollout": {"strategy": "external"}},
         {"resources": {**FLOORED, "nodes": 2}},
         {"resources": FLOORED, "scale": {"max": 2, "by": "hpa"}},
+        {
+            "scale": {"max": 2, "by": "hpa"},
+            "rollout": {"strategy": "canary", "steps": [{"weight": 80}]},
+        },
         {"scale": {"min": 3, "max": 2}},
         {"scale": {"min": 0, "max": 2, "by": "hpa"}},
         {"scale": {"max": 2, "by": "keda"}},
         {"route": {"parentRefs": [{"name": "a"}, {"name": "a", "sectionName": "b"}]}},
         {"rollout": {"strategy": "canary", "steps": [{"weight": 10}, {}]}},
-        {"rollout": {"analysis": {"queries": [{"name": "a", "query": "up", "atMost": 1}]}}},
+        {"rollout": {"analysis": {"minRequests": 5}}},
         {
             "rollout": {
                 "strategy": "canary",

@@ -90,7 +90,11 @@ def test_defaults() -> None:
         ("  runtime.port: 1\n", 8,
          "unknown field spec.runtime.port; did you mean `spec: {runtime: {port: …}}`?"),
         ("  runtime: 1\n", 8, "spec.runtime: expected a mapping with the fields adapters, args, "),
-        ("  replicas: -1\n", 8, "spec.replicas: input should be greater than or equal to 0"),
+        ("  replicas: -1\n", 8, "spec.replicas: expected at least 0"),
+        ("  rollout: {strategy: canary, steps: [{weight: 100}]}\n", 8,
+         "spec.rollout.steps[0].weight: expected at most 99"),
+        ("  rollout: {strategy: blueGreen, keepSeconds: 5m}\n", 8,
+         "spec.rollout.keepSeconds: expected a whole number of seconds, such as 300"),
         ("  replicas: yes\n", 8, "spec.replicas: expected a whole number"),
         ("  replicas: '2'\n", 8, "spec.replicas: expected a whole number"),
         ("  scale: {min: 3, max: 2}\n", 8, "spec.scale: min is 3, above max, which is 2"),
@@ -117,6 +121,23 @@ def test_defaults() -> None:
 def test_complaints(more: str, line: int, says: str) -> None:
     said = complaint(GOOD + more)
     assert f"w.yaml:{line}: {says}" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "topic"),
+    [
+        (
+            "  rollout: {strategy: canary, steps: [{weight: 100}, {analysis: {seconds: 5m}}]}\n",
+            "rollouts",
+        ),
+        ("  resources: {provisioning: {by: somebody}}\n", "nodes"),
+        ("  replicas: -1\n  rollout: {strategy: fast}\n", "workspace"),
+    ],
+)
+def test_hints_name_the_topic_that_shows_the_fields(more: str, topic: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_workspace(GOOD + more, name="w.yaml")
+    assert f"`weightyard help {topic}` shows the fields" in str(caught.value.hint)
 
 
 def test_all_complaints_at_once() -> None:

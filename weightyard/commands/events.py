@@ -16,7 +16,7 @@ from cache_agent.store.paths import StorePaths
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
 from weightyard.options import WholeNumber, root_option
-from weightyard.text import one_line
+from weightyard.text import format_bytes, one_line
 
 _POLL_SECONDS: Final = 0.5
 _LEVELS: Final = ("info", "warning", "error")
@@ -72,6 +72,15 @@ def _line(event: EventView) -> str:
     at = datetime.fromtimestamp(event.at, UTC).astimezone()
     level = "" if event.level == "info" else f"{event.level}: "
     fields = " ".join(
-        f"{name}={one_line(str(value))}" for name, value in event.fields.items() if value != ""
+        f"{name}={_value(value)}" for name, value in event.fields.items() if value not in ("", {})
     )
     return f"{at:%H:%M:%S}  {level}{event.text}  {fields}"
+
+
+def _value(value: object) -> str:
+    """A field's value; of a pull's sources, the bytes from each."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{format_bytes(size)} from {one_line(name)}" for name, size in value.items()
+        )
+    return one_line(str(value))

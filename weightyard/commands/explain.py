@@ -17,7 +17,7 @@ from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import ModelName, root_option
 from weightyard.start_text import start_lines
 from weightyard.text import format_bytes, format_duration
-from weightyard.up.state import State, all_workspaces, condition
+from weightyard.up.state import State, all_workspaces, condition, is_running
 from weightyard.workspace_names import workspace_named
 from workspace.startup import Startup
 
@@ -88,7 +88,7 @@ def _state_text(state: State) -> str:
     failed = f": {state.failure.message}" if state.failure else ""
     lines = [f"{state.name}: {condition(state)}{failed}", f"  image: {state.image}"]
     if state.startup:
-        lines += start_lines(Startup.model_validate(state.startup))
+        lines += start_lines(Startup.model_validate(state.startup), is_over=not is_running(state))
     return "\n".join(lines)
 
 

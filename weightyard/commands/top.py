@@ -20,6 +20,7 @@ from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from weightyard.options import Number, access_options, root_option
 from weightyard.prewarm_client import ClusterTarget
 from weightyard.top import Frame, NodeLook, cluster_frame, node_frame
+from weightyard.up.phases import Phase
 from weightyard.up.server_rows import server_load
 from weightyard.up.state import all_workspaces, is_running
 
@@ -102,8 +103,10 @@ def _again(look: Callable[[], Frame], before: Frame) -> Frame:
 def _node(root: Path, access: Access) -> Frame:
     with open_cache(root, access) as cache:
         node, space, activity = cache.status(), cache.space(), cache.activity()
-    servers = [each for each in all_workspaces(root) if is_running(each)]
-    loads = {each.name: load for each in servers if (load := server_load(each)) is not None}
+    # Those that failed too: who looks wants to know.
+    servers = [each for each in all_workspaces(root) if each.phase is not Phase.STOPPED]
+    running = filter(is_running, servers)
+    loads = {each.name: load for each in running if (load := server_load(each)) is not None}
     return node_frame(NodeLook(node, space, activity, servers, loads), time.time())
 
 

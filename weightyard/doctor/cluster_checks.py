@@ -17,7 +17,7 @@ from workspace.controller.reasons import Reason
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
-OLDEST: Final = (1, 25)
+OLDEST: Final = (1, 27)
 # The label of the pods, Deployments and DaemonSets of the chart.
 PROGRAMS: Final = "app.kubernetes.io/name=weightyard"
 _ENFORCE: Final = "pod-security.kubernetes.io/enforce"
@@ -83,12 +83,12 @@ def check_cluster(facts: ClusterFacts, expected: Expected) -> list[Finding]:
 
 def version(facts: ClusterFacts, expected: Expected) -> Finding:
     numbers = re.match(r"v?(\d+)\.(\d+)", facts.version)
-    # Compared as numbers: as text, 1.9 would be newer than 1.25.
+    # Compared as numbers: as text, 1.9 would be newer than 1.27.
     if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
         return fail(
             "Kubernetes",
             facts.version or "unknown version",
-            "Upgrade the cluster to 1.25 or newer.",
+            "Upgrade the cluster to 1.27 or newer.",
         )
     return ok("Kubernetes", facts.version)
 

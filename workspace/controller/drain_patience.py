@@ -14,7 +14,6 @@ from workspace.controller.objects import node_of
 from workspace.controller.observed import Observed
 from workspace.controller.pod_problems import worst_problem
 from workspace.controller.pod_start import seconds_since
-from workspace.render import names
 
 Json = dict[str, Any]
 
@@ -23,15 +22,14 @@ PATIENCE: Final = 600.0  # seconds
 
 
 def patience(
-    replacements: Iterable[Json], observed: Observed, *, makes_nodes: bool
+    replacements: Iterable[Json], observed: Observed, *, deployment: str, makes_nodes: bool
 ) -> float | None:
     """Seconds for which drains may still wait for these servers; 0 when no longer, None while nothing is wrong.
 
-    `makes_nodes`: something is known to make nodes for those that have none. Otherwise none is waited for.
+    `deployment` is the name of what makes them. `makes_nodes`: something is known to make nodes for those that have
+    none. Otherwise none is waited for.
     """
-    name = observed.document["metadata"]["name"]
-    deployments = [observed.find("Deployment", each) for each in names.with_on_demand(name)]
-    if worst_problem((), *deployments) is not None:
+    if worst_problem((), observed.find("Deployment", deployment)) is not None:
         return 0.0
     left = [
         _left(pod, observed, makes_nodes=makes_nodes)

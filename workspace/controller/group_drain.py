@@ -18,7 +18,7 @@ from workspace.controller.revisions import Revision
 from workspace.controller.server_counts import ServerCounts
 from workspace.controller.shares import Shares
 from workspace.render import names
-from workspace.render.kubernetes import LeastReady
+from workspace.render.kubernetes import Part
 
 Json = dict[str, Any]
 
@@ -40,7 +40,7 @@ def group_counts(
     surges = not rolls and state.is_cached and needed
     # A server on several nodes goes with any of its pods, so all pods of its replacement have to be ready.
     return ServerCounts(
-        Shares(allowed), Shares(int(surges)), LeastReady(2 * active.nodes - 1), gone
+        Shares(allowed), Shares(int(surges)), {Part.REST: 2 * active.nodes - 1}, gone
     )
 
 

@@ -8,11 +8,13 @@ from typing import Any, Final
 from modelimage.bounds import parse_count
 from workspace.field_types import MOST_REPLICAS
 from workspace.render.names import (
+    CANDIDATE,
     GROUP_INDEX,
     PORT_NAME,
     REVISION,
     ROLE,
     SURGE,
+    TRACK,
     UID,
     WORKSPACE,
 )
@@ -28,6 +30,11 @@ _CREATING = (None, "ContainerCreating", "PodInitializing")
 def has_labels(document: Json, wanted: Mapping[str, str]) -> bool:
     labels = document["metadata"].get("labels") or {}
     return all(labels.get(name) == value for name, value in wanted.items())
+
+
+def is_candidate(pod: Json) -> bool:
+    """Whether a server is of a new version that runs beside the one that serves."""
+    return has_labels(pod, {TRACK: CANDIDATE})
 
 
 def is_owned(document: Json, uid: str) -> bool:

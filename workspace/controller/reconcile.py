@@ -15,7 +15,7 @@ from workspace.controller.changes import applies, deletes
 from workspace.controller.cluster_state import CachedState, cached_state, nodes_to_warm
 from workspace.controller.compare import with_intent
 from workspace.controller.group_drain import group_counts
-from workspace.controller.objects import SHARED_KINDS, deployed_version, is_owned
+from workspace.controller.objects import SHARED_KINDS, deployed_version, is_candidate, is_owned
 from workspace.controller.observed import (
     KEDA_GROUP,
     Annotate,
@@ -64,7 +64,7 @@ from workspace.document import workspace_of
 from workspace.node_demands import on_demand_share
 from workspace.render import names
 from workspace.render.builder_objects import build_job
-from workspace.render.kubernetes import Routing, has_activator, surrounding_objects
+from workspace.render.kubernetes import Part, Routing, has_activator, surrounding_objects
 from workspace.render.release import ResolvedImages, plan_release, pod_site
 from workspace.render.trace_settings import with_tracing
 from workspace.scale_spec import Autoscaler
@@ -313,7 +313,8 @@ class _Reconciliation:
 
     def _wanted(self) -> list[Json]:
         """Every object in its desired form, except those that must stay unchanged."""
-        routing, environment = self._routing(), self.observed.environment
+        candidates, environment = self._candidate_deployment(), self.observed.environment
+        routing = self._routing(has_candidates=bool(candidates))
         least = self.counts.autoscaler_least
         wanted = surrounding_objects(self.workspace, environment, routing, least=least)
         # Weights before servers: none goes that still has a share of the requests.
@@ -334,22 +335,29 @@ class _Reconciliation:
             wanted += own_servers(
                 self.workspace, self.active, self.counts, environment, self.current
             )
-        wanted += self._candidate_deployment()
+        wanted += candidates
         wanted += self.spares.objects(self.workspace)
         owned = [owned_by(each, self.observed.document) for each in wanted]
         # A route has others' parts: what was written last time says nothing of it.
         return [each if each["kind"] in SHARED_KINDS else with_intent(each) for each in owned]
 
-    def _routing(self) -> Routing:
-        """Where requests go."""
+    def _routing(self, *, has_candidates: bool) -> Routing:
+        """Where requests go. `has_candidates` tells whether a new version is to have servers beside the others."""
         versions = (self._deployed(), self.active)
-        asked = on_demand_share(self.workspace.spec.resources.provisioning, 1) > 0
+        has_floor = on_demand_share(self.workspace.spec.resources.provisioning, 1) > 0
+        # What an edit, or the end of a rollout, leaves for a while counts as well.
+        parts = {
+            Part.CANDIDATE: has_candidates
+            or any(map(is_candidate, self.observed.pods(names.SERVER))),
+            Part.ON_DEMAND: has_floor or self.beside is not None,
+            Part.REST: True,
+        }
+        least = self.counts.least_ready
         return Routing(
             role=wanted_role(self.workspace, self.observed, goal=self.goal),
             ports=server_ports(self.workspace, self.observed, versions),
             uid=self.observed.bound_uid,
-            least_ready=self.counts.least_ready,
-            has_floor=asked or self.beside is not None,  # it may be what an edit left
+            budgets={part: least.get(part) for part, exists in parts.items() if exists},
             version=self.rollout.serving if self.rollout else None,
             nodes=self.active.nodes if self.active else 1,
             workers=has_workers(self.observed, *versions),

@@ -13,6 +13,7 @@ from workspace.controller.objects import (
     condition,
     deployed_version,
     has_labels,
+    is_candidate,
     is_ready,
     of_version,
 )
@@ -181,7 +182,7 @@ def _rollout_input(
         goal=goal,
         stable_ready=len(old),
         candidate_ready=len(new),
-        own_ready=sum(not _is_candidate(pod) for pod in new),
+        own_ready=sum(not is_candidate(pod) for pod in new),
         warm=True,
         now=observed.now,
         crowded=hindrance is not None and hindrance.reason is Reason.UNSCHEDULABLE,
@@ -202,7 +203,7 @@ def _traffic(
     if usable_route(workspace, observed) is None:
         return None
     own, beside = workspace.name, names.candidate(workspace.name)
-    moved = [pod for pod in new if not _is_candidate(pod)]
+    moved = [pod for pod in new if not is_candidate(pod)]
     return RoutedTraffic(
         stable=len(reachable(workspace, observed, own, old)),
         candidate=len(reachable(workspace, observed, beside, new)),
@@ -222,10 +223,6 @@ def asked_candidates(observed: Observed, workspace: str) -> int:
 
 def _is_served(observed: Observed, workspace: str) -> bool:
     return asked_of(observed.objects, names.with_on_demand(workspace)) > 0
-
-
-def _is_candidate(pod: Json) -> bool:
-    return has_labels(pod, {names.TRACK: names.CANDIDATE})
 
 
 def _servers_of(observed: Observed, version: Revision) -> list[Json]:

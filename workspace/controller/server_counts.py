@@ -11,7 +11,7 @@ from typing import Any
 
 from workspace.controller.cluster_state import CachedState, by_capacity
 from workspace.controller.drain_patience import patience
-from workspace.controller.objects import as_started, group_of, has_labels, is_ready, is_rolling
+from workspace.controller.objects import as_started, group_of, is_candidate, is_ready, is_rolling
 from workspace.controller.observed import Annotate, Delete, Observed
 from workspace.controller.pod_marks import (
     COST,
@@ -33,7 +33,7 @@ from workspace.controller.revisions import Revision
 from workspace.controller.shares import Shares, divided, floor, moved
 from workspace.node_demands import is_spot
 from workspace.render import names
-from workspace.render.kubernetes import LeastReady
+from workspace.render.kubernetes import Budgets, Part
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -48,7 +48,7 @@ class ServerCounts:
 
     asked: Shares = field(default_factory=Shares)
     surge: Shares = field(default_factory=Shares)
-    least_ready: LeastReady = field(default_factory=LeastReady)
+    least_ready: Budgets = field(default_factory=dict)
     gone: Departures = field(default_factory=Departures)
     wake_after: float | None = None
 
@@ -64,7 +64,7 @@ def server_counts(
 ) -> ServerCounts:  # fmt: skip
     """The numbers for a version that runs. `allowed` may run now, of `goal`; `before` was asked for last."""
     servers = _own_servers(observed)
-    parts = rest, beside = by_capacity(servers)
+    rest, beside = by_capacity(servers)
     gone = departures(observed.nodes, active.resources, gpus=active.gpus)
     asked = allowed
     more = Shares()
@@ -79,14 +79,17 @@ def server_counts(
             )
     wanted = divided(goal, floor(workspace, active, goal))
     # What still stands in for the other part's servers stays too.
-    needed = max(wanted.rest, asked.rest), max(wanted.on_demand, asked.on_demand)
-    waits = [_waits(workspace, observed, pods, gone) for pods in parts]
-    least = [
-        _least_ready(workspace, pods, gone, state, goal, needed=count, waits=each)
-        for pods, count, each in zip(parts, needed, waits, strict=True)
-    ]
-    wake_after = min(filter(None, waits), default=None)
-    return ServerCounts(asked, more, LeastReady(*least), gone, wake_after)
+    parts = (
+        (Part.REST, rest, max(wanted.rest, asked.rest)),
+        (Part.ON_DEMAND, beside, max(wanted.on_demand, asked.on_demand)),
+    )
+    waits = {part: _waits(workspace, observed, part, pods, gone) for part, pods, _ in parts}
+    least = {
+        part: _least_ready(workspace, pods, gone, state, goal, needed=needed, waits=waits[part])
+        for part, pods, needed in parts
+    }
+    wake_after = min(filter(None, waits.values()), default=None)
+    return ServerCounts(asked, more, least, gone, wake_after)
 
 
 def pod_marks(
@@ -130,7 +133,7 @@ def ended_servers(workspace: Workspace, observed: Observed, counts: ServerCounts
 def _own_servers(observed: Observed) -> list[Json]:
     """The servers that aren't those of a new version beside them."""
     servers = observed.pods(names.SERVER)
-    return [pod for pod in servers if not has_labels(pod, {names.TRACK: names.CANDIDATE})]
+    return [pod for pod in servers if not is_candidate(pod)]
 
 
 def _can_replace(
@@ -142,13 +145,15 @@ def _can_replace(
 
 
 def _waits(
-    workspace: Workspace, observed: Observed, servers: list[Json], gone: Departures
+    workspace: Workspace, observed: Observed, part: Part, servers: list[Json], gone: Departures
 ) -> float | None:
     """Seconds for which a drain of these may still wait for others; None while none is drained, or nothing is wrong."""
     if not any(map(gone.drains, servers)):
         return None
     others = [pod for pod in servers if not gone.takes(pod)]
-    return patience(others, observed, makes_nodes=workspace.spec.resources.makes_nodes)
+    own = names.on_demand(workspace.name) if part is Part.ON_DEMAND else workspace.name
+    makes_nodes = workspace.spec.resources.makes_nodes
+    return patience(others, observed, deployment=own, makes_nodes=makes_nodes)
 
 
 def _least_ready(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workspace.controller.objects import deployed_version, has_labels, is_owned, is_ready
+from workspace.controller.objects import deployed_version, is_candidate, is_owned, is_ready
 from workspace.controller.observed import Observed, Reference
 from workspace.controller.pod_problems import worst_problem
 from workspace.controller.reasons import Reason
@@ -40,7 +40,7 @@ def stand_ins(
     if rollout is not None and deployed_version(left) == version_id(rollout.status.version):
         return set()
     servers = observed.pods(names.SERVER)
-    own = [pod for pod in servers if not has_labels(pod, {names.TRACK: names.CANDIDATE})]
+    own = [pod for pod in servers if not is_candidate(pod)]
     problem = worst_problem(own)
     crowded = problem is not None and problem.reason is Reason.UNSCHEDULABLE
     if crowded or sum(map(is_ready, own)) >= goal:

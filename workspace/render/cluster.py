@@ -9,10 +9,11 @@ from workspace.node_demands import on_demand_share
 from workspace.render import groups, names
 from workspace.render.deployments import deployment, group_set, on_demand_deployment
 from workspace.render.kubernetes import (
+    Part,
     Routing,
     SystemSettings,
+    first_replicas,
     surrounding_objects,
-    wanted_range,
 )
 from workspace.render.pod import affinity, pod_template
 from workspace.render.release import Release
@@ -34,7 +35,7 @@ def render_kubernetes(
 ) -> list[Json]:
     """All objects, in an order in which they can be applied.
 
-    Without a controller nothing waits for the cache or scales from zero, so at least one replica is requested.
+    Without a controller nothing waits for the cache or scales from zero, so an autoscaler begins with one replica.
     `hardware` is what the release was planned for. `scraped_from` is the namespace of the Prometheus that may read
     metrics; without one, no annotation asks it to.
     """
@@ -43,10 +44,14 @@ def render_kubernetes(
         pod_template(workspace, release, revision=release.key.hex[:10]),
         workspace, release, hardware, scraped=scraped_from is not None,
     )  # fmt: skip
-    replicas = max(1, wanted_range(workspace)[0])
+    replicas = first_replicas(workspace)
     floor = on_demand_share(workspace.spec.resources.provisioning, replicas)
+    parts = [Part.ON_DEMAND, Part.REST] if floor else [Part.REST]
     routing = Routing(
-        ports=(release.plan.port,), nodes=nodes, workers=nodes > 1, has_floor=floor > 0
+        ports=(release.plan.port,),
+        nodes=nodes,
+        workers=nodes > 1,
+        budgets=dict.fromkeys(parts),
     )
     objects = [
         each

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any, Final
 
 from workspace.node_terms import is_not_in
@@ -51,14 +52,19 @@ class SystemSettings:
     tracing: TraceSettings = field(default_factory=TraceSettings)
 
 
-@dataclass(frozen=True, slots=True)
-class LeastReady:
-    """How many ready pods of servers evictions must leave: of those that run on any capacity, and of those that never
-    run on spot. None lets one go at a time.
-    """
+class Part(Enum):
+    """Servers that evictions count apart. A server is of the first part whose label it has."""
 
-    rest: int | None = None
-    on_demand: int | None = None
+    CANDIDATE = (
+        names.TRACK,
+        names.CANDIDATE,
+    )  # a new version's, beside those of the one that serves
+    ON_DEMAND = (names.CAPACITY, names.ON_DEMAND)  # never on spot capacity
+    REST = None
+
+
+# The parts that there are, each with the servers that evictions must leave ready; None lets one at a time go.
+Budgets = Mapping[Part, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +72,15 @@ class Routing:
     """What decides where requests go: the pods behind the Workspace's Service, and the ports of its servers.
 
     `ports` are those of all versions that run, which differ from the spec's while one replaces the other. `uid` binds
-    selectors to one Workspace; None where no controller has created it. `has_floor` tells that some servers never
-    run on spot, which have a budget of their own. `version` is the id of the version that alone gets requests.
-    `nodes` are those of each server of the version to run; `workers` tells that some server runs on several.
+    selectors to one Workspace; None where no controller has created it. `version` is the id of the version that alone
+    gets requests. `nodes` are those of each server of the version to run; `workers` tells that some server runs on
+    several.
     """
 
     role: str = names.SERVER
     ports: tuple[int, ...] = (DEFAULT_PORT,)
     uid: str | None = None
-    least_ready: LeastReady = LeastReady()
-    has_floor: bool = False
+    budgets: Budgets = field(default_factory=lambda: {Part.REST: None})
     version: str | None = None
     nodes: int = 1
     workers: bool = False
@@ -97,6 +102,12 @@ def wanted_range(workspace: Workspace) -> tuple[int, int]:
         return spec.scale.min, spec.scale.max
     count = 1 if spec.replicas is None else spec.replicas
     return count, count
+
+
+def first_replicas(workspace: Workspace) -> int:
+    """The replicas to begin with where no controller counts them: those asked for, or one for an autoscaler to read."""
+    least, _ = wanted_range(workspace)
+    return least if workspace.spec.scale is None else max(1, least)
 
 
 def has_activator(workspace: Workspace) -> bool:
@@ -129,33 +140,41 @@ def service_account(workspace: Workspace) -> Json:
 def disruption_budgets(workspace: Workspace, routing: Routing) -> list[Json]:
     """Let node drains evict one server at a time; where they can be replaced, after their replacements are ready.
 
-    A budget counts pods of one kind: with one for all, a new server on spot would let one of the floor go.
+    A budget counts pods of one part: with one for all, a new server on spot would let one of the floor go, and a new
+    version that gets no requests yet would let all go that answer them.
     """
-    least, name = routing.least_ready, workspace.name
     if routing.nodes > 1:
-        return [_budget(workspace, name, least.rest, members(workspace, routing.uid))]
+        selector = members(workspace, routing.uid)
+        return [_budget(workspace, Part.REST, routing.budgets.get(Part.REST), selector)]
     labels = _selected(workspace, names.SERVER, routing)
-    if not routing.has_floor:
-        return [_budget(workspace, name, least.rest, {"matchLabels": labels})]
-    beside = {"matchLabels": {**labels, names.CAPACITY: names.ON_DEMAND}}
-    rest = {
-        "matchLabels": labels,
-        "matchExpressions": [is_not_in(names.CAPACITY, [names.ON_DEMAND])],
-    }
+    found: list[Json] = []
+    earlier: list[tuple[str, str]] = []
     # In this order a pod has two budgets for a moment, which refuse its eviction, and never none.
-    return [
-        _budget(workspace, names.on_demand(name), least.on_demand, beside),
-        _budget(workspace, name, least.rest, rest),
-    ]
+    for part in Part:
+        if part not in routing.budgets:
+            continue
+        own = dict([part.value]) if part.value else {}
+        selector = {"matchLabels": {**labels, **own}}
+        if earlier:
+            selector["matchExpressions"] = [is_not_in(key, [value]) for key, value in earlier]
+        found.append(_budget(workspace, part, routing.budgets[part], selector))
+        earlier += own.items()
+    return found
 
 
-def _budget(workspace: Workspace, name: str, least: int | None, selector: Json) -> Json:
+def _budget(workspace: Workspace, part: Part, least: int | None, selector: Json) -> Json:
     limit = {"maxUnavailable": 1} if least is None else {"minAvailable": least}
+    name = {
+        Part.CANDIDATE: names.candidate(workspace.name),
+        Part.ON_DEMAND: names.on_demand(workspace.name),
+        Part.REST: workspace.name,
+    }[part]
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": meta(workspace, name),
-        "spec": {**limit, "selector": selector},
+        # A server that isn't ready serves nobody: without this, one that never gets ready would keep its node.
+        "spec": {**limit, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
     }
 
 

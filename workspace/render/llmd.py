@@ -14,7 +14,7 @@ from workspace.hardware import Hardware
 from workspace.node_demands import on_demand_share
 from workspace.render import drain, names
 from workspace.render.cluster import NO_HARDWARE
-from workspace.render.kubernetes import wanted_range
+from workspace.render.kubernetes import first_replicas
 from workspace.render.pod import (
     affinity,
     container,
@@ -84,7 +84,7 @@ def render_llmd(workspace: Workspace, release: Release, hardware: Hardware = NO_
         "routing": {"servicePort": server_port(workspace), "proxy": {"enabled": False}},
         "decode": {
             "create": True,
-            "replicas": max(1, wanted_range(workspace)[0]),
+            "replicas": first_replicas(workspace),
             "parallelism": {"tensor": max(1, plan.gpus)},
             "terminationGracePeriodSeconds": drain.grace_seconds(spec.runtime.drain_seconds),
             **(

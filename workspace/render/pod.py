@@ -1,7 +1,7 @@
 """The serving pod: one container with the plan's command line and the model as a read-only CSI volume.
 
 Meets the restricted pod security standard: no root, no capabilities, a read-only root, no host paths, no token. Only
-fields of Kubernetes 1.25: an older server drops others, and the object would never match the desired one.
+fields of Kubernetes 1.27: an older server drops others, and the object would never match the desired one.
 """
 
 from __future__ import annotations

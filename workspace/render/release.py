@@ -158,11 +158,12 @@ def _runtime_image(workspace: Workspace, plan: LaunchPlan) -> str:
     requested = workspace.spec.runtime.image
     if requested is not None:
         return requested
-    if plan.gpus:
-        return plan.template.image
-    if plan.template.cpu_image is None:
+    vendor = workspace.spec.resources.vendor
+    image = plan.template.images.get(vendor) if plan.gpus else plan.template.cpu_image
+    if image is None:
+        device = f"{vendor.value} GPUs" if plan.gpus else "CPUs"
         raise InvalidInput(
-            f"{plan.engine.value} has no image for CPUs",
+            f"no image of {plan.engine.value} for {device} is known",
             hint="Set spec.runtime.image, or choose another spec.runtime.engine.",
         )
-    return plan.template.cpu_image
+    return image

@@ -40,13 +40,14 @@ class AgentLook:
 
 def node_problems(node: NodeCache) -> list[str]:
     """What a node's conditions complain of, in their words."""
-    return [
+    messages = (
         each.message
         for each in node.status.conditions
         # `Synced` is true with refused documents as well: the other documents are followed.
         if each.reason == NodeReason.WITH_PROBLEMS
         or (each.type in _COMPLAINING and each.status != "True")
-    ]
+    )
+    return list(dict.fromkeys(messages))
 
 
 def waiting_models(

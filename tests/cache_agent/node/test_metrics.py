@@ -120,7 +120,9 @@ def test_slow_pulls_lead_to_their_traces(traced: bool, accept: str, openmetrics:
 
 def test_a_desired_model_counts_from_when_it_was_missing() -> None:
     now, told = [100.0], list[float]()
-    log = OutcomeLog(lambda event, **fields: None, lambda: now[0], told.append)
+    log = OutcomeLog(
+        lambda event, **fields: None, lambda: now[0], told.append, lambda *failure: None
+    )
     fetching, ready = (ModelOutcome(state=state) for state in ("Fetching", "Ready"))
     log.report({"new": fetching, "held": ready})
     now[0] = 130.0

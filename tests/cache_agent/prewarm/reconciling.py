@@ -111,6 +111,9 @@ async def keeping(
         random=lambda: 0.0,
         label_gone=label_gone,
         changed=changed,
+        failed=lambda name, reason, message: log.append(
+            ("desired model failed", {"name": name, "reason": reason, "message": message})
+        ),
     )
     task = asyncio.create_task(reconciler.run())
     try:

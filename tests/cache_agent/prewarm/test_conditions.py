@@ -28,7 +28,7 @@ def views(draw: st.DrawFn) -> NodeReportInput:
     target = FetchTarget("reg.test/m:v1", None)
     models = [DesiredModel(name, target, pin=draw(st.booleans())) for name in outcomes]
     return NodeReportInput(
-        NodeFacts(), Inventory(), 0.0, draw(st.booleans()), draw(TEXTS),
+        NodeFacts(), Inventory(), 0.0, draw(st.booleans()), draw(st.booleans()), draw(TEXTS),
         tuple(draw(st.lists(TEXTS.filter(bool), max_size=2))), models, outcomes,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,16 +11,18 @@ import pytest
 
 from cache_agent.api.cached_model import Window
 from cache_agent.api.shared_names import node_label
+from cache_agent.errors import DiskFailed
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node.node import Node
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.reconciler_options import ReconcilerOptions
 from cache_agent.prewarm.values import Inventory
+from cache_agent.store.budget import Reservation, StoreSpace
 from cache_agent.store.partials import identity
 from cache_agent.store.roots import Roots
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, HolderKind
-from modelimage.errors import RemoteRefused
+from modelimage.errors import RemoteRefused, WeightyardError
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import parse_image
 from tests.cache_agent.faults import Away, BreaksAfter
@@ -27,7 +30,7 @@ from tests.cache_agent.fetch.test_pull import files_of
 from tests.cache_agent.images import MemoryImage, simple_image
 from tests.cache_agent.nodes import PATIENT, NodeFactory, pull
 from tests.cache_agent.prewarm.reconciling import Keeping, Runtime, desired, keeping
-from tests.servers.process import until
+from tests.servers.process import until, wait_until
 
 # Two of the images fit together, three don't.
 TIGHT = SpaceLimits(Amount.parse("1100000"), Amount.parse("0"))
@@ -69,7 +72,7 @@ def test_what_is_wanted_is_fetched_pinned_and_reported(open_node: NodeFactory) -
             assert {c.type: c.status for c in at.status().conditions} == dict.fromkeys(
                 ("Ready", "Synced", "PinnedReady", "SpaceSufficient"), "True"
             )
-            assert ("Ready", "a") in [(f.get("state"), f.get("name")) for _, f in at.log]
+            assert ("desired model held", "a") in [(event, f.get("name")) for event, f in at.log]
 
     run(test())
 
@@ -176,6 +179,82 @@ def test_what_changes_while_an_inventory_is_taken_is_in_the_next_one(
             open_node.now += 60
             removals.append(removed_by_another)
             at.reconciler.stale()
+            await until(
+                lambda: [m.added for m in node.store.models.all()] == [open_node.now],
+                what="a refetch",
+            )
+
+    run(test())
+
+
+def test_what_is_reserved_while_an_inventory_is_taken_is_not_given_away_twice(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inventory still counts it as free, and the fetch has settled when the plan is made."""
+    node = open_node(images(2), limits=SpaceLimits(Amount.parse("600000"), Amount.parse("0")))
+    reserve = StoreSpace.reserve
+    reserving, counted = threading.Event(), threading.Event()
+
+    def held_up(space: StoreSpace, need: int, **options: Any) -> Reservation:
+        reserving.set()
+        wait_until(counted.is_set, what="inventory")
+        return reserve(space, need, **options)
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def settled() -> None:
+            await until(lambda: not at.reconciler._settling, what="settled fetch")
+
+        def taken(store: Roots, now: float) -> Inventory:
+            inventory = take_inventory(store, now)
+            if reserving.is_set() and not counted.is_set():
+                counted.set()
+                asyncio.run_coroutine_threadsafe(settled(), loop).result()
+            return inventory
+
+        monkeypatch.setattr(StoreSpace, "reserve", held_up)
+        monkeypatch.setattr("cache_agent.prewarm.reconciler.take_inventory", taken)
+        options = ReconcilerOptions(look_seconds=24 * 3600.0)
+        async with kept(open_node, node, options=options) as at:
+            at.reconciler.want(
+                [desired("m0", "reg.test/m0:v1", priority=90), desired("m1", "reg.test/m1:v1")]
+            )
+            await until(reserving.is_set, what="reservation")
+            at.reconciler.stale()
+            await at.reaches("m0", "Ready")
+            await at.reaches("m1", "Waiting", "NoSpace")
+        told = [(f["name"], f["reason"]) for event, f in at.log if event == "desired model failed"]
+        assert told == [("m1", "NoSpace")]
+
+    run(test())
+
+
+def test_an_inventory_that_fails_is_taken_again_before_the_next_plan(
+    open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = open_node(images(1))
+    failures: list[WeightyardError] = []
+
+    def taken(store: Roots, now: float) -> Inventory:
+        if failures:
+            raise failures.pop()
+        return take_inventory(store, now)
+
+    monkeypatch.setattr("cache_agent.prewarm.reconciler.take_inventory", taken)
+
+    async def test() -> None:
+        options = ReconcilerOptions(look_seconds=24 * 3600.0)
+        async with kept(open_node, node, options=options) as at:
+            at.reconciler.want([desired("a", "reg.test/m0:v1")])
+            await at.reaches("a", "Ready")
+            (first,) = node.store.models.all()
+            open_node.now += 60
+            node.store.models.remove(first.key)
+            failures.append(DiskFailed("it fails once"))
+            at.reconciler.stale()
+            await until(lambda: not failures, what="a failure")
+            at.reconciler.wake()
             await until(
                 lambda: [m.added for m in node.store.models.all()] == [open_node.now],
                 what="a refetch",

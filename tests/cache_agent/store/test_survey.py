@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from cache_agent.node.node import Node
-from cache_agent.store.budget import StoreSpace
+from cache_agent.store.budget import Reservation, StoreSpace
 from cache_agent.store.disk import Operation
+from cache_agent.store.policy import evictable
 from cache_agent.store.space import Amount, SpaceLimits
 from tests.cache_agent.images import simple_image
 from tests.cache_agent.nodes import NodeFactory, pull
@@ -14,38 +14,53 @@ from tests.cache_agent.nodes import NodeFactory, pull
 ROOM = SpaceLimits(Amount(bytes=1_000_000), Amount())
 
 
-def can_be_measured(space: StoreSpace) -> bool:
-    """Whether another thread could take a survey now."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        lock = space.reservations.exclusive()
-        answers.append(lock.acquire(blocking=False))
-        if answers[0]:
-            lock.release()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    return answers[0]
+def within_reach(space: StoreSpace) -> int:
+    """The bytes that are free or could be freed."""
+    view, candidates = space.survey()
+    return view.headroom + evictable(candidates)
 
 
-def test_nothing_is_measured_at_any_step_of_a_removal(open_node: NodeFactory) -> None:
-    removing: list[Node] = []
-    steps: list[tuple[Operation, bool]] = []
+def test_every_byte_is_within_reach_at_any_step_of_a_removal(open_node: NodeFactory) -> None:
+    removing: list[StoreSpace] = []
+    asked: list[threading.Thread] = []
+    found: list[int] = []
 
     def look(operation: Operation) -> None:
-        for node in removing:
-            steps.append((operation, can_be_measured(node.store.first.space)))
+        if removing:
+            ask = threading.Thread(target=lambda: found.append(within_reach(removing[0])))
+            asked.append(ask)
+            ask.start()
+            # It waits for the removal's end, or answers of this moment.
+            ask.join(0.05)
 
     image, _, _ = simple_image(weights=[150_000])
     node = open_node({"reg.test/m": image}, limits=ROOM, observe=look)
     model = pull(node).model
-    space = node.store.first.space
-    removing.append(node)
+    removing.append(node.store.first.space)
     node.store.models.remove(model.key)
+    for each in asked:
+        each.join()
     removing.clear()
-    assert steps
-    assert [operation for operation, measured in steps if measured] == []
-    view, candidates = space.survey()
-    assert (candidates, view.headroom) == ([], ROOM.budget.bytes)
+    assert asked
+    assert set(found) == {ROOM.budget.bytes}
+
+
+def test_pulls_go_on_while_a_model_is_removed(open_node: NodeFactory) -> None:
+    """Its files may take long to unlink."""
+    running: list[Reservation] = []
+    left: list[int] = []
+
+    def look(operation: Operation) -> None:
+        if running:
+            spend = threading.Thread(target=lambda: running[0].spend(1))
+            spend.start()
+            spend.join()
+            left.append(running[0].left)
+
+    image, _, _ = simple_image(weights=[150_000])
+    node = open_node({"reg.test/m": image}, limits=ROOM, observe=look)
+    model = pull(node).model
+    running.append(node.store.first.space.reserve(1000))
+    node.store.models.remove(model.key)
+    assert left == list(range(999, 999 - len(left), -1))
+    assert left

@@ -25,6 +25,15 @@ def selects(selector: Json, labels: Json) -> bool:
     )
 
 
+def selecting(api: FakeApi, pod: Json) -> list[Json]:
+    """The specs of the budgets that select a pod."""
+    return [
+        each["spec"]
+        for each in api.list("PodDisruptionBudget", pod["metadata"]["namespace"])
+        if selects(each["spec"]["selector"], pod["metadata"]["labels"])
+    ]
+
+
 def evict(api: FakeApi, pod: Json) -> None:
     """Raises Conflict where that would break the budget, TooManyBudgets."""
     check_eviction(api, pod)
@@ -42,11 +51,7 @@ def may_evict(api: FakeApi, pod: Json) -> bool:
 def check_eviction(api: FakeApi, pod: Json) -> None:
     """Raises what an eviction of the pod would."""
     namespace = pod["metadata"]["namespace"]
-    budgets = [
-        each["spec"]
-        for each in api.list("PodDisruptionBudget", namespace)
-        if selects(each["spec"]["selector"], pod["metadata"]["labels"])
-    ]
+    budgets = selecting(api, pod)
     if len(budgets) > 1:
         raise TooManyBudgets(pod["metadata"]["name"])
     for budget in budgets:
@@ -55,8 +60,20 @@ def check_eviction(api: FakeApi, pod: Json) -> None:
             for each in api.list("Pod", namespace)
             if selects(budget["selector"], each["metadata"]["labels"])
         )
-        if is_ready(pod) and healthy <= _least(api, namespace, budget):
+        if not _allows(budget, pod, healthy, _least(api, namespace, budget)):
             raise Conflict("Cannot evict pod as it would violate the pod's disruption budget.")
+
+
+def _allows(budget: Json, pod: Json, healthy: int, least: int) -> bool:
+    """As the server decides of a pod: one that never ran isn't counted, and one that isn't ready is by the policy."""
+    if pod["status"].get("phase") == "Pending":
+        return True
+    if not is_ready(pod):
+        if budget.get("unhealthyPodEvictionPolicy", "IfHealthyBudget") == "AlwaysAllow":
+            return True
+        if healthy >= least > 0:
+            return True
+    return healthy > least
 
 
 def _least(api: FakeApi, namespace: str, budget: Json) -> int:

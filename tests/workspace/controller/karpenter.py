@@ -240,7 +240,7 @@ class ElasticCluster(Cluster):
         return [
             each["metadata"]["name"]
             for each in self.api.list("Node")
-            if each["metadata"]["name"] not in used and not self._is_going(each)
+            if each["metadata"]["name"] not in used and not self.is_going(each)
             and self.claims[each["metadata"]["name"]].initialized
         ]  # fmt: skip
 
@@ -400,7 +400,7 @@ class ElasticCluster(Cluster):
         for name in list(self._idle_since):
             if name not in nodes:
                 del self._idle_since[name]
-        if any(self._is_going(node) for node in nodes.values()):
+        if any(self.is_going(node) for node in nodes.values()):
             return
         for name in nodes:
             claim = self.claims[name]
@@ -418,7 +418,7 @@ class ElasticCluster(Cluster):
     def replace(self, name: str) -> None:
         """A node has drifted: it is replaced as it is, if nothing protects its pods."""
         pods = [pod for pod in self.servers() if node_of(pod) == name]
-        going = any(map(self._is_going, self.api.list("Node")))
+        going = any(map(self.is_going, self.api.list("Node")))
         if not going and self.claims[name].initialized and self._may_disrupt(pods):
             self._disrupt(name, pods)
 
@@ -466,7 +466,7 @@ class ElasticCluster(Cluster):
             self.api.update("Node", "", name, change)
 
     @staticmethod
-    def _is_going(node: Json) -> bool:
+    def is_going(node: Json) -> bool:
         keys = {each["key"] for each in node["spec"].get("taints") or ()}
         return "deletionTimestamp" in node["metadata"] or DISRUPTED in keys
 

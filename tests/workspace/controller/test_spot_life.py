@@ -156,7 +156,22 @@ def test_the_floor_stays_while_nodes_of_both_kinds_expire() -> None:
         cluster.run_until(cluster.clock + 20)
     cluster.run_until(cluster.clock + HOUR)
     assert len(cluster.nodes_of("on-demand")) == 2
-    assert cluster.ledger.interrupted == []
+    assert cluster.ledger.lost == []
+
+
+def test_a_node_stays_whose_replacement_goes_before_it_was_initialised() -> None:
+    delays = Delays()
+    cluster = Life(floor=0, wanted=1, delays=delays).cluster
+    cluster.run_until(HOUR)
+    (old,) = cluster.claims
+    cluster.replace(old)
+    (new,) = cluster.claims.keys() - {old}
+    cluster.run_until(cluster.clock + delays.launch + 1)
+    assert new in cluster.held
+    assert cluster.is_going(cluster.api.get("Node", "", old))
+    cluster.expire(new)
+    cluster.run_until(cluster.clock + 60)
+    assert not cluster.is_going(cluster.api.get("Node", "", old))
 
 
 def check_life(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.api.kube_objects import parse_quantity
+from modelimage.errors import InvalidInput
 from tests.workspace import openapi, samples
 from workspace.render.cluster import render_kubernetes
 from workspace.render.kubernetes import (
@@ -217,6 +218,47 @@ def test_each_vendors_accelerators_are_asked_for_by_their_name(
 ) -> None:
     asked = pod(rendered(samples.workspace(resources=resources)))["containers"][0]["resources"]
     assert asked["limits"][name] == asked["requests"][name] == count
+
+
+@pytest.mark.parametrize(
+    ("vendor", "engine", "image"),
+    [
+        ("nvidia", "vllm", "vllm/vllm-openai:"),
+        ("amd", "vllm", "vllm/vllm-openai-rocm:"),
+        ("intel", "vllm", "vllm/vllm-openai-xpu:"),
+        ("neuron", "vllm", None),
+        ("amd", "sglang", None),
+    ],
+)
+def test_each_vendor_gets_an_image_for_its_gpus(
+    vendor: str, engine: str, image: str | None
+) -> None:
+    resources = {"gpuMemory": "64Gi", "vendor": vendor, "gpus": 1}
+    workspace = samples.workspace(resources=resources, runtime={"engine": engine})
+    if image is None:
+        with pytest.raises(InvalidInput, match=f"{engine} for {vendor} GPUs") as caught:
+            rendered(workspace)
+        assert "spec.runtime.image" in str(caught.value.hint)
+    else:
+        assert image in pod(rendered(workspace))["containers"][0]["image"]
+
+
+@pytest.mark.parametrize("resources", [{"gpu": "MI300X"}, {"gpu": "L4", "vendor": "amd"}])
+def test_a_gpu_of_another_vendor_is_refused(resources: Json) -> None:
+    with pytest.raises(InvalidInput, match=r"spec\.resources\.gpu: .* is by"):
+        rendered(samples.workspace(resources=resources))
+
+
+@pytest.mark.parametrize(
+    ("count", "replicas"),
+    [({"replicas": 0}, 0), ({"replicas": 2}, 2), ({}, 1), ({"scale": {"min": 0, "max": 2}}, 1)],
+)
+def test_the_replicas_asked_for_are_rendered(count: Json, replicas: int) -> None:
+    workspace = samples.workspace(**count)
+    found = render_kubernetes(workspace, samples.release(workspace), SystemSettings())
+    assert [each["spec"]["replicas"] for each in found if each["kind"] == "Deployment"] == [
+        replicas
+    ]
 
 
 def test_a_cpu_server_asks_for_no_gpu_and_tolerates_none() -> None:

@@ -23,6 +23,8 @@ from workspace.render.spare_nodes import spare_nodes
 
 Json = dict[str, Any]
 PUBLISHED = Path(__file__).parent / "published"
+# There is none for Neuron devices by default.
+ENGINE = {"image": "registry.example/team/engine:v1"}
 RESOURCES: list[Json] = [
     {"gpu": "L4"}, {"gpu": "H100", "gpus": 4}, {"gpus": 0, "memory": "64Gi"},
     {"gpu": "A100", "migProfile": "3g.20gb"}, {"gpuMemory": "64Gi", "vendor": "amd"},
@@ -116,7 +118,7 @@ def test_the_schema_for_routes_tells_wrong_from_right(broken: Json) -> None:
 @pytest.mark.parametrize("resources", RESOURCES)
 def test_an_autoscaler_takes_the_buffer_and_its_template(resources: Json, placement: str) -> None:
     asked = {**resources, "provisioning": {"warmSpares": 3, "capacity": {"spot": "preferred"}}}
-    workspace = samples.workspace(resources=asked, placement=placement)
+    workspace = samples.workspace(resources=asked, placement=placement, runtime=ENGINE)
     release = samples.release(workspace)
     server = pod_template(workspace, release, revision="abc", uid="u")
     template, buffer = spare_nodes(workspace, server, gpus=release.plan.gpus)
@@ -149,7 +151,7 @@ def test_the_schema_for_buffers_tells_wrong_from_right(broken: Json) -> None:
 @pytest.mark.parametrize("resources", RESOURCES)
 def test_the_chart_takes_the_values(resources: Json) -> None:
     workspace = samples.workspace(
-        resources=resources, model={"image": samples.IMAGE, "pullSecret": "pull"}
+        resources=resources, model={"image": samples.IMAGE, "pullSecret": "pull"}, runtime=ENGINE
     )
     values = render_llmd(workspace, samples.release(workspace))
     assert problems(values, "llm-d-modelservice-values.json") == []
@@ -161,7 +163,7 @@ def test_the_chart_takes_the_values(resources: Json) -> None:
 @pytest.mark.parametrize("resources", RESOURCES)
 def test_the_chart_asks_for_no_resource_that_the_pod_doesnt(resources: Json) -> None:
     """The chart adds `accelerator.resources[type]`, nvidia.com/gpu for a type that it doesn't know."""
-    workspace = samples.workspace(resources=resources)
+    workspace = samples.workspace(resources=resources, runtime=ENGINE)
     values = render_llmd(workspace, samples.release(workspace))
     (container,) = values["decode"]["containers"]
     asked = set(container["resources"]["requests"]) - {"cpu", "memory"}
