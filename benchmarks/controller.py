@@ -29,13 +29,13 @@ from tests.workspace import samples
 from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
-from workspace.controller.cache_view import MODEL, NODE
-from workspace.controller.cached_model_controller import CacheRunner
-from workspace.controller.health_server import Liveness
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.object_cache import WatchCache
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.cluster.watches import Watches
+from workspace.controller.node_caches.cache_view import MODEL, NODE
+from workspace.controller.node_caches.cached_model_controller import CacheRunner
+from workspace.controller.process.health_server import Liveness
 from workspace.controller.runner import Runner
-from workspace.controller.watches import Watches
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace

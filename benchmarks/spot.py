@@ -29,8 +29,8 @@ from typing import Any, Final
 from tests.workspace.controller.karpenter import Claim, Delays, ElasticCluster, Market
 from tests.workspace.controller.simulation import NAME, NAMESPACE
 from tests.workspace.controller.test_spot_life import COURSES, check_courses
-from workspace.controller.objects import asked_of
-from workspace.controller.scaling_loop import Scaler, policy_of
+from workspace.controller.loops.scaling_loop import Scaler, policy_of
+from workspace.controller.observation.objects import asked_of
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.scaler import Load, Reading

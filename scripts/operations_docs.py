@@ -11,8 +11,8 @@ from pathlib import Path
 from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, MODEL_GAUGES, PREFIX
 from cache_agent.observability.log_lines import LINES, NOTES
 from workspace.activator import metrics as activator
-from workspace.controller import metrics as controller
-from workspace.controller.log_events import EVENTS
+from workspace.controller.process import metrics as controller
+from workspace.controller.process.log_events import EVENTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "operations.md"
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from modelimage.errors import WeightyardError
 from weightyard.kubectl import Kubectl
 from weightyard.node_answers import NodeFacts, provisioner_of, waiting
-from workspace.controller.node_news import REASONS
+from workspace.controller.observation.node_news import REASONS
 from workspace.node_pools import GROUP as KARPENTER
 from workspace.provisioning_spec import Provisioner
 from workspace.render import names

@@ -11,8 +11,8 @@ from weightyard.cluster_nodes import node_facts
 from weightyard.kubectl import Kubectl
 from weightyard.node_answers import node_lines
 from weightyard.start_text import start_lines
-from workspace.controller.objects import condition
-from workspace.controller.startups import entries_of
+from workspace.controller.observation.objects import condition
+from workspace.controller.status.startups import entries_of
 from workspace.render import names
 from workspace.startup import Startup
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from modelimage.errors import InvalidInput
 from workspace.controller.conditions import quoted
-from workspace.controller.node_news import REASONS
-from workspace.controller.nodes import tolerates
-from workspace.controller.objects import condition, is_ready, node_of
-from workspace.controller.pod_news import event_time
+from workspace.controller.observation.node_news import REASONS
+from workspace.controller.observation.nodes import tolerates
+from workspace.controller.observation.objects import condition, is_ready, node_of
+from workspace.controller.observation.pod_news import event_time
 from workspace.document import workspace_of
 from workspace.node_demands import demanded_terms
 from workspace.node_pools import POOL_LABEL, refusal, trouble

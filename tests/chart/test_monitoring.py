@@ -19,7 +19,7 @@ from tests.chart.charting import CHART, Refused, find, render
 from tests.chart.matrix import MATRIX
 from workspace.activator import metrics as activator_metrics
 from workspace.activator.gate import QueueLimits, RequestQueue
-from workspace.controller import metrics as controller_metrics
+from workspace.controller.process import metrics as controller_metrics
 from workspace.controller.reasons import Reason
 
 FILES = CHART / "files"

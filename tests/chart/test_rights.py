@@ -31,11 +31,12 @@ from weightyard.commands.cleanup import cleanup
 from weightyard.commands.rollout import Cluster as RolloutCluster
 from weightyard.crds import definitions
 from weightyard.kubectl import Kubectl
-from workspace.controller import node_condition, watches
-from workspace.controller.health_server import Liveness
-from workspace.controller.kube_api import RESOURCES
+from workspace.controller.cluster import watches
+from workspace.controller.cluster.kube_api import RESOURCES
 from workspace.controller.main import ControllerOptions, run_controller
-from workspace.controller.observed import LWS_GROUP
+from workspace.controller.observation import node_condition
+from workspace.controller.observation.observed import LWS_GROUP
+from workspace.controller.process.health_server import Liveness
 from workspace.render.kubernetes import SystemSettings
 
 Json = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cache_agent.api.kube.connection import Connection
 from cache_agent.api.kube.kube_client import APPLY_PATCH, KubeClient
-from workspace.controller.kube_api import RESOURCES
+from workspace.controller.cluster.kube_api import RESOURCES
 
 Json = dict[str, Any]
 NUMBERS = itertools.count()

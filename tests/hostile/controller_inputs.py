@@ -13,8 +13,8 @@ from tests.hostile.servers import MIB, Answer, HostileServer, document, endless,
 from tests.servers.process import wait_until
 from tests.workspace import samples
 from tests.workspace.controller.fakeapi import FakeApi
-from workspace.controller.ownership import owned_by
-from workspace.controller.server_pages import PAGE_BYTES
+from workspace.controller.loops.server_pages import PAGE_BYTES
+from workspace.controller.observation.ownership import owned_by
 from workspace.render import names
 
 Json = dict[str, Any]

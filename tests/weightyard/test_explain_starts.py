@@ -16,7 +16,7 @@ from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_starts import NEWS, RECORD, pod
 from weightyard.cli import main
 from weightyard.start_text import start_lines
-from workspace.controller.pod_start import startup_of
+from workspace.controller.observation.pod_start import startup_of
 from workspace.startup import Startup
 
 

@@ -19,7 +19,7 @@ from weightyard import prewarm_client
 from weightyard.cli import main
 from weightyard.kubectl import InvalidContext, refused
 from weightyard.prewarm_client import ClusterTarget
-from workspace.controller.kube_api import RESOURCES
+from workspace.controller.cluster.kube_api import RESOURCES
 
 Json = dict[str, Any]
 IMAGE = "registry.example/team/llama:v1"

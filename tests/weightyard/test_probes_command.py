@@ -15,7 +15,7 @@ from modelimage.referrers import ArtifactFile, attach, make_artifact
 from tests.builder.building import weightyard_here
 from tests.modelimage.conformance import put_image
 from tests.servers.httpserver import Handler, LoopbackServer
-from workspace.controller.probe_sources import attached_probes
+from workspace.controller.loops.probe_sources import attached_probes
 from workspace.probes.probe_set import ARTIFACT_TYPE
 
 PROBES = {

@@ -18,7 +18,7 @@ from cache_agent.observability.log_lines import NOTES
 from modelimage import spans
 from tests.servers.otlp import Collector
 from weightyard.program_log import configure_log, log_options
-from workspace.controller.log_events import EVENTS, about
+from workspace.controller.process.log_events import EVENTS, about
 
 ROOT = Path(__file__).parents[2]
 logger = logging.getLogger("somewhere")

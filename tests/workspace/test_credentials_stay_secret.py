@@ -28,10 +28,10 @@ from tests.workspace.controller.living import control
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_running import until
 from weightyard.program_log import configure_log
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.object_cache import WatchCache
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.cluster.secrets import NamespacedResolver
 from workspace.controller.runner import Runner
-from workspace.controller.secrets import NamespacedResolver
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.trace_settings import TraceSettings
 

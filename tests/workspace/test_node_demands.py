@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.workspace.samples import release, workspace
-from workspace.controller.nodes import KubeNode, eligible
+from workspace.controller.observation.nodes import KubeNode, eligible
 from workspace.hardware import GPUS, Gpu
 from workspace.node_demands import CLOUDS, demanded_terms, discovered_terms, gpu_terms
 from workspace.node_terms import Term, both, is_above, is_in, is_not_in, match

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from modelimage.errors import InvalidInput
 from tests.workspace import samples
 from workspace import arguments
-from workspace.controller.nodes import KubeNode, eligible, hardware
+from workspace.controller.observation.nodes import KubeNode, eligible, hardware
 from workspace.fit import DoesNotFit, needed_bytes
 from workspace.hardware import requested_hardware
 from workspace.launch_plan import Site, check_environment, choose_variant, plan_launch

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.workspace import samples
-from workspace.controller.nodes import tolerates
+from workspace.controller.observation.nodes import tolerates
 from workspace.hardware import requested_hardware
 from workspace.node_demands import CLOUDS, demanded_terms
 from workspace.node_pools import refusal, trouble

@@ -12,7 +12,7 @@ from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.kube.kubeconfig import default_connection
 from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
-from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.cluster.kube_api import KubernetesApi
 from workspace.controller.leftovers import remove_leftovers, require_stopped
 from workspace.controller.uninstall import Installation, Removed, leave
 

@@ -25,10 +25,10 @@ from modelimage.spans import exporting
 from weightyard.advanced import AdvancedOption
 from weightyard.options import PathName, access_options
 from weightyard.program_log import configure_log, log_options
-from workspace.controller.health_server import Liveness, answering
-from workspace.controller.log_events import about
+from workspace.controller.loops.prometheus import PrometheusAddress
 from workspace.controller.main import ControllerOptions, run_controller
-from workspace.controller.prometheus import PrometheusAddress
+from workspace.controller.process.health_server import Liveness, answering
+from workspace.controller.process.log_events import about
 from workspace.render.build_settings import BuildSettings
 from workspace.render.kubernetes import (
     BUILDER_IMAGE,

@@ -45,7 +45,7 @@ async def _apply() -> list[Json]:
     # Imported here: printing needs no client.
     from cache_agent.api.kube.kube_client import KubeClient  # noqa: PLC0415
     from cache_agent.api.kube.kubeconfig import default_connection  # noqa: PLC0415
-    from workspace.controller.kube_api import KubernetesApi  # noqa: PLC0415
+    from workspace.controller.cluster.kube_api import KubernetesApi  # noqa: PLC0415
 
     async with KubeClient(default_connection(), role="upgrade Job") as client:
         api = KubernetesApi(client)

@@ -12,8 +12,8 @@ from weightyard.console import Console, pass_console
 from weightyard.kubectl import Kubectl, cluster_options, kubectl
 from weightyard.options import WholeNumber
 from weightyard.workspace_names import WorkspaceName
-from workspace.controller.revisions import POD_PARTS, Revision, history
-from workspace.controller.rollout_view import rollout_before
+from workspace.controller.observation.revisions import POD_PARTS, Revision, history
+from workspace.controller.rollouts.rollout_view import rollout_before
 from workspace.render import names
 from workspace.rollout_status import RolloutPhase, RolloutStatus, RouteStatus
 

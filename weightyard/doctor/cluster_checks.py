@@ -12,7 +12,7 @@ from cache_agent.api.shared_names import CSI_DRIVER
 from weightyard.doctor.provisioner_checks import CHECKS as PROVISIONER_CHECKS
 from weightyard.doctor.provisioner_checks import ProvisionerFacts, workspaces
 from weightyard.doctor.result import Finding, fail, ok, warn
-from workspace.controller.objects import condition
+from workspace.controller.observation.objects import condition
 from workspace.controller.reasons import Reason
 from workspace.schema import Workspace
 

@@ -11,7 +11,7 @@ from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import InvalidInput
 from weightyard.doctor.result import Finding, fail, ok, warn
 from weightyard.node_answers import least_gpus, pool_refusal
-from workspace.controller.objects import condition
+from workspace.controller.observation.objects import condition
 from workspace.document import workspace_of
 from workspace.node_pools import trouble
 from workspace.provisioning_spec import Provisioner

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from workspace.controller.compare import holds
-from workspace.controller.objects import is_owned
-from workspace.controller.observed import Apply, Delete, Observed, Reference, reference
-from workspace.controller.prewarm_pods import is_spent
+from workspace.controller.observation.compare import holds
+from workspace.controller.observation.objects import is_owned
+from workspace.controller.observation.observed import Apply, Delete, Observed, Reference, reference
+from workspace.controller.servers.prewarm_pods import is_spent
 
 Json = dict[str, Any]
 

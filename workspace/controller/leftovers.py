@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from cache_agent.api.heartbeat import HEARTBEAT_SELECTOR
 from modelimage.errors import InUse, NotFound
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.leader import LEASE_NAME
-from workspace.controller.observed import Reference
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.leader import LEASE_NAME
+from workspace.controller.observation.observed import Reference
 
 Json = dict[str, Any]
 

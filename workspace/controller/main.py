@@ -17,25 +17,25 @@ from cache_agent.api.kube.connection import Connection
 from cache_agent.api.kube.kube_client import KubeClient
 from modelimage.access import Access
 from modelimage.allowed_registries import AllowedRegistries
-from workspace.controller.analysis_loop import AnalysisLoop
-from workspace.controller.cached_model_controller import CacheRunner
-from workspace.controller.drain_loop import DrainLoop
-from workspace.controller.health_server import Liveness
-from workspace.controller.heartbeats import HeartbeatLoop
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.leader import Leadership, LeadershipLost
-from workspace.controller.log_events import about
-from workspace.controller.metrics import ControllerSnapshot, Metrics
-from workspace.controller.object_cache import WatchCache
-from workspace.controller.page import ClusterLook, serving_page
-from workspace.controller.probe_loop import ProbeLoop
-from workspace.controller.probe_sources import ProbeSources
-from workspace.controller.prometheus import Prometheus, PrometheusAddress
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.leader import Leadership, LeadershipLost
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.cluster.secrets import NamespacedResolver
+from workspace.controller.cluster.watches import Watches
+from workspace.controller.cluster_page.page import ClusterLook, serving_page
+from workspace.controller.loops.analysis_loop import AnalysisLoop
+from workspace.controller.loops.drain_loop import DrainLoop
+from workspace.controller.loops.probe_loop import ProbeLoop
+from workspace.controller.loops.probe_sources import ProbeSources
+from workspace.controller.loops.prometheus import Prometheus, PrometheusAddress
+from workspace.controller.loops.scaling_loop import ScalingLoop
+from workspace.controller.loops.start_watch import StartWatch
+from workspace.controller.node_caches.cached_model_controller import CacheRunner
+from workspace.controller.node_caches.heartbeats import HeartbeatLoop
+from workspace.controller.process.health_server import Liveness
+from workspace.controller.process.log_events import about
+from workspace.controller.process.metrics import ControllerSnapshot, Metrics
 from workspace.controller.runner import Runner
-from workspace.controller.scaling_loop import ScalingLoop
-from workspace.controller.secrets import NamespacedResolver
-from workspace.controller.start_watch import StartWatch
-from workspace.controller.watches import Watches
 from workspace.render.kubernetes import SystemSettings
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Any
 
 from modelimage.spans import span
 from modelimage.trace_headers import SpanOrigin
-from workspace.controller.object_cache import Key
-from workspace.controller.observed import Action, Apply, Decision, Delete
+from workspace.controller.cluster.object_cache import Key
+from workspace.controller.observation.observed import Action, Apply, Decision, Delete
 from workspace.render import names
 from workspace.rollout_status import RolloutStatus
 

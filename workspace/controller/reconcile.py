@@ -10,13 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from modelimage.errors import InvalidInput, WeightyardError
-from workspace.controller import conditions, error_status, nodes, revisions, workspace_status
+from workspace.controller import conditions
 from workspace.controller.changes import applies, deletes
-from workspace.controller.cluster_state import CachedState, cached_state, nodes_to_warm
-from workspace.controller.compare import with_intent
-from workspace.controller.group_drain import group_counts
-from workspace.controller.objects import SHARED_KINDS, deployed_version, is_candidate, is_owned
-from workspace.controller.observed import (
+from workspace.controller.observation import nodes, revisions
+from workspace.controller.observation.cluster_state import CachedState, cached_state, nodes_to_warm
+from workspace.controller.observation.compare import with_intent
+from workspace.controller.observation.objects import (
+    SHARED_KINDS,
+    deployed_version,
+    is_candidate,
+    is_owned,
+)
+from workspace.controller.observation.observed import (
     KEDA_GROUP,
     Annotate,
     Decision,
@@ -24,34 +29,35 @@ from workspace.controller.observed import (
     Reference,
     reference,
 )
-from workspace.controller.ownership import owned_by, owned_or_conflicting, permitted
-from workspace.controller.prewarm_pods import prewarm_pod
-from workspace.controller.replica_goal import is_external, is_scaled_elsewhere, replica_goal
-from workspace.controller.revisions import Revision
-from workspace.controller.rollout_view import (
+from workspace.controller.observation.ownership import owned_by, owned_or_conflicting, permitted
+from workspace.controller.observation.revisions import Revision
+from workspace.controller.rollouts.rollout_view import (
     ActiveRollout,
     active_rollout,
     asked_candidates,
     stable_before,
 )
-from workspace.controller.route_objects import kept_objects, left_version, route_objects
-from workspace.controller.server_counts import (
+from workspace.controller.rollouts.route_objects import kept_objects, left_version, route_objects
+from workspace.controller.rollouts.service_routing import server_ports, service_role, wanted_role
+from workspace.controller.rollouts.stand_ins import left_servers, stand_ins
+from workspace.controller.servers.group_drain import group_counts
+from workspace.controller.servers.prewarm_pods import prewarm_pod
+from workspace.controller.servers.replica_goal import is_external, is_scaled_elsewhere, replica_goal
+from workspace.controller.servers.server_counts import (
     ServerCounts,
     ended_servers,
     pod_marks,
     server_counts,
 )
-from workspace.controller.server_objects import (
+from workspace.controller.servers.server_objects import (
     asked_shares,
     candidate_deployments,
     deployed_shares,
     own_servers,
 )
-from workspace.controller.service_routing import server_ports, service_role, wanted_role
-from workspace.controller.shares import Shares, divided, floor, startable
-from workspace.controller.spares import spares_of
-from workspace.controller.stand_ins import left_servers, stand_ins
-from workspace.controller.workloads import (
+from workspace.controller.servers.shares import Shares, divided, floor, startable
+from workspace.controller.servers.spares import spares_of
+from workspace.controller.servers.workloads import (
     find_in,
     has_workers,
     is_missing,
@@ -60,6 +66,7 @@ from workspace.controller.workloads import (
     own_objects,
     own_workload,
 )
+from workspace.controller.status import error_status, workspace_status
 from workspace.document import workspace_of
 from workspace.node_demands import on_demand_share
 from workspace.render import names

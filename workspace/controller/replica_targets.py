@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from modelimage.errors import WeightyardError
-from workspace.controller.object_cache import Key
+from workspace.controller.cluster.object_cache import Key
 
 
 @dataclass(slots=True)

@@ -19,16 +19,14 @@ from cache_agent.api.kube.refusals import Conflict, ServerFailed
 from cache_agent.api.kube_objects import timestamp
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, RemoteRefused, WeightyardError
 from workspace.analysis import AnalysisResult
-from workspace.controller import error_status
+from workspace.controller.cluster.event_recorder import EventRecorder
+from workspace.controller.cluster.image_questions import ImageQuestions, Resolver
+from workspace.controller.cluster.kube_api import RESOURCES, KubernetesApi
+from workspace.controller.cluster.object_cache import Key, WatchCache
+from workspace.controller.cluster.watches import OPTIONAL, Name
 from workspace.controller.conditions import READY
-from workspace.controller.event_recorder import EventRecorder
-from workspace.controller.image_questions import ImageQuestions, Resolver
-from workspace.controller.kube_api import RESOURCES, KubernetesApi
-from workspace.controller.log_events import about
-from workspace.controller.metrics import Metrics
-from workspace.controller.object_cache import Key, WatchCache
-from workspace.controller.objects import condition
-from workspace.controller.observed import (
+from workspace.controller.observation.objects import condition
+from workspace.controller.observation.observed import (
     Action,
     Annotate,
     Apply,
@@ -36,22 +34,24 @@ from workspace.controller.observed import (
     Observed,
     reference,
 )
+from workspace.controller.observation.pod_start import Starts
 from workspace.controller.pass_spans import acting, reconciling, tell_step
-from workspace.controller.pod_start import Starts
-from workspace.controller.queue import WorkQueue
+from workspace.controller.process.log_events import about
+from workspace.controller.process.metrics import Metrics
+from workspace.controller.process.queue import WorkQueue
+from workspace.controller.process.workers import Workers
 from workspace.controller.reconcile import reconcile
 from workspace.controller.replica_targets import ReplicaTargets
-from workspace.controller.rollout_plan import window_of
-from workspace.controller.rollout_view import rollout_before
-from workspace.controller.startups import (
+from workspace.controller.rollouts.rollout_plan import window_of
+from workspace.controller.rollouts.rollout_view import rollout_before
+from workspace.controller.status import error_status
+from workspace.controller.status.startups import (
     became_ready,
     completed,
     first_tokens,
     watched_pods,
 )
-from workspace.controller.watches import OPTIONAL, Name
-from workspace.controller.workers import Workers
-from workspace.controller.workspace_news import workspace_news
+from workspace.controller.status.workspace_news import workspace_news
 from workspace.document import workspace_of
 from workspace.probes.verdicts import ProbeResult
 from workspace.render.kubernetes import SystemSettings

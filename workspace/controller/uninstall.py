@@ -13,10 +13,10 @@ from typing import Any, Final
 from cache_agent.api.kube.refusals import Conflict
 from cache_agent.api.shared_names import CSI_DRIVER
 from modelimage.errors import InUse, NotFound, TimedOut, WeightyardError
-from workspace.controller import node_condition, node_labels
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.node_condition import NodeCondition
-from workspace.controller.objects import has_labels
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.observation import node_condition, node_labels
+from workspace.controller.observation.node_condition import NodeCondition
+from workspace.controller.observation.objects import has_labels
 
 Json = dict[str, Any]
 

@@ -10,7 +10,7 @@ from cache_agent.api.exposition import exposition
 from cache_agent.node.metrics import Metrics as AgentMetrics
 from workspace.activator.gate import QueueLimits, RequestQueue
 from workspace.activator.metrics import ActivatorMetrics
-from workspace.controller.metrics import Metrics as ControllerMetrics
+from workspace.controller.process.metrics import Metrics as ControllerMetrics
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 # As Prometheus asks; as older scrapers do; with names in other spellings.

@@ -15,7 +15,7 @@ from tests.servers.otlp import Collector, attributes
 from tests.servers.process import until
 from tests.workspace.activator.engine import Engine
 from tests.workspace.activator.test_proxy import place
-from workspace.controller.scaling_loop import Targets, read_load
+from workspace.controller.loops.scaling_loop import Targets, read_load
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.workspace.controller.fakeapi import Conflict, FakeApi
-from workspace.controller.objects import is_ready, pod_template
+from workspace.controller.observation.objects import is_ready, pod_template
 from workspace.render import groups
 
 Json = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.workspace.controller.fakeapi import FakeApi
-from workspace.controller.objects import has_labels, is_ready
+from workspace.controller.observation.objects import has_labels, is_ready
 from workspace.render import names
 
 Json = dict[str, Any]

@@ -35,9 +35,9 @@ from tests.workspace.controller.paging import BadToken, Pages, TooOld
 from tests.workspace.controller.selection import Filter
 from tests.workspace.controller.statuses import failure
 from tests.workspace.controller.watch_log import WatchLog
-from workspace.controller.kube_api import RESOURCES
-from workspace.controller.objects import is_ready
-from workspace.controller.watches import OPTIONAL
+from workspace.controller.cluster.kube_api import RESOURCES
+from workspace.controller.cluster.watches import OPTIONAL
+from workspace.controller.observation.objects import is_ready
 
 Json = dict[str, Any]
 

@@ -23,12 +23,16 @@ from tests.workspace.controller import caches
 from tests.workspace.controller.evictions import may_evict
 from tests.workspace.controller.fakeapi import FakeApi, Missing
 from tests.workspace.controller.simulation import GPU, NAME, NAMESPACE, Cluster, _image
-from workspace.controller.node_labels import parse_node_cache, wanted_marks, without_taint
-from workspace.controller.nodes import KubeNode
-from workspace.controller.object_cache import WatchCache
-from workspace.controller.objects import is_ready, node_of
-from workspace.controller.observed import Decision
-from workspace.controller.pod_marks import DO_NOT_DISRUPT
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.observation.node_labels import (
+    parse_node_cache,
+    wanted_marks,
+    without_taint,
+)
+from workspace.controller.observation.nodes import KubeNode
+from workspace.controller.observation.objects import is_ready, node_of
+from workspace.controller.observation.observed import Decision
+from workspace.controller.servers.pod_marks import DO_NOT_DISRUPT
 from workspace.node_demands import CAPACITY_TYPE
 from workspace.node_terms import match
 from workspace.render import names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.workspace.controller.fakeapi import FakeApi
-from workspace.controller.kube_api import RESOURCES
+from workspace.controller.cluster.kube_api import RESOURCES
 
 KEDA_DEFINITION = RESOURCES["ScaledObject"].definition
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tests.workspace.controller.fakeapi import FakeApi
-from workspace.controller.objects import is_ready
+from workspace.controller.observation.objects import is_ready
 from workspace.render.groups import KIND
 
 Json = dict[str, Any]

@@ -16,12 +16,12 @@ from cache_agent.api.kube.kube_client import KubeClient
 from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.simulation import Cluster
-from workspace.controller.cached_model_controller import CacheRunner
-from workspace.controller.health_server import Liveness
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.object_cache import WatchCache
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.cluster.watches import Watches
+from workspace.controller.node_caches.cached_model_controller import CacheRunner
+from workspace.controller.process.health_server import Liveness
 from workspace.controller.runner import Runner
-from workspace.controller.watches import Watches
 from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
 from workspace.schema import Workspace

@@ -20,12 +20,19 @@ from tests.workspace.controller.fakeapi import Conflict, FakeApi, Missing
 from tests.workspace.controller.leaderworkersets import joined, run_leader_worker_sets
 from workspace.analysis import AnalysisResult
 from workspace.controller.changes import OWN_KINDS
-from workspace.controller.nodes import KubeNode
-from workspace.controller.objects import is_ready
-from workspace.controller.observed import LWS_GROUP, Action, Annotate, Apply, Decision, Observed
-from workspace.controller.pod_marks import COST
+from workspace.controller.observation.nodes import KubeNode
+from workspace.controller.observation.objects import is_ready
+from workspace.controller.observation.observed import (
+    LWS_GROUP,
+    Action,
+    Annotate,
+    Apply,
+    Decision,
+    Observed,
+)
+from workspace.controller.observation.revisions import has_version
 from workspace.controller.reconcile import reconcile
-from workspace.controller.revisions import has_version
+from workspace.controller.servers.pod_marks import COST
 from workspace.document import workspace_of
 from workspace.node_terms import match
 from workspace.probes.verdicts import ProbeResult

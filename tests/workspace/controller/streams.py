@@ -16,8 +16,8 @@ from tests.servers.haproxy import HaProxy
 from tests.workspace.controller import gateways
 from tests.workspace.controller.fakeapi import FakeApi, Missing
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from workspace.controller.kube_api import RESOURCES
-from workspace.controller.objects import is_ready
+from workspace.controller.cluster.kube_api import RESOURCES
+from workspace.controller.observation.objects import is_ready
 from workspace.render import names
 
 Json = dict[str, Any]

@@ -18,8 +18,8 @@ from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_drain import check_replacement, cordon
 from tests.workspace.controller.test_reconcile import Json, condition, deployment
 from tests.workspace.controller.test_running import until
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.watches import Definition
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.watches import Definition
 from workspace.render import names
 
 KEDA = {"by": "keda", "prometheus": "http://prometheus.monitoring:9090"}

@@ -10,8 +10,8 @@ from tests.workspace.controller.evictions import may_evict, selecting
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_capacity_floor import SPOT, V2, resources
 from tests.workspace.controller.test_drain import cordon, crashing, drain, seen
-from workspace.controller.objects import node_of
-from workspace.controller.observed import Action
+from workspace.controller.observation.objects import node_of
+from workspace.controller.observation.observed import Action
 from workspace.render import names
 
 Json = dict[str, Any]

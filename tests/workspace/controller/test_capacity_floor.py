@@ -14,8 +14,8 @@ from tests.workspace import samples
 from tests.workspace.controller.evictions import selects
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import condition
-from workspace.controller.revisions import revision_name
-from workspace.controller.scaling_loop import find_targets
+from workspace.controller.loops.scaling_loop import find_targets
+from workspace.controller.observation.revisions import revision_name
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.cluster import render_kubernetes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workspace.controller.nodes import KubeNode, hardware
+from workspace.controller.observation.nodes import KubeNode, hardware
 from workspace.hardware import refusal
 from workspace.schema import Resources
 

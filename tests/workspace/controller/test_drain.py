@@ -19,10 +19,10 @@ from tests.workspace.controller.test_reconcile import (
     deployment,
     prewarm_pods,
 )
-from workspace.controller.objects import asked_replicas, is_ready
-from workspace.controller.observed import Action, Annotate
-from workspace.controller.pod_marks import COST
-from workspace.controller.scaling_loop import find_targets
+from workspace.controller.loops.scaling_loop import find_targets
+from workspace.controller.observation.objects import asked_replicas, is_ready
+from workspace.controller.observation.observed import Action, Annotate
+from workspace.controller.servers.pod_marks import COST
 from workspace.document import workspace_of
 from workspace.render import names
 

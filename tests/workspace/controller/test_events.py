@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from modelimage.errors import AccessDenied
 from tests.workspace.controller.direct import DirectApi
 from tests.workspace.controller.fakeapi import FakeApi
+from tests.workspace.controller.observation.test_pod_problems import NEXT, ended, strike
 from tests.workspace.controller.simulation import NAME, NAMESPACE
-from tests.workspace.controller.test_pod_problems import NEXT, ended, strike
 from tests.workspace.controller.test_reconcile import Json, cluster, status
-from workspace.controller.event_recorder import EventRecorder, News
-from workspace.controller.kube_api import KubernetesApi
+from workspace.controller.cluster.event_recorder import EventRecorder, News
+from workspace.controller.cluster.kube_api import KubernetesApi
 from workspace.controller.reasons import Reason
-from workspace.controller.workspace_news import workspace_news
+from workspace.controller.status.workspace_news import workspace_news
 
 ABOUT = {
     "apiVersion": "weightyard.dev/v1alpha1", "kind": "Workspace",

@@ -10,8 +10,8 @@ import yaml
 
 from tests.workspace import samples
 from tests.workspace.controller.simulation import NAMESPACE, Cluster, is_ready
-from workspace.controller.objects import has_labels
-from workspace.controller.observed import GATEWAY_GROUP
+from workspace.controller.observation.objects import has_labels
+from workspace.controller.observation.observed import GATEWAY_GROUP
 from workspace.document import workspace_of
 from workspace.render import names
 

@@ -21,9 +21,9 @@ from tests.examples import examples
 from tests.workspace import samples
 from tests.workspace.controller.fakeapi import Conflict, Missing
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster, Crash
-from workspace.controller import revisions
 from workspace.controller.changes import OWN_KINDS
-from workspace.controller.objects import asked_of
+from workspace.controller.observation import revisions
+from workspace.controller.observation.objects import asked_of
 from workspace.document import workspace_of
 from workspace.render import names
 

@@ -19,13 +19,13 @@ from tests.workspace.controller.leaderworkersets import GROUP, WORKER
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_fixed_point import MODELS, Controller
 from tests.workspace.render.test_published import problems
-from workspace.controller.node_news import NodeNews
-from workspace.controller.object_cache import WatchCache
-from workspace.controller.objects import has_labels, is_ready, pod_template
-from workspace.controller.pod_marks import DO_NOT_DISRUPT
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.loops.scaling_loop import find_targets, server_args
+from workspace.controller.observation.node_news import NodeNews
+from workspace.controller.observation.objects import has_labels, is_ready, pod_template
 from workspace.controller.reasons import Reason
 from workspace.controller.reconcile import reconcile
-from workspace.controller.scaling_loop import find_targets, server_args
+from workspace.controller.servers.pod_marks import DO_NOT_DISRUPT
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.groups import KIND

@@ -9,7 +9,7 @@ import pytest
 from tests.workspace.controller.caches import node_cache
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
-from tests.workspace.controller.test_heartbeats import beat
+from tests.workspace.controller.node_caches.test_heartbeats import beat
 from weightyard.cli import main
 from weightyard.commands import cleanup as command
 from weightyard.crds import definitions

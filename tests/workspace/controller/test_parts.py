@@ -22,15 +22,15 @@ from tests.workspace.controller import caches
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.living import resolve
-from workspace.controller.cache_view import ClusterView
-from workspace.controller.compare import holds, with_intent
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.nodes import KubeNode, read_rate
-from workspace.controller.object_cache import WatchCache
-from workspace.controller.queue import WorkQueue
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.cluster.secrets import NamespacedResolver
+from workspace.controller.loops.scaling_loop import Server, Targets, find_targets, policy_of
+from workspace.controller.node_caches.cache_view import ClusterView
+from workspace.controller.observation.compare import holds, with_intent
+from workspace.controller.observation.nodes import KubeNode, read_rate
+from workspace.controller.process.queue import WorkQueue
 from workspace.controller.runner import Runner
-from workspace.controller.scaling_loop import Server, Targets, find_targets, policy_of
-from workspace.controller.secrets import NamespacedResolver
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings
 from workspace.scaler import Policy
@@ -338,7 +338,7 @@ def test_files_and_engines_of_the_controller_are_never_looked_at(
 ) -> None:
     opened: list[object] = []
     monkeypatch.setattr(
-        "workspace.controller.secrets.open_reader", lambda *args: opened.append(args)
+        "workspace.controller.cluster.secrets.open_reader", lambda *args: opened.append(args)
     )
     image = where.format(tmp_path)
     given = {"model": {"image": image}} if field == "model" else {

@@ -16,7 +16,7 @@ import cache_agent
 import modelimage
 import workspace
 from modelimage.errors import WeightyardError
-from tests.workspace.controller.test_cached_models import entry, summed
+from tests.workspace.controller.node_caches.test_cached_models import entry, summed
 from tests.workspace.controller.test_reconcile import cluster, status
 from workspace.controller import conditions
 from workspace.controller.reasons import Reason, reason_of, reported_reason

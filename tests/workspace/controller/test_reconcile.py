@@ -8,7 +8,7 @@ import pytest
 
 from tests.workspace import samples
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from workspace.controller import revisions
+from workspace.controller.observation import revisions
 from workspace.render import names
 
 Json = dict[str, Any]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.examples import examples
 from tests.workspace.controller.simulation import NAME, NAMESPACE
 from tests.workspace.controller.test_running import is_ready, prepared, running, until
-from workspace.controller.object_cache import WatchCache
-from workspace.controller.watches import CACHES, OPTIONAL, WORKSPACES
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.cluster.watches import CACHES, OPTIONAL, WORKSPACES
 from workspace.render import names
 
 Json = dict[str, Any]

@@ -12,9 +12,9 @@ from tests.workspace import samples
 from tests.workspace.controller.living import ServedCluster, point_kubectl_at
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from weightyard.cli import main
-from workspace.controller import revisions
-from workspace.controller.observed import GATEWAY_GROUP
-from workspace.controller.rollout_view import rollout_before
+from workspace.controller.observation import revisions
+from workspace.controller.observation.observed import GATEWAY_GROUP
+from workspace.controller.rollouts.rollout_view import rollout_before
 
 V2 = "registry.example/team/llama:v2"
 

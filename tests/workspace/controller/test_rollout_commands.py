@@ -10,8 +10,15 @@ import pytest
 
 from tests.workspace import samples
 from tests.workspace.controller.living import ServedCluster, point_kubectl_at
+from tests.workspace.controller.rollouts.test_canary import (
+    STEPS,
+    V2,
+    cluster_of,
+    compared,
+    count,
+    status,
+)
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from tests.workspace.controller.test_canary import STEPS, V2, cluster_of, compared, count, status
 from weightyard.cli import main
 from workspace.analysis import Outcome
 from workspace.rollout_status import RolloutPhase

@@ -14,18 +14,18 @@ import aiohttp
 import pytest
 
 from tests.servers.vllm import VllmServer
+from tests.workspace.controller.loops.test_analysis_loop import KEY, NEW, OLD, server, status
+from tests.workspace.controller.loops.test_probe_loop import AT_PROBES, ROLLOUT, revision
+from tests.workspace.controller.loops.test_scaling_loop import a_runner
+from tests.workspace.controller.rollouts.test_canary import V2
+from tests.workspace.controller.rollouts.test_canary import status as rollout
 from tests.workspace.controller.streams import Load, Servers
-from tests.workspace.controller.test_analysis_loop import KEY, NEW, OLD, server, status
-from tests.workspace.controller.test_canary import V2
-from tests.workspace.controller.test_canary import status as rollout
-from tests.workspace.controller.test_probe_loop import AT_PROBES, ROLLOUT, revision
 from tests.workspace.controller.test_routed_streams import Trial, fast_clock, fast_sleep, trial
-from tests.workspace.controller.test_scaling_loop import a_runner
 from workspace.analysis import Outcome
-from workspace.controller import probe_loop
-from workspace.controller.analysis_loop import AnalysisLoop
-from workspace.controller.probe_loop import ProbeLoop
-from workspace.controller.revisions import version_id
+from workspace.controller.loops import probe_loop
+from workspace.controller.loops.analysis_loop import AnalysisLoop
+from workspace.controller.loops.probe_loop import ProbeLoop
+from workspace.controller.observation.revisions import version_id
 from workspace.controller.runner import Runner
 from workspace.probes.probe_set import ProbeSet, parse_probes
 from workspace.probes.verdicts import ProbeOutcome, ProbeResult

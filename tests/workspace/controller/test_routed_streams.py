@@ -17,13 +17,13 @@ from tests.servers.process import until
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.keda import install_kind
 from tests.workspace.controller.living import control, make_runner
+from tests.workspace.controller.rollouts.test_canary import V2, status
 from tests.workspace.controller.simulation import NAME, NAMESPACE
 from tests.workspace.controller.streams import Load, ServedPods, Servers, follow
-from tests.workspace.controller.test_canary import V2, status
-from workspace.controller.drain_loop import DrainLoop
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.revisions import version_id
-from workspace.controller.rollout_view import rollout_before
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.loops.drain_loop import DrainLoop
+from workspace.controller.observation.revisions import version_id
+from workspace.controller.rollouts.rollout_view import rollout_before
 from workspace.controller.runner import Runner
 from workspace.render import names
 from workspace.rollout_status import RolloutPhase

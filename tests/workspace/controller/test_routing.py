@@ -18,10 +18,10 @@ from tests.workspace.controller.direct import DirectApi
 from tests.workspace.controller.living import make_runner
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import Json, cluster, condition, deployment
-from workspace.controller import revisions
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.objects import container_ports, has_labels
-from workspace.controller.prewarm_pods import prewarm_pod
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.observation import revisions
+from workspace.controller.observation.objects import container_ports, has_labels
+from workspace.controller.servers.prewarm_pods import prewarm_pod
 from workspace.render import names
 from workspace.render.builder_objects import build_job
 from workspace.render.deployments import deployment as render

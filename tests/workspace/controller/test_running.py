@@ -19,9 +19,9 @@ from tests.workspace import samples
 from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.living import control, make_runner, resolve
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.object_cache import WatchCache
-from workspace.controller.observed import Reference
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.observation.observed import Reference
 from workspace.controller.runner import Runner
 from workspace.render import names
 from workspace.render.kubernetes import SystemSettings

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.examples import examples
 from tests.workspace.controller.karpenter import Delays, ElasticCluster, Market
-from workspace.controller.objects import node_of
+from workspace.controller.observation.objects import node_of
 
 Json = dict[str, Any]
 HOUR = 3600

@@ -17,15 +17,21 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from cache_agent.api.publish_record import ANNOTATION, PublishRecord, TierBytes, parse_record
+from tests.workspace.controller.observation.test_mount_news import event
 from tests.workspace.controller.rbac import Rights
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
-from tests.workspace.controller.test_mount_news import event
 from tests.workspace.controller.test_running import prepared, running, until
 from tests.workspace.test_engine_log import BEGAN, LOG
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.pod_news import PublishedVolumes
-from workspace.controller.pod_start import NO_NEWS, StartNews, is_watched, seconds_of, startup_of
-from workspace.controller.start_watch import StartWatch
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.loops.start_watch import StartWatch
+from workspace.controller.observation.pod_news import PublishedVolumes
+from workspace.controller.observation.pod_start import (
+    NO_NEWS,
+    StartNews,
+    is_watched,
+    seconds_of,
+    startup_of,
+)
 from workspace.engine_log import read_log, stamped_lines
 from workspace.server_metrics import has_generated
 from workspace.startup import StageName, Startup

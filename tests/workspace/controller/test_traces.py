@@ -17,11 +17,11 @@ from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.living import control, resolve
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_running import is_ready, prepared, until
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.object_cache import WatchCache
-from workspace.controller.rollout_view import rollout_before
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.cluster.object_cache import WatchCache
+from workspace.controller.loops.scaling_loop import ScalingLoop
+from workspace.controller.rollouts.rollout_view import rollout_before
 from workspace.controller.runner import Runner
-from workspace.controller.scaling_loop import ScalingLoop
 from workspace.render import names
 from workspace.render.kubernetes import (
     DIRECT,
@@ -168,7 +168,7 @@ def test_scaling_is_part_of_the_request_that_wakes(
     async def tell(*_: object) -> None:
         """No event is written."""
 
-    monkeypatch.setattr("workspace.controller.scaling_loop.read_load", read)
+    monkeypatch.setattr("workspace.controller.loops.scaling_loop.read_load", read)
     monkeypatch.setattr(ScalingLoop, "_tell", tell)
     with Collector() as collector:
         with collector.named() as environ, spans.exporting(environ, service="controller"):

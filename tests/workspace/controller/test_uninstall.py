@@ -15,8 +15,8 @@ from tests.workspace.controller.httpapi import HttpApi
 from tests.workspace.controller.rbac import Rights
 from weightyard.cli import main
 from weightyard.commands import cleanup as command
-from workspace.controller.kube_api import KubernetesApi
-from workspace.controller.node_condition import MANAGER, NodeCondition, to_apply
+from workspace.controller.cluster.kube_api import KubernetesApi
+from workspace.controller.observation.node_condition import MANAGER, NodeCondition, to_apply
 from workspace.controller.uninstall import Installation, Removed, leave, users
 
 Json = dict[str, Any]

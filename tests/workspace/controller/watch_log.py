@@ -15,7 +15,7 @@ from aiohttp import web
 from tests.workspace.controller.fakeapi import FakeApi
 from tests.workspace.controller.selection import Change, Filter, version_of
 from tests.workspace.controller.statuses import status
-from workspace.controller.kube_api import RESOURCES
+from workspace.controller.cluster.kube_api import RESOURCES
 
 Json = dict[str, Any]
 # What ends a stream, when it comes out of its queue.

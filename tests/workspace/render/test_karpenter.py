@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from modelimage.errors import InvalidInput
 from tests.workspace import samples
 from tests.workspace.render.test_published import PUBLISHED
-from workspace.controller.nodes import tolerates
+from workspace.controller.observation.nodes import tolerates
 from workspace.hardware import requested_hardware
 from workspace.node_demands import CLOUDS, demanded_terms
 from workspace.node_pools import refusal

@@ -18,7 +18,7 @@ import aiohttp
 from tests.servers.process import ServerProcess, child_environment, free_port
 from workspace.activator.gate import QueueLimits
 from workspace.activator.proxy import Activator, ProxyOptions, serve
-from workspace.controller.scaling_loop import Scaler, Server, Targets, read_load
+from workspace.controller.loops.scaling_loop import Scaler, Server, Targets, read_load
 from workspace.scaler import Load, Policy
 
 Command = Callable[[int], Sequence[str]]  # of a port

@@ -1,0 +1,1 @@
+"""What the controller asks and tells the API server, and asks registries; what it remembers of the answers."""

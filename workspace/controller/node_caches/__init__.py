@@ -1,0 +1,1 @@
+"""The caches of nodes: statuses of CachedModels, marks on Nodes, agents that fall silent."""

@@ -1,0 +1,1 @@
+"""Rollouts of new versions: steps, comparisons, and how requests reach each version. Pure."""

@@ -1,0 +1,1 @@
+"""A Workspace's status, and the Events about its changes. Pure."""
