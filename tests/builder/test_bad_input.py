@@ -7,6 +7,7 @@ import pickle
 import shutil
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ from tests.servers.hub import Hub
 from tests.servers.registry import DockerRegistry
 
 UniqueName = Callable[[str], str]
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process."""
+    return partial(weightyard_here, capsys)
 
 
 def assert_fails(outcome: Outcome, code: int, says: str) -> None:
@@ -153,11 +161,11 @@ def assert_nothing_published(layout: Path) -> None:
         assert not list(layout.rglob(".pending-*"))
 
 
-def test_pickle_weights(tmp_path: Path) -> None:
+def test_pickle_weights(run: Run, tmp_path: Path) -> None:
     source = single(tmp_path / "source")
     (source / "model.safetensors").unlink()
     (source / "pytorch_model.bin").write_bytes(pickle.dumps({}))
-    outcome = weightyard("build", source, "--to", f"oci:{tmp_path}/out:v1")
+    outcome = run("build", source, "--to", f"oci:{tmp_path}/out:v1")
     assert_fails(outcome, 7, "pytorch_model.bin")
     assert "--convert-pickle" in outcome.err
     assert_nothing_published(tmp_path / "out")
@@ -201,25 +209,25 @@ def test_a_variant_that_cannot_be_made_is_refused_before_anything_is_packed(
     assert not list((tmp_path / "out").glob("blobs/*/*"))
 
 
-def test_an_unknown_variant(tmp_path: Path) -> None:
+def test_an_unknown_variant(run: Run, tmp_path: Path) -> None:
     source, to = single(tmp_path / "source"), f"oci:{tmp_path}/out:v1"
-    outcome = weightyard("build", source, "--to", to, "--variant", "int3")
+    outcome = run("build", source, "--to", to, "--variant", "int3")
     assert_fails(outcome, 8, "no variant 'int3'")
     assert_nothing_published(tmp_path / "out")
-    assert weightyard("build", source, "--to", to, "-q").code == 0
-    assert_fails(weightyard("inspect", to, "--variant", "int4"), 8, "no variant 'int4'")
+    assert run("build", source, "--to", to, "-q").code == 0
+    assert_fails(run("inspect", to, "--variant", "int4"), 8, "no variant 'int4'")
 
 
-def test_a_destination_that_can_not_be_written(tmp_path: Path) -> None:
+def test_a_destination_that_can_not_be_written(run: Run, tmp_path: Path) -> None:
     source = single(tmp_path / "source")
     (tmp_path / "file").write_bytes(b"")
-    outcome = weightyard("build", source, "--to", f"oci:{tmp_path}/file/out:v1")
+    outcome = run("build", source, "--to", f"oci:{tmp_path}/file/out:v1")
     assert_fails(outcome, 9, "can't write")
 
 
-def test_a_destination_that_is_full_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_destination_that_is_full_leaves_what_was_there(run: Run, tmp_path: Path) -> None:
     source, to = single(tmp_path / "source"), f"oci:{tmp_path}/out:v1"
-    assert weightyard("build", source, "--to", to, "-q").code == 0
+    assert run("build", source, "--to", to, "-q").code == 0
     before = Layout(tmp_path / "out").resolve("v1")
     write(source, {"more.md": b"x" * 300_000})
     outcome = weightyard("build", source, "--to", to, largest_file=100_000)
@@ -227,7 +235,7 @@ def test_a_destination_that_is_full_leaves_what_was_there(tmp_path: Path) -> Non
     layout = Layout(tmp_path / "out")
     assert layout.resolve("v1") == before
     assert not list((tmp_path / "out").rglob(".pending-*"))
-    assert weightyard("verify", to, "-q").code == 0
+    assert run("verify", to, "-q").code == 0
 
 
 def test_space_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:
@@ -273,32 +281,30 @@ def test_an_epoch_that_is_no_time(tmp_path: Path) -> None:
     assert_fails(outcome, 2, "SOURCE_DATE_EPOCH")
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
-    assert_fails(
-        weightyard("build", tmp_path / "no", "--to", f"oci:{tmp_path}/out"), 3, "no directory"
-    )
-    assert_fails(weightyard("inspect", f"oci:{tmp_path}/out:v1"), 3, "OCI layout directory")
+def test_what_is_not_there(run: Run, tmp_path: Path) -> None:
+    assert_fails(run("build", tmp_path / "no", "--to", f"oci:{tmp_path}/out"), 3, "no directory")
+    assert_fails(run("inspect", f"oci:{tmp_path}/out:v1"), 3, "OCI layout directory")
     source = single(tmp_path / "source")
-    assert weightyard("build", source, "--to", f"oci:{tmp_path}/out:v1", "-q").code == 0
-    assert_fails(weightyard("inspect", f"oci:{tmp_path}/out:v2"), 3, "no tag 'v2'")
+    assert run("build", source, "--to", f"oci:{tmp_path}/out:v1", "-q").code == 0
+    assert_fails(run("inspect", f"oci:{tmp_path}/out:v2"), 3, "no tag 'v2'")
 
 
-def test_a_malformed_layout(tmp_path: Path) -> None:
+def test_a_malformed_layout(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "out", {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": b"[]"})
-    outcome = weightyard("inspect", f"oci:{tmp_path}/out:v1")
+    outcome = run("inspect", f"oci:{tmp_path}/out:v1")
     assert outcome.code == 15, outcome.err
 
 
-def test_a_damaged_blob_is_a_digest_mismatch(tmp_path: Path) -> None:
+def test_a_damaged_blob_is_a_digest_mismatch(run: Run, tmp_path: Path) -> None:
     source, to = single(tmp_path / "source"), f"oci:{tmp_path}/out:v1"
-    assert weightyard("build", source, "--to", to, "-q").code == 0
+    assert run("build", source, "--to", to, "-q").code == 0
     layout = Layout(tmp_path / "out")
     largest = max(layout.blobs(), key=lambda blob: blob[1])[0]
     path = layout.blob_path(largest)
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(data)
-    outcome = weightyard("verify", to)
+    outcome = run("verify", to)
     assert_fails(outcome, 5, largest.hex)
 
 
@@ -325,16 +331,16 @@ def test_wrong_credentials(
 
 @pytest.mark.servers
 def test_a_registry_that_holds_other_bytes(
-    tmp_path: Path, registry: DockerRegistry, unique_name: UniqueName
+    run: Run, tmp_path: Path, registry: DockerRegistry, unique_name: UniqueName
 ) -> None:
     source, to = single(tmp_path / "source"), f"{registry.host}/{unique_name('bad')}:v1"
-    built = weightyard("build", source, "--to", to, "-q", "--json")
+    built = run("build", source, "--to", to, "-q", "--json")
     assert built.code == 0, built.err
-    assert_fails(weightyard("inspect", f"{to}2"), 3, "")
+    assert_fails(run("inspect", f"{to}2"), 3, "")
     blob = registry.blob_path(built.json["digest"])
     good = blob.read_bytes()
     blob.write_bytes(good.replace(b"sha256", b"sha265", 1))
-    outcome = weightyard("inspect", to)
+    outcome = run("inspect", to)
     blob.write_bytes(good)
     assert outcome.code in (5, 15, 16), outcome.err
     assert "Traceback" not in outcome.err
@@ -342,26 +348,26 @@ def test_a_registry_that_holds_other_bytes(
 
 @pytest.mark.servers
 def test_a_registry_with_a_damaged_layer(
-    tmp_path: Path, registry: DockerRegistry, unique_name: UniqueName
+    run: Run, tmp_path: Path, registry: DockerRegistry, unique_name: UniqueName
 ) -> None:
     source, to = single(tmp_path / "source"), f"{registry.host}/{unique_name('bad')}:v1"
     (source / "model.safetensors").write_bytes(weights({"of.this.test.alone": (1000,)}))
-    assert weightyard("build", source, "--to", to, "-q").code == 0
-    record = weightyard("inspect", to, "--json").json["record"]
+    assert run("build", source, "--to", to, "-q").code == 0
+    record = run("inspect", to, "--json").json["record"]
     layer = next(each["digest"] for each in record["layers"] if each["role"] == "weight")
     path = registry.blob_path(layer)
     data = bytearray(path.read_bytes())
     data[900] ^= 1
     path.write_bytes(data)
-    assert_fails(weightyard("verify", to), 5, layer)
+    assert_fails(run("verify", to), 5, layer)
 
 
-def test_a_registry_that_does_not_answer(tmp_path: Path) -> None:
+def test_a_registry_that_does_not_answer(run: Run, tmp_path: Path) -> None:
     source = single(tmp_path / "source")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unused.getsockname()[1]}"
-        assert_fails(weightyard("build", source, "--to", f"{host}/x:v1"), 11, host)
+        assert_fails(run("build", source, "--to", f"{host}/x:v1"), 11, host)
 
 
 @pytest.mark.servers

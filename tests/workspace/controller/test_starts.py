@@ -262,7 +262,7 @@ async def served(page: Any) -> AsyncIterator[int]:
     """A server's metrics page on a loopback port."""
     app = web.Application()
     app.router.add_get("/metrics", page)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield int(runner.addresses[0][1])

@@ -65,7 +65,7 @@ class Servers:
     ) -> None:
         app = web.Application()
         app.router.add_get("/metrics", self._answer)
-        serving = web.AppRunner(app)
+        serving = web.AppRunner(app, shutdown_timeout=0.1)
         await serving.setup()
         site = web.TCPSite(serving, "0.0.0.0", 0)  # noqa: S104 - all addresses of loopback
         await site.start()

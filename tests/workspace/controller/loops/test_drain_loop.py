@@ -31,7 +31,7 @@ class Server:
     async def run(self, scenario: Callable[[Server, DrainLoop, Runner], Any]) -> None:
         app = web.Application()
         app.router.add_get("/metrics", self._answer)
-        serving = web.AppRunner(app)
+        serving = web.AppRunner(app, shutdown_timeout=0.1)
         await serving.setup()
         await web.TCPSite(serving, "127.0.0.1", 0).start()
         runner = a_runner(KEY)

@@ -69,7 +69,7 @@ class Fleet:
     async def run(self, scenario: Callable[[Fleet], Awaitable[None]]) -> None:
         app = web.Application()
         app.router.add_post("/v1/completions", self._answer)
-        serving = web.AppRunner(app)
+        serving = web.AppRunner(app, shutdown_timeout=0.1)
         await serving.setup()
         await web.TCPSite(serving, "0.0.0.0", 0).start()  # noqa: S104 - all addresses of loopback
         port = serving.addresses[0][1]

@@ -110,7 +110,7 @@ class Hostile:
         async def scenario() -> QueryAnswer:
             app = web.Application()
             app.router.add_get("/{path:.*}", self.answer)
-            runner = web.AppRunner(app)
+            runner = web.AppRunner(app, shutdown_timeout=0.1)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             url = f"http://127.0.0.1:{runner.addresses[0][1]}{path}"

@@ -109,7 +109,7 @@ def test_an_engine_without_queue_metrics_is_told_once() -> None:
     async def scenario() -> list[tuple[str | None, int]]:
         app = web.Application()
         app.router.add_get("/metrics", page)
-        served = web.AppRunner(app)
+        served = web.AppRunner(app, shutdown_timeout=0.1)
         await served.setup()
         site = web.TCPSite(served, "127.0.0.1", 0)
         await site.start()
@@ -174,7 +174,7 @@ def test_the_servers_of_one_workspace_are_read_a_few_at_a_time() -> None:
     async def scenario() -> None:
         app = web.Application()
         app.router.add_get("/{any:.*}", page)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
