@@ -76,7 +76,9 @@ ARGUMENTS: Final[Mapping[tuple[str, ...], Source]] = {
     ("lease", "release"): _leases,
 }  # fmt: skip
 # Commands whose argument is a file of the user's, which the shell completes itself.
-FILES: Final = frozenset({("up",), ("render",), ("build",), ("verify",), ("inspect",)})
+FILES: Final = frozenset(
+    {("up",), ("render",), ("build",), ("verify",), ("inspect",), ("validate",)}
+)
 OPTIONS: Final[Mapping[tuple[str, str], Source]] = {
     **{(command, "--variant"): _variants for command in ("build", "pull", "explain", "prewarm")},
     ("up", "--name"): _workspaces,

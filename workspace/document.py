@@ -33,7 +33,7 @@ def parse_workspaces(text: str, *, name: str) -> tuple[Workspace, ...]:
     nodes = compose(text, name, hint=_HINT)
     if not nodes:
         raise InvalidInput(f"{name} holds no document", hint=_HINT)
-    return tuple(_workspace(node, name) for node in nodes)
+    return tuple(workspace_in(node, name) for node in nodes)
 
 
 def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspace:
@@ -51,7 +51,8 @@ def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspa
     )
 
 
-def _workspace(node: yaml.Node, name: str) -> Workspace:
+def workspace_in(node: yaml.Node, name: str) -> Workspace:
+    """The Workspace of one document of a file. Raises InvalidInput, a line for each problem."""
     try:
         document = Loader("").construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:

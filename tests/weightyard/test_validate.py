@@ -1,0 +1,130 @@
+"""`weightyard validate`: what a cluster would refuse is refused before, and others' documents are left alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelimage.errors import InvalidInput
+from tests.weightyard.tasks.pages import REPOSITORY
+from weightyard.checked_documents import check_documents
+from weightyard.cli import main
+
+WORKSPACE = """\
+apiVersion: weightyard.dev/v1alpha1
+kind: Workspace
+metadata: {name: chat}
+spec:
+  model: {image: registry.example/team/chat:v1}
+"""
+CACHED_MODEL = """\
+apiVersion: weightyard.dev/v1alpha1
+kind: CachedModel
+metadata: {name: warm}
+spec: {image: registry.example/team/warm:v1}
+"""
+SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name: other}\nspec: {anything: 1}\n"
+CANARY = """\
+  scale: {min: 1, max: 4}
+  rollout:
+    strategy: canary
+    steps: [{weight: 10}, {analysis: {seconds: 300}}, {pause: {seconds: 60}}, {pause: {}}]
+"""
+
+
+def test_what_a_document_asks_for_is_told() -> None:
+    text = f"{SERVICE}---\n{WORKSPACE}{CANARY}---\n{CACHED_MODEL}---\n{WORKSPACE}  replicas: 0\n"
+    found = check_documents(text, "all.yaml")
+    assert [(each.kind, each.name, each.does) for each in found] == [
+        (
+            "Workspace", "chat",
+            "1 to 4 servers by builtin; canary: 10 %, analysis of 5 min 0 s, pause of 1 min 0 s, pause until resumed",
+        ),
+        ("CachedModel", "warm", "holds registry.example/team/warm:v1"),
+        ("Workspace", "chat", "0 servers; rolling"),
+    ]  # fmt: skip
+    assert [each.where for each in found] == ["all.yaml:6", "all.yaml:16", "all.yaml:21"]
+    assert not any(each.problems for each in found)
+
+
+def test_a_problem_of_one_hides_none_of_another() -> None:
+    wrong = CACHED_MODEL.replace("image", "imge")
+    text = f"{WORKSPACE}  replicas: -1\n  placment: any\n---\n{CACHED_MODEL}---\n{wrong}"
+    problems = [each.problems for each in check_documents(text, "all.yaml")]
+    assert [len(each) for each in problems] == [2, 0, 2]
+    assert problems[0][0] == "all.yaml:6: spec.replicas: expected at least 0"
+    assert "did you mean 'image'?" in " ".join(problems[2])
+
+
+def test_items_of_a_list_are_documents() -> None:
+    items = [yaml.safe_load(each) for each in (WORKSPACE, SERVICE, CACHED_MODEL)]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    assert [each.kind for each in check_documents(text, "list.json")] == [
+        "Workspace",
+        "CachedModel",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["apiVersion: weightyard.dev/v1alpha1\nkind: Workspaces\n", "kind: Workspace\n"]
+)
+def test_ours_that_cannot_be_read_are_not_taken_for_others(text: str) -> None:
+    (found,) = check_documents(text, "w.yaml")
+    assert found.problems
+
+
+@given(
+    st.one_of(
+        st.text(max_size=300),
+        st.lists(
+            st.sampled_from(
+                [
+                    "kind: Workspace", "apiVersion: weightyard.dev/v1", "metadata: 1", "metadata: {name: [a]}",
+                    "items: [1, {kind: CachedModel}]", "spec: {}", "? [a]\n: b", "---", "&a [*a]", "kind: [x]",
+                    "<<: {a: b}",
+                ]
+            ),
+            max_size=6,
+        ).map("\n".join),
+    )
+)  # fmt: skip
+def test_any_text_is_checked_or_refused(text: str) -> None:
+    try:
+        found = check_documents(text, "w.yaml")
+    except InvalidInput:
+        return
+    assert all(each.problems or each.does for each in found)
+
+
+def test_examples_and_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(REPOSITORY / "examples"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {each["kind"] for each in found} == {"Workspace", "CachedModel"}
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "bad.yml").write_text(f"{WORKSPACE}  replicas: -1\n")
+    (tmp_path / "good.yaml").write_text(CACHED_MODEL)
+    (tmp_path / "notes.txt").write_text("kind: Workspace\n")
+    assert main(["validate", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "good.yaml:1" in told.out
+    assert f"error: {tmp_path}/deep/bad.yml:6: spec.replicas: expected at least 0" in told.err
+    assert "notes.txt" not in told.out + told.err
+
+
+def test_what_is_not_there_or_nothing_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["validate", str(tmp_path / "none.yaml")]) == 3
+    monkeypatch.setattr("sys.stdin", io.StringIO(SERVICE))
+    assert main(["validate", "-"]) == 0
+    assert "no Workspace or CachedModel was found" in capsys.readouterr().out
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert main(["validate", str(tmp_path / "bytes.yaml")]) == 2
+    (tmp_path / "large.yaml").write_text("#" * (2 << 20))
+    assert main(["validate", str(tmp_path / "large.yaml")]) == 2

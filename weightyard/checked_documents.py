@@ -1,0 +1,133 @@
+"""Checks the documents of files as a cluster's API server would, without one: Workspaces and CachedModels.
+
+Documents of other kinds are others' affair: a directory of GitOps has many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import yaml
+from pydantic import ValidationError
+
+from cache_agent.api.cached_model import KIND as CACHED_MODEL
+from cache_agent.api.cached_model import CachedModel
+from cache_agent.api.document_errors import compose, line_of, sentence
+from cache_agent.api.kube_objects import API_VERSION
+from modelimage.errors import InvalidInput
+from modelimage.yaml_text import Loader
+from weightyard.text import format_duration
+from workspace.document import MAX_DOCUMENT_BYTES, workspace_in
+from workspace.rollout_spec import Rollout, RolloutStep
+from workspace.schema import Workspace
+
+_WORKSPACE: Final = "Workspace"
+_HINT: Final = (
+    "`weightyard help workspace` shows a Workspace's fields, `weightyard help` all topics."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedDocument:
+    """A document of ours. `problems`: one line each, with file and line. `does`: what it asks for, in words."""
+
+    where: str
+    kind: str
+    name: str
+    does: str = ""
+    problems: tuple[str, ...] = ()
+
+
+def check_documents(text: str, file: str) -> list[CheckedDocument]:
+    """The documents of a file that are ours, in order. Raises InvalidInput where it is no YAML, or too large."""
+    # Bounded before parsing: YAML aliases and nesting make large input expensive.
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise InvalidInput(f"{file} has more than {MAX_DOCUMENT_BYTES >> 20} MiB", hint=_HINT)
+    nodes = [each for node in compose(text, file, hint=_HINT) for each in _items(node)]
+    return [_checked(node, file) for node in nodes if _is_ours(node)]
+
+
+def _items(node: yaml.Node) -> Iterator[yaml.Node]:
+    """The documents of a List, as kubectl writes them, or the document itself."""
+    items = _field(node, "items")
+    if isinstance(items, yaml.SequenceNode):
+        yield from items.value
+    else:
+        yield node
+
+
+def _is_ours(node: yaml.Node) -> bool:
+    group = API_VERSION.partition("/")[0]
+    return _text(node, "apiVersion").startswith(f"{group}/") or _text(node, "kind") in (
+        _WORKSPACE,
+        CACHED_MODEL,
+    )
+
+
+def _checked(node: yaml.Node, file: str) -> CheckedDocument:
+    kind = _text(node, "kind")
+    where = f"{file}:{node.start_mark.line + 1}"
+    name = _text(_field(node, "metadata"), "name")
+    try:
+        if kind == _WORKSPACE:
+            return CheckedDocument(where, kind, name, _does(workspace_in(node, file)))
+        if kind == CACHED_MODEL:
+            return CheckedDocument(
+                where, kind, name, f"holds {_cached_model(node, file).spec.image}"
+            )
+    except InvalidInput as error:
+        return CheckedDocument(where, kind, name, problems=tuple(error.message.splitlines()))
+    problem = f"{where}: expected a {_WORKSPACE} or a {CACHED_MODEL}, found {kind or 'no kind'}"
+    return CheckedDocument(where, kind, name, problems=(problem,))
+
+
+def _cached_model(node: yaml.Node, file: str) -> CachedModel:
+    try:
+        return CachedModel.parse(Loader("").construct_document(node))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidInput(f"{file}: not valid YAML: {error}") from error
+    except ValidationError as error:
+        raise InvalidInput(
+            "\n".join(
+                f"{file}:{line_of(node, each['loc'])}: {sentence(each, CachedModel)}"
+                for each in error.errors(include_url=False)
+            )
+        ) from error
+
+
+def _field(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return next((value for key, value in node.value if key.value == name), None)
+
+
+def _text(node: yaml.Node | None, name: str) -> str:
+    found = _field(node, name)
+    return found.value if isinstance(found, yaml.ScalarNode) else ""
+
+
+def _does(workspace: Workspace) -> str:
+    """How many servers a Workspace asks for, and how a new version replaces them."""
+    spec = workspace.spec
+    if spec.scale is not None:
+        count = f"{spec.scale.min} to {spec.scale.max} servers by {spec.scale.by.value}"
+    else:
+        replicas = 1 if spec.replicas is None else spec.replicas
+        count = f"{replicas} server{'' if replicas == 1 else 's'}"
+    return f"{count}; {_rollout(spec.rollout)}"
+
+
+def _rollout(rollout: Rollout) -> str:
+    steps = ", ".join(map(_step, rollout.given_steps))
+    return f"{rollout.strategy.value}: {steps}" if steps else rollout.strategy.value
+
+
+def _step(step: RolloutStep) -> str:
+    if step.weight is not None:
+        return f"{step.weight} %"
+    if step.analysis is not None:
+        return f"analysis of {format_duration(step.analysis.seconds)}"
+    seconds = step.pause.seconds if step.pause else None
+    return "pause until resumed" if seconds is None else f"pause of {format_duration(seconds)}"
