@@ -330,7 +330,7 @@ class Spec(Strict):
         if capacity and capacity.on_demand_minimum and (scaled or self._is_external):
             raise ValueError(
                 "onDemandMinimum divides the replicas between two Deployments, and with by: hpa, by: keda or strategy: "
-                "external another program sets those of one: scale by: builtin, give replicas, or leave it out"
+                "external another program sets those of one: leave onDemandMinimum out, or that other program"
             )
         return self
 

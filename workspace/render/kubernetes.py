@@ -53,13 +53,13 @@ class SystemSettings:
 
 
 class Part(Enum):
-    """Servers that evictions count apart. A server is of the first part whose label it has."""
+    """Servers that evictions count apart, each with its label: one is of the first part whose label it has.
 
-    CANDIDATE = (
-        names.TRACK,
-        names.CANDIDATE,
-    )  # a new version's, beside those of the one that serves
-    ON_DEMAND = (names.CAPACITY, names.ON_DEMAND)  # never on spot capacity
+    CANDIDATE: of a new version, beside those of the version that serves. ON_DEMAND: never on spot capacity.
+    """
+
+    CANDIDATE = (names.TRACK, names.CANDIDATE)
+    ON_DEMAND = (names.CAPACITY, names.ON_DEMAND)
     REST = None
 
 
