@@ -89,6 +89,7 @@ def test_a_wrong_answer_ends_with_its_own_exit_code(file: Path, run: Run) -> Non
     with Engine(" London") as new, Engine() as serving:
         code, found = run("run", file, "--url", new.url, "--serving", serving.url, "--model", "m")
         assert (code, results(found)["capital"]) == (18, "failed")
+        assert next(each["answer"] for each in found if each["probe"] == "capital") == " London"
         assert new.asked[0]["model"] == "m"
         alone = run("run", file, "--url", new.url)
         assert (alone[0], results(alone[1])) == (18, {"capital": "failed", "same": "no answer"})

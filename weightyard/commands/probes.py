@@ -19,6 +19,7 @@ from modelimage.referrers import ArtifactFile, attach, make_artifact
 from weightyard.advanced import SuggestingGroup
 from weightyard.console import Console, pass_console
 from weightyard.options import PathName, access_options
+from weightyard.text import one_line
 from workspace.probes.probe_set import ARTIFACT_TYPE, MOST_BYTES, Probe, ProbeSet, parse_probes
 from workspace.probes.server_answers import MOST_BYTES as MOST_ANSWERED
 from workspace.probes.server_answers import Reply, Unanswered, parse_reply, path_of, request_of
@@ -31,7 +32,9 @@ from workspace.probes.verdicts import (
 )
 
 _SECONDS: Final = 60.0
-_HINT: Final = "The table says of each probe why; `--serving URL` shows what the version that serves fails as well."
+_HINT: Final = "The table says of each probe why; with --json the answers are whole."
+_ALONE: Final = f"{_HINT} `--serving URL` shows what the version that serves fails as well."
+_SHOWN: Final = 60  # characters of an answer in the table
 _MEDIA_TYPE: Final = "application/yaml"
 _WORDS: Final = {
     ProbeOutcome.PASSED: "passed", ProbeOutcome.FAILED: "failed", ProbeOutcome.BOTH_FAILED: "failed by both",
@@ -74,11 +77,19 @@ def run(console: Console, *, file: Path, url: str, serving: str | None, model: s
             raise InvalidInput(f"not a URL: {each}", hint="Write http://HOST:PORT.")
     with urllib3.PoolManager(retries=False, timeout=_SECONDS) as http:
         found = [_verdict(http, each, url, serving, model) for each in asked.probes]
-    rows = [[each.name, _WORDS[each.outcome], each.cause] for each in found]
-    console.table(["probe", "result", "why"], rows, empty="no probes")
-    failed = sum(each.outcome is not ProbeOutcome.PASSED for each in found)
+    answers = [_answer(outcome, reply) for outcome, reply in found]
+    results = [
+        (each.name, _WORDS[each.outcome], each.cause, answer)
+        for (each, _), answer in zip(found, answers, strict=True)
+    ]
+    columns = ("probe", "result", "why", "answer")
+    rows = [(*result, one_line(answer)[:_SHOWN] or None) for *result, answer in results]
+    document = [dict(zip(columns, each, strict=True)) for each in results]
+    console.table(columns, rows, empty="no probes", document=document)
+    failed = sum(outcome.outcome is not ProbeOutcome.PASSED for outcome, _ in found)
     if failed:
-        raise GateFailed(f"{failed} of {len(found)} probes didn't pass", hint=_HINT)
+        hint = _ALONE if serving is None else _HINT
+        raise GateFailed(f"{failed} of {len(found)} probes didn't pass", hint=hint)
 
 
 def _is_url(text: str) -> bool:
@@ -143,12 +154,19 @@ def _read(file: Path) -> ProbeSet:
 
 def _verdict(
     http: urllib3.PoolManager, probe: Probe, url: str, serving: str | None, model: str | None
-) -> ProbeVerdict:
+) -> tuple[ProbeVerdict, Reply]:
+    """What a probe says, and what the server answered."""
     reply = _ask(http, probe, url, model)
     if serving is None:
-        return verdict_alone(probe, reply)
+        return verdict_alone(probe, reply), reply
     theirs = _ask(http, probe, serving, model) if needs_serving(probe, reply) else None
-    return verdict(probe, reply, theirs)
+    return verdict(probe, reply, theirs), reply
+
+
+def _answer(outcome: ProbeVerdict, reply: Reply) -> str:
+    """The answer to a probe that didn't pass: who runs the command wrote it, unlike those who read a status."""
+    passed = outcome.outcome is ProbeOutcome.PASSED
+    return "" if passed or isinstance(reply, Unanswered) else reply.text
 
 
 def _ask(http: urllib3.PoolManager, probe: Probe, url: str, model: str | None) -> Reply:
