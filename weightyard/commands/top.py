@@ -25,8 +25,8 @@ from weightyard.up.server_rows import server_load
 from weightyard.up.state import all_workspaces, is_running
 
 _WORKSPACES: Final = f"/apis/{API_VERSION}/workspaces"
-# Of output that isn't a terminal.
-_WIDTH: Final = 120
+# Of output that isn't a terminal: nothing is cut.
+_WIDTH: Final = 1 << 16
 
 
 @click.command()
@@ -68,7 +68,7 @@ def top(
 
     if once or console.json or console.quiet or not console.out.isatty():
         frame = look()
-        width = shutil.get_terminal_size((_WIDTH, 24)).columns if console.out.isatty() else _WIDTH
+        width = shutil.get_terminal_size().columns if console.out.isatty() else _WIDTH
         console.result(frame.document, frame.text(width))
         return
     _live(console, look, seconds)
