@@ -52,16 +52,17 @@ _EXPLAINED: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 _CLUSTERS: Final = ("kubernetes", "llm-d")
+_MACHINES: Final = ("compose", "up")
 # By field, the targets whose files leave it out; `scale` and `replicas` depend on their values too.
 _NO_EFFECT: Final[Mapping[str, tuple[str, ...]]] = {
-    "route": (*_CLUSTERS, "compose"),
-    "rollout": (*_CLUSTERS, "compose"),
-    "scale": ("llm-d", "compose"),
-    "placement": ("compose",),
-    "tenancy": ("llm-d", "compose"),
-    "resources.nodeSelector": ("compose",),
-    "resources.tolerations": ("compose",),
-    "resources.provisioning": ("compose",),
+    "route": (*_CLUSTERS, *_MACHINES),
+    "rollout": (*_CLUSTERS, *_MACHINES),
+    "scale": ("llm-d", *_MACHINES),
+    "placement": _MACHINES,
+    "tenancy": ("llm-d", *_MACHINES),
+    "resources.nodeSelector": _MACHINES,
+    "resources.tolerations": _MACHINES,
+    "resources.provisioning": _MACHINES,
     "resources.provisioning.queue": ("llm-d",),
     "resources.provisioning.warmSpares": _CLUSTERS,
 }
@@ -160,23 +161,27 @@ def _gpus(plan: LaunchPlan) -> str:
     return f"{plan.nodes} nodes of {of_each}" if plan.nodes > 1 else of_each
 
 
-def _without_effect(workspace: Workspace, target: str) -> Iterator[str]:
-    """The fields that the spec gives and that the rendered file leaves out."""
-    spec = workspace.to_document()["spec"]
+def without_effect(workspace: Workspace, target: str) -> list[str]:
+    """The fields that the spec gives and that a target leaves out."""
+    spec, scale = workspace.to_document()["spec"], workspace.spec.scale
     found = [
         path
         for path, targets in _NO_EFFECT.items()
         if target in targets and _given(spec, path.split(".")) not in (None, {}, [])
     ]
-    scale = workspace.spec.scale
     if target == "kubernetes" and scale and scale.by is Autoscaler.BUILTIN:
         found.append("scale")
-    if target == "compose" and (workspace.spec.replicas or 1) > 1:
+    if target in _MACHINES and (workspace.spec.replicas or 1) > 1:
         found.append("replicas")
+    return found
+
+
+def _without_effect(workspace: Workspace, target: str) -> Iterator[str]:
+    found, scale = without_effect(workspace, target), workspace.spec.scale
     without = "without the controller" if target == "kubernetes" else f"for {target}"
     if found:
         yield f"No effect {without}: {', '.join(found)}."
-    if scale and "scale" in found and target != "compose":
+    if scale and "scale" in found and target not in _MACHINES:
         yield f"Replicas: {max(1, scale.min)}, and nothing scales them."
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from modelimage.errors import EngineFailed, InvalidInput
 from tests.servers.process import free_port
@@ -139,3 +140,11 @@ def test_a_build_for_gpus_is_not_started_without_one(
 def test_the_plan_says_whether_the_model_fits_on_the_disk(terminal: Terminal, file: Path) -> None:
     plan = json.loads(terminal.ok("up", str(file), "--port", "0", "--dry-run", "--json"))
     assert plan["spaceAvailable"] > plan["toFetch"]
+
+
+def test_the_plan_names_the_fields_that_mean_nothing_here(terminal: Terminal, file: Path) -> None:
+    document = yaml.safe_load(file.read_text())
+    document["spec"] |= {"replicas": 3, "rollout": {"strategy": "canary"}}
+    file.write_text(yaml.safe_dump(document))
+    plan = json.loads(terminal.ok("up", str(file), "--port", "0", "--dry-run", "--json"))
+    assert plan["noEffect"] == ["rollout", "replicas"]

@@ -14,6 +14,7 @@ from typing import Any
 from cache_agent.store.paths import StorePaths
 from modelimage.errors import Busy
 from weightyard.console import Console
+from weightyard.rendered import without_effect
 from weightyard.text import format_bytes
 from weightyard.up import inference_server as servers
 from weightyard.up.agent_cache import AgentCache, Cached
@@ -47,7 +48,7 @@ class Target:
 class ServePlan:
     """The plan of one start. `missing`: bytes of the model's files that aren't in the cache, at most.
 
-    `available`: bytes that the cache can take, with what eviction can free.
+    `available`: bytes that the cache can take, with what eviction can free. `no_effect`: fields of the spec.
     """
 
     image: str
@@ -58,6 +59,7 @@ class ServePlan:
     launch: LaunchPlan
     hardware: Hardware
     url: str
+    no_effect: tuple[str, ...] = ()
 
 
 def check_start(workspace: Workspace, target: Target) -> EngineProgram:
@@ -149,6 +151,7 @@ def plan_serving(
     return ServePlan(
         image, size, 0 if held else size, cache.available(), program, launch, target.hardware,
         f"http://{servers.reachable(target.host)}:{port or '(a free port)'}",
+        tuple(without_effect(workspace, "up")),
     )  # fmt: skip
 
 
@@ -168,7 +171,7 @@ def _document(plan: ServePlan) -> dict[str, Any]:
         "contextLength": launch.context, "url": plan.url,
         "command": [*plan.program.command, *launch.args],
         "environment": {each.name: each.value for each in launch.env},
-        "notChosen": list(launch.reasons),
+        "notChosen": list(launch.reasons), "noEffect": list(plan.no_effect),
     }  # fmt: skip
 
 
@@ -186,6 +189,7 @@ def _text(plan: ServePlan) -> str:
         ("engine", f"{engine or launch.engine.value}, {plan.program.command[0]}"),
         ("hardware", f"{launch.gpus} x {gpu.name}" if gpu and launch.gpus else "CPU"),
         ("context", f"{launch.context} tokens" if launch.context else "the engine's default"),
+        *((("no effect here", ", ".join(plan.no_effect)),) if plan.no_effect else ()),
         ("url", plan.url),
         ("command", shlex.join([*plan.program.command, *launch.args])),
         *(("environment", f"{each.name}={each.value}") for each in launch.env),
