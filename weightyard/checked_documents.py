@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
@@ -17,16 +17,18 @@ from cache_agent.api.cached_model import CachedModel
 from cache_agent.api.document_errors import compose, line_of, sentence
 from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import InvalidInput
+from modelimage.reference import parse_image
 from modelimage.yaml_text import Loader
 from weightyard.text import format_duration
-from workspace.document import MAX_DOCUMENT_BYTES, workspace_in
+from workspace.document import MAX_DOCUMENT_BYTES, workspace_in, workspace_of
+from workspace.images import images_of
 from workspace.rollout_spec import Rollout, RolloutStep
 from workspace.schema import Workspace
 
 _WORKSPACE: Final = "Workspace"
-_HINT: Final = (
-    "`weightyard help workspace` shows a Workspace's fields, `weightyard help` all topics."
-)
+_KINDS: Final = (_WORKSPACE, CACHED_MODEL)
+_GROUP: Final = f"{API_VERSION.partition('/')[0]}/"
+_MOST_DEPTH: Final = 4  # of Lists in Lists, and of merged mappings
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +46,31 @@ def check_documents(text: str, file: str) -> list[CheckedDocument]:
     """The documents of a file that are ours, in order. Raises InvalidInput where it is no YAML, or too large."""
     # Bounded before parsing: YAML aliases and nesting make large input expensive.
     if len(text) > MAX_DOCUMENT_BYTES:
-        raise InvalidInput(f"{file} has more than {MAX_DOCUMENT_BYTES >> 20} MiB", hint=_HINT)
-    nodes = [each for node in compose(text, file, hint=_HINT) for each in _items(node)]
+        raise InvalidInput(f"{file} has more than {MAX_DOCUMENT_BYTES >> 20} MiB")
+    nodes = [each for node in compose(text, file, hint="") for each in _items(node)]
     return [_checked(node, file) for node in nodes if _is_ours(node)]
 
 
-def _items(node: yaml.Node) -> Iterator[yaml.Node]:
+def mentions_ours(text: str) -> bool:
+    """Whether a text that can't be parsed may have been meant as a document of ours."""
+    return _GROUP in text
+
+
+def _items(node: yaml.Node, depth: int = 0) -> Iterator[yaml.Node]:
     """The documents of a List, as kubectl writes them, or the document itself."""
     items = _field(node, "items")
-    if isinstance(items, yaml.SequenceNode):
-        yield from items.value
+    is_list = _text(node, "kind").endswith("List") and isinstance(items, yaml.SequenceNode)
+    if is_list and items is not None and depth < _MOST_DEPTH:
+        for each in items.value:
+            yield from _items(each, depth + 1)
     else:
         yield node
 
 
 def _is_ours(node: yaml.Node) -> bool:
-    group = API_VERSION.partition("/")[0]
-    return _text(node, "apiVersion").startswith(f"{group}/") or _text(node, "kind") in (
-        _WORKSPACE,
-        CACHED_MODEL,
-    )
+    """By the group; by the kind alone, which others have too, only where the group is missing."""
+    version = _text(node, "apiVersion")
+    return version.startswith(_GROUP) or (not version and _text(node, "kind") in _KINDS)
 
 
 def _checked(node: yaml.Node, file: str) -> CheckedDocument:
@@ -72,22 +79,33 @@ def _checked(node: yaml.Node, file: str) -> CheckedDocument:
     name = _text(_field(node, "metadata"), "name")
     try:
         if kind == _WORKSPACE:
-            return CheckedDocument(where, kind, name, _does(workspace_in(node, file)))
+            workspace = _workspace(node, file)
+            images_of(workspace)
+            return CheckedDocument(where, kind, name, _does(workspace))
         if kind == CACHED_MODEL:
-            return CheckedDocument(
-                where, kind, name, f"holds {_cached_model(node, file).spec.image}"
-            )
+            image = _cached_model(node, file).spec.image
+            parse_image(image)
+            return CheckedDocument(where, kind, name, f"holds {image}")
     except InvalidInput as error:
-        return CheckedDocument(where, kind, name, problems=tuple(error.message.splitlines()))
+        lines = [
+            each if each.startswith(file) else f"{where}: {each}"
+            for each in error.message.splitlines()
+        ]
+        return CheckedDocument(where, kind, name, problems=tuple(lines))
     problem = f"{where}: expected a {_WORKSPACE} or a {CACHED_MODEL}, found {kind or 'no kind'}"
     return CheckedDocument(where, kind, name, problems=(problem,))
 
 
+def _workspace(node: yaml.Node, file: str) -> Workspace:
+    # What a server has set doesn't belong into a file, but is no fault of an object that was read from one.
+    if _field(_field(node, "metadata"), "uid") is not None:
+        return workspace_of(_constructed(node, file))
+    return workspace_in(node, file)
+
+
 def _cached_model(node: yaml.Node, file: str) -> CachedModel:
     try:
-        return CachedModel.parse(Loader("").construct_document(node))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidInput(f"{file}: not valid YAML: {error}") from error
+        return CachedModel.parse(_constructed(node, file))
     except ValidationError as error:
         raise InvalidInput(
             "\n".join(
@@ -97,10 +115,25 @@ def _cached_model(node: yaml.Node, file: str) -> CachedModel:
         ) from error
 
 
-def _field(node: yaml.Node | None, name: str) -> yaml.Node | None:
+def _constructed(node: yaml.Node, file: str) -> Any:
+    try:
+        return Loader("").construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidInput(f"{file}: not valid YAML: {error}") from error
+
+
+def _field(node: yaml.Node | None, name: str, depth: int = 0) -> yaml.Node | None:
+    """The value of a mapping's key, merged ones included."""
     if not isinstance(node, yaml.MappingNode):
         return None
-    return next((value for key, value in node.value if key.value == name), None)
+    merged: list[yaml.Node] = []
+    for key, value in node.value:
+        if key.value == name:
+            return value  # type: ignore[no-any-return]
+        if key.value == "<<":
+            merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+    found = (_field(each, name, depth + 1) for each in merged if depth < _MOST_DEPTH)
+    return next((each for each in found if each is not None), None)
 
 
 def _text(node: yaml.Node | None, name: str) -> str:

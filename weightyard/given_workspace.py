@@ -7,12 +7,12 @@ working directory. Both are absolute in the result, since an agent or a backgrou
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from modelimage.document_files import read_document, read_stdin
 from modelimage.errors import InvalidInput, NotFound, why
 from modelimage.layout import Layout
 from modelimage.reference import EngineReference, LayoutReference, parse_image, tag_subject
@@ -46,7 +46,7 @@ def read_workspace(given: str, *, name: str | None, here: bool = True) -> GivenW
     """
     path = Path(given)
     if given == STDIN:
-        return GivenWorkspace(_from_text(sys.stdin.read(), "stdin", Path() if here else None, name))
+        return GivenWorkspace(_from_text(read_stdin(), "stdin", Path() if here else None, name))
     if path.is_dir():
         return _of_directory(path, given, name)
     if path.exists() or given.endswith(DOCUMENTS):
@@ -183,8 +183,8 @@ def _check_layout(
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_document(file)
     except FileNotFoundError as error:
         raise NotFound(f"no file {file}", hint="`weightyard init` writes one.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InvalidInput(f"can't read {file}: {why(error)}", hint="Name a text file.") from error

@@ -18,14 +18,15 @@ from typing import Final
 from cache_agent.api.cached_model import CachedModel
 from cache_agent.node.threads import wait_event
 from cache_agent.prewarm.documents import Parsed, parse_documents
-from modelimage.errors import NotWritable
+from modelimage.document_files import read_document
+from modelimage.errors import InvalidInput, NotWritable
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 # The polling interval in seconds. With inotify it is only a safety net.
 LOOK_SECONDS: Final = 30.0
 # Changes come in bursts, such as writing a file and renaming it: wait for the burst to end.
 _SETTLE_SECONDS: Final = 0.05
-_MAX_BYTES: Final = 16 << 20
+_MOST_PROBLEMS: Final = 20  # of one file
 
 _CLOEXEC, _NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 # CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF.
@@ -80,7 +81,8 @@ class DirectorySource:
         with self._changes(changed.set):
             last: DesiredState | None = None
             while True:
-                found = self.read()
+                # In a thread: parsing a file of strangers must not stop the agent.
+                found = await asyncio.to_thread(self.read)
                 if found != last:
                     last = found
                     notify(found)
@@ -114,15 +116,16 @@ class DirectorySource:
             known = before.get(path)
             if known is not None and known[0] == identity:
                 parsed = known[1]
-            elif facts.st_size > _MAX_BYTES:
-                parsed = Parsed(problems=(f"{path.name}: too large for a document",))
             else:
-                parsed = parse_documents(
-                    path.read_text(), where=path.name, base=path.absolute().parent
+                base = path.absolute().parent
+                parsed = _bounded(
+                    parse_documents(read_document(path), where=path.name, base=base), path
                 )
         except FileNotFoundError:
             return Parsed()
-        except (OSError, UnicodeDecodeError) as error:
+        except InvalidInput as error:
+            parsed = Parsed(problems=(f"{path.name}: can't be read: {error.message}",))
+        except OSError as error:
             return Parsed(problems=(f"{path.name}: can't be read: {error}",))
         except Exception as error:  # noqa: BLE001 - whatever one document does, the others count and the agent goes on
             parsed = Parsed(problems=(f"{path.name}: {type(error).__name__}: {str(error)[:200]}",))
@@ -155,3 +158,12 @@ class DirectorySource:
         finally:
             loop.remove_reader(fd)
             os.close(fd)
+
+
+def _bounded(parsed: Parsed, path: Path) -> Parsed:
+    """With so many problems that a log and a status can take them."""
+    more = len(parsed.problems) - _MOST_PROBLEMS
+    if more <= 0:
+        return parsed
+    problems = (*parsed.problems[:_MOST_PROBLEMS], f"{path.name}: {more} more problems")
+    return Parsed(parsed.models, problems)

@@ -128,9 +128,12 @@ class StoreSpace:
         with reading(self.paths.root):
             disk = os.statvfs(self.paths.root)
         total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-        return SpaceView(
+        # A finished partial is renamed and gets its row in one transaction: between the two it would count nowhere.
+        with self.ledger.writing():
             # A partial's blocks are allocated when it is created, so it counts with its full size.
-            own=self.ledger.stored_bytes() + self._partial_bytes(),
+            own = self.ledger.stored_bytes() + self._partial_bytes()
+        return SpaceView(
+            own=own,
             promised=promised,
             disk_total=total,
             disk_free=free,

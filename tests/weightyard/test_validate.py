@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,14 @@ def test_items_of_a_list_are_documents() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["apiVersion: weightyard.dev/v1alpha1\nkind: Workspaces\n", "kind: Workspace\n"]
+    "text",
+    [
+        "apiVersion: weightyard.dev/v1alpha1\nkind: Workspaces\n",
+        "kind: Workspace\n",
+        "apiVersion: weightyard.dev/v1alpha1\nkind: Workspace\nitems: []\n",
+        "kind: List\nitems: [{kind: List, items: [{kind: Workspace}]}]\n",
+        "a: &a {kind: Workspace}\n<<: *a\n",
+    ],
 )
 def test_ours_that_cannot_be_read_are_not_taken_for_others(text: str) -> None:
     (found,) = check_documents(text, "w.yaml")
@@ -102,6 +110,61 @@ def test_any_text_is_checked_or_refused(text: str) -> None:
     assert all(each.problems or each.does for each in found)
 
 
+@pytest.mark.parametrize("group", ["app.terraform.io/v1alpha2", "kaito.sh/v1beta1"])
+def test_workspaces_of_other_projects_are_theirs(group: str) -> None:
+    assert check_documents(f"apiVersion: {group}\nkind: Workspace\nresource: 1\n", "w.yaml") == []
+
+
+@pytest.mark.parametrize("image", ["HTTP://!!", "a b", "hf://org/name"])
+def test_images_that_none_can_have_are_refused(image: str) -> None:
+    text = WORKSPACE.replace("registry.example/team/chat:v1", f"'{image}'")
+    more = CACHED_MODEL.replace("registry.example/team/warm:v1", f"'{image}'")
+    found = check_documents(f"{text}---\n{more}", "w.yaml")
+    assert [len(each.problems) for each in found] == [1, 1]
+
+
+def test_objects_as_a_server_has_them_are_valid() -> None:
+    document = yaml.safe_load(WORKSPACE)
+    document["metadata"] |= {
+        "uid": "u",
+        "generation": 3,
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+    }
+    document["status"] = {"conditions": []}
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [document]})
+    assert [each.problems for each in check_documents(text, "stdin")] == [()]
+
+
+def test_what_a_repository_has_beside_hides_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a-template.yaml").write_text("{{- if .Values.on }}\nkind: Workspace\n")
+    (tmp_path / "b-package.json").write_text('{\n\t"name": "x"\n}')
+    (tmp_path / "c-large.yaml").write_text("#" * (2 << 20))
+    (tmp_path / "d-broken.yaml").write_text(WORKSPACE + "  a: b: c\n")
+    (tmp_path / "e-wrong.yaml").write_text(WORKSPACE + "  replicas: -1\n")
+    (tmp_path / "f-good.yaml").write_text(CACHED_MODEL)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert main(["validate", str(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert "f-good.yaml" in told.out
+    assert "d-broken.yaml:6: not valid YAML" in told.err
+    assert "e-wrong.yaml:6: spec.replicas" in told.err
+    assert not any(name in told.err for name in ("a-template", "b-package", "c-large", "pipe.yaml"))
+
+
+@pytest.mark.parametrize(
+    "command", [("validate",), ("up", "--dry-run"), ("render", "--to", "compose")]
+)
+def test_a_pipe_or_a_device_is_no_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    os.mkfifo(tmp_path / "w.yaml")
+    for path in (str(tmp_path / "w.yaml"), "/dev/zero"):
+        assert main([*command, path]) != 0
+        assert "bug in weightyard" not in capsys.readouterr().err
+
+
 def test_examples_and_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(REPOSITORY / "examples"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -121,6 +184,9 @@ def test_what_is_not_there_or_nothing_of_ours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["validate", str(tmp_path / "none.yaml")]) == 3
+    assert main(["validate", "a" * 5000]) == 2
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["validate", "-"]) == 2
     monkeypatch.setattr("sys.stdin", io.StringIO(SERVICE))
     assert main(["validate", "-"]) == 0
     assert "no Workspace or CachedModel was found" in capsys.readouterr().out

@@ -13,6 +13,7 @@ import click
 
 from cache_agent.config import AgentConfig, json_schema
 from cache_agent.config.settings_file import parse_config
+from modelimage.document_files import read_document
 from modelimage.errors import InvalidInput, NotFound, why
 from weightyard.advanced import AdvancedOption
 from weightyard.console import Console, pass_console
@@ -127,8 +128,8 @@ def _read(path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_document(path)
+    except OSError as error:
         raise NotFound(
             f"can't read the settings {path}: {why(error)}", hint="Check --config."
         ) from error

@@ -13,6 +13,7 @@ import urllib3
 
 from modelimage import durable, mediatypes
 from modelimage.access import Access, open_image_repository
+from modelimage.document_files import read_document
 from modelimage.errors import GateFailed, InvalidInput, Unreachable
 from modelimage.reference import LayoutReference, RegistryReference, parse_image
 from modelimage.referrers import ArtifactFile, attach, make_artifact
@@ -142,14 +143,10 @@ def attach_probes(console: Console, *, image: str, file: Path, access: Access) -
 
 def _read(file: Path) -> ProbeSet:
     with durable.reading(file):
-        # Checked before reading, since the whole file goes into memory.
-        if file.stat().st_size > MOST_BYTES:
-            raise InvalidInput(f"{file} has more than {MOST_BYTES >> 10} KiB")
-        data = file.read_bytes()
-    try:
-        return parse_probes(data.decode(), what=str(file))
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{file} isn't UTF-8 text") from error
+        text = read_document(file)
+    if len(text.encode()) > MOST_BYTES:
+        raise InvalidInput(f"{file} has more than {MOST_BYTES >> 10} KiB")
+    return parse_probes(text, what=str(file))
 
 
 def _verdict(

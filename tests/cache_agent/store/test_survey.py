@@ -64,3 +64,33 @@ def test_pulls_go_on_while_a_model_is_removed(open_node: NodeFactory) -> None:
     node.store.models.remove(model.key)
     assert left == list(range(999, 999 - len(left), -1))
     assert left
+
+
+def test_no_byte_of_a_pull_is_missed_at_any_step(open_node: NodeFactory) -> None:
+    """Law: once its space is reserved, its bytes are promised or stored, also while a file gets name and row."""
+    pulling: list[StoreSpace] = []
+    asked: list[threading.Thread] = []
+    found: dict[int, int] = {}
+
+    def measure(step: int) -> None:
+        view = pulling[0].view()
+        found[step] = view.own + view.promised
+
+    def look(operation: Operation) -> None:
+        if pulling:
+            ask = threading.Thread(target=measure, args=(len(asked),))
+            asked.append(ask)
+            ask.start()
+            # It waits for a transaction's end, or answers of this moment.
+            ask.join(0.05)
+
+    image, _, _ = simple_image(weights=[150_000])
+    node = open_node({"reg.test/m": image}, limits=ROOM, observe=look)
+    pulling.append(node.store.first.space)
+    pull(node)
+    for each in asked:
+        each.join()
+    whole = node.store.first.space.view().own
+    sums = [found[step] for step in sorted(found)]
+    reserved = next(step for step, size in enumerate(sums) if size >= whole)
+    assert [step for step, size in enumerate(sums) if step > reserved and size < whole] == []

@@ -1,0 +1,46 @@
+"""The prewarm directory holds whatever somebody puts there: an agent reads documents, and waits for nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cache_agent.prewarm.directory_source import DirectorySource
+
+GOOD = """\
+apiVersion: weightyard.dev/v1alpha1
+kind: CachedModel
+metadata: {name: good}
+spec: {image: registry.example/team/m:v1}
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "too large", "binary", "directory", "nothing"])
+def test_what_is_no_document_is_told_and_hides_no_other(tmp_path: Path, kind: str) -> None:
+    odd = tmp_path / "a-odd.yaml"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "device":
+        odd.symlink_to("/dev/zero")
+    elif kind == "too large":
+        odd.write_text(GOOD + "#" * (1 << 20))
+    elif kind == "binary":
+        odd.write_bytes(b"\xff\xfe\x00")
+    elif kind == "directory":
+        odd.mkdir()
+    else:
+        odd.symlink_to(tmp_path / "gone")
+    (tmp_path / "b-good.yaml").write_text(GOOD)
+    found = DirectorySource(tmp_path).read()
+    assert list(found.models) == ["good"]
+    assert len(found.problems) == (kind != "nothing")
+    assert all(each.startswith("a-odd.yaml: ") for each in found.problems)
+
+
+def test_a_file_has_so_many_problems_at_most(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("---\na\n" * 3000)
+    problems = DirectorySource(tmp_path).read().problems
+    assert len(problems) == 21
+    assert problems[-1] == "a.yaml: 2980 more problems"
