@@ -217,10 +217,11 @@ def test_what_is_reserved_while_an_inventory_is_taken_is_not_given_away_twice(
         monkeypatch.setattr("cache_agent.prewarm.reconciler.take_inventory", taken)
         options = ReconcilerOptions(look_seconds=24 * 3600.0)
         async with kept(open_node, node, options=options) as at:
-            at.reconciler.want(
-                [desired("m0", "reg.test/m0:v1", priority=90), desired("m1", "reg.test/m1:v1")]
-            )
+            first = desired("m0", "reg.test/m0:v1", priority=90)
+            at.reconciler.want([first])
             await until(reserving.is_set, what="reservation")
+            at.reconciler.want([first, desired("m1", "reg.test/m1:v1")])
+            await at.reaches("m1", "Waiting", "Queued")
             at.reconciler.stale()
             await at.reaches("m0", "Ready")
             await at.reaches("m1", "Waiting", "NoSpace")
