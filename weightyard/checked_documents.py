@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import yaml
 from pydantic import ValidationError
 
 from cache_agent.api.cached_model import KIND as CACHED_MODEL
 from cache_agent.api.cached_model import CachedModel
-from cache_agent.api.document_errors import compose, line_of, sentence
+from cache_agent.api.document_errors import compose, construct, lines_of
 from cache_agent.api.kube_objects import API_VERSION
 from modelimage.errors import InvalidInput
 from modelimage.reference import parse_image
-from modelimage.yaml_text import Loader
 from weightyard.text import format_duration
 from workspace.document import MAX_DOCUMENT_BYTES, workspace_in, workspace_of
 from workspace.images import images_of
@@ -52,7 +51,7 @@ def check_documents(text: str, file: str) -> list[CheckedDocument]:
 
 
 def mentions_ours(text: str) -> bool:
-    """Whether a text that can't be parsed may have been meant as a document of ours."""
+    """Whether a text may have a document of ours, without parsing it."""
     return _GROUP in text
 
 
@@ -98,28 +97,17 @@ def _checked(node: yaml.Node, file: str) -> CheckedDocument:
 
 def _workspace(node: yaml.Node, file: str) -> Workspace:
     # What a server has set doesn't belong into a file, but is no fault of an object that was read from one.
-    if _field(_field(node, "metadata"), "uid") is not None:
-        return workspace_of(_constructed(node, file))
+    is_read = _field(_field(node, "metadata"), "uid") is not None
+    if is_read and _text(node, "apiVersion"):
+        return workspace_of(construct(node, file))
     return workspace_in(node, file)
 
 
 def _cached_model(node: yaml.Node, file: str) -> CachedModel:
     try:
-        return CachedModel.parse(_constructed(node, file))
+        return CachedModel.parse(construct(node, file))
     except ValidationError as error:
-        raise InvalidInput(
-            "\n".join(
-                f"{file}:{line_of(node, each['loc'])}: {sentence(each, CachedModel)}"
-                for each in error.errors(include_url=False)
-            )
-        ) from error
-
-
-def _constructed(node: yaml.Node, file: str) -> Any:
-    try:
-        return Loader("").construct_document(node)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidInput(f"{file}: not valid YAML: {error}") from error
+        raise InvalidInput(lines_of(error, node, file, CachedModel)) from error
 
 
 def _field(node: yaml.Node | None, name: str, depth: int = 0) -> yaml.Node | None:

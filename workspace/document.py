@@ -11,9 +11,8 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from cache_agent.api.document_errors import compose, line_of, sentence
+from cache_agent.api.document_errors import compose, construct, lines_of, sentence
 from modelimage.errors import InvalidInput
-from modelimage.yaml_text import Loader
 from workspace.schema import Workspace
 
 MAX_DOCUMENT_BYTES: Final = 1 << 20
@@ -53,10 +52,7 @@ def parse_workspace(text: str, *, name: str, only: str | None = None) -> Workspa
 
 def workspace_in(node: yaml.Node, name: str) -> Workspace:
     """The Workspace of one document of a file. Raises InvalidInput, a line for each problem."""
-    try:
-        document = Loader("").construct_document(node)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidInput(f"{name}: not valid YAML: {error}", hint=_HINT) from error
+    document = construct(node, name, hint=_HINT)
     if not isinstance(document, dict):
         raise InvalidInput(
             f"{name}:{node.start_mark.line + 1}: a Workspace is a mapping, not {_kind(document)}",
@@ -65,13 +61,8 @@ def workspace_in(node: yaml.Node, name: str) -> Workspace:
     try:
         return Workspace.model_validate(document)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=True)
-        lines = [
-            f"{name}:{line_of(node, each['loc'])}: {sentence(each, Workspace)}" for each in details
-        ]
-        raise InvalidInput(
-            "\n".join(lines), hint=_hint([each["loc"] for each in details])
-        ) from error
+        places = [each["loc"] for each in error.errors(include_url=False)]
+        raise InvalidInput(lines_of(error, node, name, Workspace), hint=_hint(places)) from error
 
 
 def _hint(places: Sequence[Sequence[str | int]]) -> str:

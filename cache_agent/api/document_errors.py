@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from modelimage.errors import InvalidInput
@@ -50,6 +50,14 @@ def compose(text: str, name: str, *, hint: str) -> list[yaml.Node]:
     except (yaml.YAMLError, RecursionError) as error:
         raise InvalidInput(f"{name}: not valid YAML: {error}", hint=hint) from error
     return nodes
+
+
+def construct(node: yaml.Node, name: str, *, hint: str | None = None) -> Any:
+    """The value of a composed document. Raises InvalidInput."""
+    try:
+        return Loader("").construct_document(node)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidInput(f"{name}: not valid YAML: {error}", hint=hint) from error
 
 
 def _is_empty(node: yaml.Node | None) -> bool:
@@ -97,6 +105,14 @@ def line_of(node: yaml.Node, path: Sequence[str | int]) -> int:
             node = node.value[step]
             line = node.start_mark.line
     return line + 1
+
+
+def lines_of(error: ValidationError, node: yaml.Node, name: str, model: type[BaseModel]) -> str:
+    """All validation errors of a document of `model`, a line each, with the places in the file."""
+    return "\n".join(
+        f"{name}:{line_of(node, each['loc'])}: {sentence(each, model)}"
+        for each in error.errors(include_url=False)
+    )
 
 
 def sentence(error: ErrorDetails, model: type[BaseModel]) -> str:

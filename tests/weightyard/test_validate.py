@@ -80,6 +80,7 @@ def test_items_of_a_list_are_documents() -> None:
         "apiVersion: weightyard.dev/v1alpha1\nkind: Workspace\nitems: []\n",
         "kind: List\nitems: [{kind: List, items: [{kind: Workspace}]}]\n",
         "a: &a {kind: Workspace}\n<<: *a\n",
+        "kind: Workspace\nmetadata: {uid: u}\n",
     ],
 )
 def test_ours_that_cannot_be_read_are_not_taken_for_others(text: str) -> None:

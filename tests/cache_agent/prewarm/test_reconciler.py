@@ -21,7 +21,7 @@ from cache_agent.store.budget import Reservation, StoreSpace
 from cache_agent.store.partials import identity
 from cache_agent.store.roots import Roots
 from cache_agent.store.space import Amount, SpaceLimits
-from cache_agent.store.values import Holder, HolderKind
+from cache_agent.store.values import Holder, HolderKind, StoredModel
 from modelimage.errors import RemoteRefused, WeightyardError
 from modelimage.record import CHUNK_SIZE
 from modelimage.reference import parse_image
@@ -147,26 +147,50 @@ def test_the_less_wanted_makes_room_once_its_label_is_gone_and_comes_back(
     run(test())
 
 
+# No inventory without a reason.
+UNLOOKED = ReconcilerOptions(look_seconds=24 * 3600.0)
+
+
+def while_taken(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    """Let something happen after each inventory was made, and before it is handed over."""
+
+    def taken(store: Roots, now: float) -> Inventory:
+        inventory = take_inventory(store, now)
+        happens()
+        return inventory
+
+    monkeypatch.setattr("cache_agent.prewarm.reconciler.take_inventory", taken)
+
+
+async def wanted_once(at: Keeping, factory: NodeFactory) -> StoredModel:
+    """The one model, fetched, a minute ago."""
+    at.reconciler.want([desired("a", "reg.test/m0:v1")])
+    await at.reaches("a", "Ready")
+    (model,) = at.node.store.models.all()
+    factory.now += 60
+    return model
+
+
+async def fetched_again(at: Keeping, factory: NodeFactory) -> None:
+    models = at.node.store.models
+    await until(lambda: [m.added for m in models.all()] == [factory.now], what="a refetch")
+
+
 def test_what_changes_while_an_inventory_is_taken_is_in_the_next_one(
     open_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = open_node(images(1))
     removals: list[Callable[[], object]] = []
 
-    def taken(store: Roots, now: float) -> Inventory:
-        inventory = take_inventory(store, now)
+    def remove() -> None:
         while removals:
             removals.pop()()
-        return inventory
 
-    monkeypatch.setattr("cache_agent.prewarm.reconciler.take_inventory", taken)
+    while_taken(monkeypatch, remove)
 
     async def test() -> None:
-        options = ReconcilerOptions(look_seconds=24 * 3600.0)
-        async with kept(open_node, node, options=options) as at:
-            at.reconciler.want([desired("a", "reg.test/m0:v1")])
-            await at.reaches("a", "Ready")
-            (first,) = node.store.models.all()
+        async with kept(open_node, node, options=UNLOOKED) as at:
+            first = await wanted_once(at, open_node)
             loop = asyncio.get_running_loop()
 
             async def stale() -> None:
@@ -176,13 +200,9 @@ def test_what_changes_while_an_inventory_is_taken_is_in_the_next_one(
                 node.store.models.remove(first.key)
                 asyncio.run_coroutine_threadsafe(stale(), loop).result()
 
-            open_node.now += 60
             removals.append(removed_by_another)
             at.reconciler.stale()
-            await until(
-                lambda: [m.added for m in node.store.models.all()] == [open_node.now],
-                what="a refetch",
-            )
+            await fetched_again(at, open_node)
 
     run(test())
 
@@ -206,17 +226,14 @@ def test_what_is_reserved_while_an_inventory_is_taken_is_not_given_away_twice(
         async def settled() -> None:
             await until(lambda: not at.reconciler._settling, what="settled fetch")
 
-        def taken(store: Roots, now: float) -> Inventory:
-            inventory = take_inventory(store, now)
+        def settle() -> None:
             if reserving.is_set() and not counted.is_set():
                 counted.set()
                 asyncio.run_coroutine_threadsafe(settled(), loop).result()
-            return inventory
 
         monkeypatch.setattr(StoreSpace, "reserve", held_up)
-        monkeypatch.setattr("cache_agent.prewarm.reconciler.take_inventory", taken)
-        options = ReconcilerOptions(look_seconds=24 * 3600.0)
-        async with kept(open_node, node, options=options) as at:
+        while_taken(monkeypatch, settle)
+        async with kept(open_node, node, options=UNLOOKED) as at:
             first = desired("m0", "reg.test/m0:v1", priority=90)
             at.reconciler.want([first])
             await until(reserving.is_set, what="reservation")
@@ -237,29 +254,21 @@ def test_an_inventory_that_fails_is_taken_again_before_the_next_plan(
     node = open_node(images(1))
     failures: list[WeightyardError] = []
 
-    def taken(store: Roots, now: float) -> Inventory:
+    def fail() -> None:
         if failures:
             raise failures.pop()
-        return take_inventory(store, now)
 
-    monkeypatch.setattr("cache_agent.prewarm.reconciler.take_inventory", taken)
+    while_taken(monkeypatch, fail)
 
     async def test() -> None:
-        options = ReconcilerOptions(look_seconds=24 * 3600.0)
-        async with kept(open_node, node, options=options) as at:
-            at.reconciler.want([desired("a", "reg.test/m0:v1")])
-            await at.reaches("a", "Ready")
-            (first,) = node.store.models.all()
-            open_node.now += 60
+        async with kept(open_node, node, options=UNLOOKED) as at:
+            first = await wanted_once(at, open_node)
             node.store.models.remove(first.key)
             failures.append(DiskFailed("it fails once"))
             at.reconciler.stale()
             await until(lambda: not failures, what="a failure")
             at.reconciler.wake()
-            await until(
-                lambda: [m.added for m in node.store.models.all()] == [open_node.now],
-                what="a refetch",
-            )
+            await fetched_again(at, open_node)
 
     run(test())
 
