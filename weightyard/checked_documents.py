@@ -99,7 +99,7 @@ def _workspace(node: yaml.Node, file: str) -> Workspace:
     # What a server has set doesn't belong into a file, but is no fault of an object that was read from one.
     is_read = _field(_field(node, "metadata"), "uid") is not None
     if is_read and _text(node, "apiVersion"):
-        return workspace_of(construct(node, file))
+        return workspace_of(construct(node, file), to_be_stored=True)
     return workspace_in(node, file)
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from cache_agent.api.document_errors import compose, construct, lines_of, sentence
 from modelimage.errors import InvalidInput
+from workspace.field_types import STORED
 from workspace.schema import Workspace
 
 MAX_DOCUMENT_BYTES: Final = 1 << 20
@@ -77,8 +78,11 @@ def _kind(value: object) -> str:
     return "empty" if value is None else type(value).__name__
 
 
-def workspace_of(document: Mapping[str, Any]) -> Workspace:
-    """Parses the Workspace from an API server's document, which has more fields than a file. Raises InvalidInput."""
+def workspace_of(document: Mapping[str, Any], *, to_be_stored: bool = False) -> Workspace:
+    """Parses the Workspace from an API server's document, which has more fields than a file. Raises InvalidInput.
+
+    A field without effect is refused only in one that is `to_be_stored` (again): see `refuse_without_effect`.
+    """
     metadata = document["metadata"]
     own = {
         name: metadata[name]
@@ -92,7 +96,8 @@ def workspace_of(document: Mapping[str, Any]) -> Workspace:
                 "kind": document["kind"],
                 "metadata": own,
                 "spec": document.get("spec"),
-            }
+            },
+            context=None if to_be_stored else STORED,
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo
 
 from cache_agent.api.kube_objects import LabelKey, LabelValue, ResourceAmount
 
@@ -17,6 +17,20 @@ _ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 # Kubernetes' numbers have 32 bits; nothing here is near this.
 MOST_REPLICAS = 10_000
 MOST_NODES = 32  # of one replica
+
+
+# The validation context of a document that an API server has stored.
+STORED: Final = {"stored": True}
+
+
+def refuse_without_effect(info: ValidationInfo, why: str) -> None:
+    """Refuses a field that would do nothing, unless the document is stored already.
+
+    Rules of this kind grow with each release. What an earlier one accepted still says clearly what is wanted, so its
+    servers must not be left alone for it; the CRD's rules tell whoever changes it next.
+    """
+    if not info.context:
+        raise ValueError(why)
 
 
 def refuse_repeats(field: str, names: list[str]) -> None:

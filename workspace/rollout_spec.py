@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from cache_agent.api.kube_objects import NonEmpty, ObjectName, Strict
-from workspace.field_types import as_enum, refuse_repeats
+from workspace.field_types import as_enum, refuse_repeats, refuse_without_effect
 
 _DAY: Final = 86_400
 _WEEK: Final = 7 * _DAY
@@ -32,6 +32,11 @@ class Strategy(Enum):
     CANARY = "canary"
     BLUE_GREEN = "blueGreen"
     EXTERNAL = "external"
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a new version runs beside the other and is judged before it takes over."""
+        return self in (Strategy.CANARY, Strategy.BLUE_GREEN)
 
 
 class Pause(Strict):
@@ -221,6 +226,8 @@ class Rollout(Strict):
     @property
     def given_steps(self) -> tuple[RolloutStep, ...]:
         """The steps, or those that a canary has by default."""
+        if not self.strategy.has_steps:
+            return ()
         return self.steps or (_CANARY_STEPS if self.strategy is Strategy.CANARY else ())
 
     @property
@@ -234,22 +241,21 @@ class Rollout(Strict):
         return any(each.analysis is not None for each in self.given_steps)
 
     @model_validator(mode="after")
-    def _analysed(self) -> Self:
-        without = self.strategy in (Strategy.ROLLING, Strategy.EXTERNAL)
-        if without and "analysis" in self.model_fields_set:
-            raise ValueError("analysis is for strategy: canary or blueGreen")
+    def _analysed(self, info: ValidationInfo) -> Self:
+        if not self.strategy.has_steps and "analysis" in self.model_fields_set:
+            refuse_without_effect(info, "analysis is for strategy: canary or blueGreen")
         return self
 
     @model_validator(mode="after")
-    def _kept(self) -> Self:
+    def _kept(self, info: ValidationInfo) -> Self:
         if self.strategy is not Strategy.BLUE_GREEN and "keep_seconds" in self.model_fields_set:
-            raise ValueError("keepSeconds is for strategy: blueGreen")
+            refuse_without_effect(info, "keepSeconds is for strategy: blueGreen")
         return self
 
     @model_validator(mode="after")
-    def _fitting_steps(self) -> Self:
-        if self.strategy in (Strategy.ROLLING, Strategy.EXTERNAL) and self.steps:
-            raise ValueError("steps are for strategy: canary or blueGreen")
+    def _fitting_steps(self, info: ValidationInfo) -> Self:
+        if self.steps and not self.strategy.has_steps:
+            refuse_without_effect(info, "steps are for strategy: canary or blueGreen")
         if self.strategy is Strategy.BLUE_GREEN and not all(each.pause for each in self.steps):
             raise ValueError(
                 "steps of blueGreen are pauses: before the requests move, there are none to share or compare"

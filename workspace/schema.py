@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from cache_agent.api.cached_model import VariantName
 from cache_agent.api.kube_objects import (
@@ -33,6 +33,7 @@ from workspace.field_types import (
     Text,
     as_enum,
     refuse_repeats,
+    refuse_without_effect,
 )
 from workspace.provisioning_spec import Provisioner, Provisioning
 from workspace.rollout_spec import EVEN_WEIGHT, Rollout, Strategy
@@ -216,9 +217,9 @@ class Runtime(Strict):
         return self
 
     @model_validator(mode="after")
-    def _traceable(self) -> Self:
+    def _traceable(self, info: ValidationInfo) -> Self:
         if self.tracing is not None and self.engine is not Engine.VLLM:
-            raise ValueError("tracing is for the engine vllm")
+            refuse_without_effect(info, "tracing is for the engine vllm")
         return self
 
 
@@ -352,22 +353,24 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _attainable(self) -> Self:
+    def _attainable(self, info: ValidationInfo) -> Self:
         scaled = self.scale is not None and self.scale.by is not Autoscaler.BUILTIN
         if scaled and self.route is None and self.rollout.highest_weight > EVEN_WEIGHT:
-            raise ValueError(
+            refuse_without_effect(
+                info,
                 "with by: hpa or by: keda the old version keeps its servers, so no weight of rollout.steps above "
-                f"{EVEN_WEIGHT} is reached: give route, scale by: builtin, or smaller weights"
+                f"{EVEN_WEIGHT} is reached: give route, scale by: builtin, or smaller weights",
             )
         return self
 
     @model_validator(mode="after")
-    def _comparable(self) -> Self:
+    def _comparable(self, info: ValidationInfo) -> Self:
         engine = self.runtime.engine
         if engine is not Engine.VLLM and self.rollout.compares:
-            raise ValueError(
+            refuse_without_effect(
+                info,
                 f"an analysis reads what vLLM counts, and {engine.value} counts otherwise: give rollout.steps of "
-                "weights and pauses"
+                "weights and pauses",
             )
         return self
 

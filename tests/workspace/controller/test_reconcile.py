@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from modelimage.errors import InvalidInput
 from tests.workspace import samples
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from workspace.controller.observation import revisions
+from workspace.document import parse_workspace
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -271,6 +274,55 @@ def test_a_document_that_cannot_be_read_leaves_everything_as_it_is() -> None:
     assert len(made.ready_servers()) == 1
     assert condition(made, "ModelResolved")["reason"] == "InvalidInput"
     assert condition(made, "Cached")["status"] == "True"
+
+
+ANALYSED: Json = {"steps": [{"weight": 50}, {"analysis": {"seconds": 60}}]}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"rollout": {"analysis": {"minRequests": 5}}},
+        {"rollout": {"keepSeconds": 60}},
+        {"rollout": ANALYSED},
+        {"rollout": {"strategy": "canary", **ANALYSED}, "runtime": {"engine": "sglang"}},
+        {"runtime": {"engine": "sglang", "tracing": {"endpoint": "http://collector:4317"}}},
+        {
+            "scale": {"min": 1, "max": 1, "by": "hpa"},
+            "rollout": {"strategy": "canary", "steps": [{"weight": 80}]},
+        },
+    ],
+)
+def test_a_stored_field_without_effect_is_refused_to_whoever_writes_it_and_stops_nothing(
+    spec: Json,
+) -> None:
+    stored = samples.document(**spec)
+    with pytest.raises(InvalidInput):
+        parse_workspace(json.dumps(stored), name="chat.yaml")
+    made = cluster("n1", "n2", "n3", **spec)
+    made.settle()
+    assert (len(made.ready_servers()), condition(made, "Ready")["status"]) == (1, "True")
+    made.api.update(
+        "Workspace", NAMESPACE, NAME,
+        lambda d: (d["spec"].pop("scale", None), d["spec"].update(replicas=2)),
+    )  # fmt: skip
+    made.settle()
+    assert (len(made.ready_servers()), condition(made, "Ready")["status"]) == (2, "True")
+
+
+def test_a_stored_analysis_of_an_engine_that_counts_otherwise_waits_for_a_person() -> None:
+    rollout = {"strategy": "canary", **ANALYSED}
+    made = cluster("n1", "n2", "n3", replicas=1, rollout=rollout, runtime={"engine": "sglang"})
+    made.settle()
+    made.change_spec(model={"image": "registry.example/team/llama:v2"})
+    made.settle()
+    made.later(86_400)
+    made.settle()
+    version = status(made)["rollout"]["version"]
+    assert condition(made, "Ready")["reason"] in ("Comparing", "Inconclusive")
+    made.annotate(promote=version)
+    made.settle()
+    assert condition(made, "Ready")["status"] == "True"
 
 
 def test_scaled_to_zero_one_node_stays_warm_and_the_activator_answers() -> None:

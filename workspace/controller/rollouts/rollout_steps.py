@@ -26,7 +26,7 @@ def stages(spec: Rollout) -> tuple[Stage, ...]:
     Probes are asked of servers that get no requests yet: of one of a canary, of all of blueGreen.
     """
     found, weight = [], 0
-    probed = spec.analysis.probes is not None and spec.strategy is not Strategy.ROLLING
+    probed = spec.analysis.probes is not None and spec.strategy.has_steps
     if spec.strategy is Strategy.BLUE_GREEN or probed:
         found.append(Stage("weight", 0))
     if probed:
