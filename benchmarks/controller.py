@@ -36,8 +36,8 @@ from workspace.controller.node_caches.cache_view import MODEL, NODE
 from workspace.controller.node_caches.cached_model_controller import CacheRunner
 from workspace.controller.process.health_server import Liveness
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 
 EDITS = 5

@@ -37,7 +37,7 @@ _WANTED: Final = _HISTOGRAMS | {_PREEMPTIONS, _FINISHED, _CORRUPTED, _ANSWERS}
 
 
 @dataclass(frozen=True, slots=True)
-class ServerCounts:
+class ServerTotals:
     """What servers counted: `requests` that ended, those of them that failed, preemptions, and times in seconds."""
 
     requests: float = 0.0
@@ -47,9 +47,9 @@ class ServerCounts:
     next_token: Buckets = field(default_factory=dict)
     queue: Buckets = field(default_factory=dict)
 
-    def since(self, earlier: ServerCounts) -> ServerCounts:
+    def since(self, earlier: ServerTotals) -> ServerTotals:
         """What was counted after `earlier`, a reading of the same process."""
-        return ServerCounts(
+        return ServerTotals(
             self.requests - earlier.requests,
             self.failed - earlier.failed,
             self.preemptions - earlier.preemptions,
@@ -58,7 +58,7 @@ class ServerCounts:
             _minus(self.queue, earlier.queue),
         )
 
-    def continues(self, earlier: ServerCounts) -> bool:
+    def continues(self, earlier: ServerTotals) -> bool:
         """Whether the same process counted on: after a restart some number is lower."""
         return (
             self.requests >= earlier.requests
@@ -133,7 +133,7 @@ class AnalysisResult:
     restarted: bool = False
 
 
-def parse_counts(text: str) -> ServerCounts:
+def parse_counts(text: str) -> ServerTotals:
     """A server's counts from its metrics page. Raises RemoteRefused when they can't be read or are missing."""
     sums: dict[str, float] = {}
     histograms: dict[str, dict[float, float]] = {}
@@ -153,7 +153,7 @@ def parse_counts(text: str) -> ServerCounts:
             "the server's metrics don't say how requests ended",
             hint="Versions are compared by vLLM's metrics; for other engines use pauses and promote by hand.",
         )
-    return ServerCounts(
+    return ServerTotals(
         requests=max(sums[_FINISHED], answered),
         failed=failed + sums.get(_CORRUPTED, 0.0),
         preemptions=sums.get(_PREEMPTIONS, 0.0),
@@ -163,10 +163,10 @@ def parse_counts(text: str) -> ServerCounts:
     )
 
 
-def total(counts: Iterable[ServerCounts]) -> ServerCounts:
+def total(counts: Iterable[ServerTotals]) -> ServerTotals:
     """The counts of several servers together."""
     listed = list(counts)
-    return ServerCounts(
+    return ServerTotals(
         sum(each.requests for each in listed),
         sum(each.failed for each in listed),
         sum(each.preemptions for each in listed),
@@ -176,7 +176,7 @@ def total(counts: Iterable[ServerCounts]) -> ServerCounts:
     )
 
 
-def judge(stable: ServerCounts, candidate: ServerCounts, settings: Analysis) -> Judgement:
+def judge(stable: ServerTotals, candidate: ServerTotals, settings: Analysis) -> Judgement:
     """Compares what both versions counted over the same time. A measure that one of them lacks isn't compared."""
     least = settings.min_requests
     if candidate.requests < least or stable.requests < least:
@@ -230,7 +230,7 @@ def quantile(buckets: Buckets, share: float) -> float | None:
 
 
 def _compared(
-    stable: ServerCounts, candidate: ServerCounts, settings: Analysis
+    stable: ServerTotals, candidate: ServerTotals, settings: Analysis
 ) -> Iterable[Compared]:
     limits = settings.max_regression
     error_rate = stable.failed / stable.requests

@@ -16,7 +16,7 @@ from modelimage.record import ModelFacts
 from workspace import arguments
 from workspace.fit import KV_FP8, KV_NATIVE
 from workspace.hardware import BFLOAT16_CAPABILITY, NOT_IN_FLOAT16, Gpu
-from workspace.schema import Engine
+from workspace.runtime_spec import Engine
 
 # Tokens of a common prompt and answer. More concurrent requests than the cache holds would preempt
 # each other in vLLM, which then computes their tokens again.

@@ -12,7 +12,8 @@ from typing import Final
 
 from workspace.arguments import Argument
 from workspace.node_groups import TRACED, GroupAddress, group_arguments
-from workspace.schema import Engine, Vendor
+from workspace.runtime_spec import Engine
+from workspace.schema import Vendor
 
 # vLLM's `--max-lora-rank` where nothing is given.
 DEFAULT_LORA_RANK: Final = 16

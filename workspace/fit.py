@@ -35,7 +35,8 @@ from workspace.hardware import (
     kernels_of,
     refusal,
 )
-from workspace.schema import AUTO_VARIANT, Engine
+from workspace.runtime_spec import Engine
+from workspace.schema import AUTO_VARIANT
 
 KV_NATIVE: Final = "auto"  # 16 bits; the record's bytes per token assume these
 KV_FP8: Final = "fp8"

@@ -18,7 +18,8 @@ from modelimage.cpus import cpu_condition, cpu_refusal
 from modelimage.errors import InvalidInput
 from modelimage.quantization import DEFAULT_VARIANT, Variant
 from modelimage.record import ModelFacts
-from workspace.schema import Engine, Resources, Vendor
+from workspace.runtime_spec import Engine
+from workspace.schema import Resources, Vendor
 
 _GIB: Final = 1 << 30
 # Share of a GPU's memory for the server. Always passed explicitly, so that plan and server agree.

@@ -22,7 +22,8 @@ from workspace.field_types import MOST_NODES
 from workspace.fit import KV_NATIVE, Demand, Fit, choose
 from workspace.hardware import DEFAULT_UTILIZATION, Hardware, compute_dtype, kernels_of
 from workspace.node_groups import GroupAddress
-from workspace.schema import Engine, EnvVar, Spec, Workspace
+from workspace.runtime_spec import Engine, EnvVar
+from workspace.schema import Spec, Workspace
 from workspace.servable import Servable
 from workspace.served_file import of_file
 from workspace.sources import is_pinned

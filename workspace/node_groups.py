@@ -14,7 +14,8 @@ from modelimage.architectures import has_stages
 from modelimage.errors import InvalidInput
 from workspace import arguments
 from workspace.arguments import Argument
-from workspace.schema import Engine, Spec
+from workspace.runtime_spec import Engine
+from workspace.schema import Spec
 
 # Where the leader waits for the workers. Messages then take ports that the system chooses.
 GROUP_PORT: Final = 29_500

@@ -16,7 +16,8 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from workspace.schema import Model, Resources, Runtime, Spec, Workspace
+from workspace.runtime_spec import Runtime
+from workspace.schema import Model, Resources, Spec, Workspace
 
 _WIDTH: Final = 110
 _HEAD: Final = """\

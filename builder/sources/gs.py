@@ -79,7 +79,7 @@ class GsObjects:
         what = f"{wanted.key!r} of {self._bucket}"
         service = self._service()
         blob = service.blob(self._bucket, wanted.key, int(wanted.pin))
-        passed = _Counted(span, what, write)
+        passed = _BoundedWriter(span, what, write)
         try:
             with mapped(what):
                 # Raw: the stored bytes. Their checksum is compared once the whole object is there.
@@ -121,7 +121,7 @@ class GsObjects:
             return self._made
 
 
-class _Counted:
+class _BoundedWriter:
     """What the client writes a range to: passes the bytes on, and refuses more than were asked for."""
 
     def __init__(self, span: ByteRange, what: str, write: Write) -> None:

@@ -37,7 +37,7 @@ from workspace.controller.main import ControllerOptions, run_controller
 from workspace.controller.observation import node_condition
 from workspace.controller.observation.observed import LWS_GROUP
 from workspace.controller.process.health_server import Liveness
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 
 Json = dict[str, Any]
 

@@ -56,6 +56,7 @@ class Site:
     promises: Promises = field(default_factory=Promises)
     program: Program | None = None
     held: dict[str, int] = field(default_factory=dict)
+    awaited: set[str] = field(default_factory=set)  # models that aren't held, with a pin
 
     def __post_init__(self) -> None:
         self.home.mkdir(parents=True)
@@ -217,7 +218,9 @@ class Site:
         known = self.client.models()
         self.assert_no_wrong_byte()
         given = {lease.id: lease.model for lease in self.client.leases()}
-        pins = {model.key for model in known if model.pinned}
+        # One that was set aside, with its source damaged too, is pinned again with its next pull.
+        self.awaited = self._marked() - {model.key for model in known}
+        pins = {model.key for model in known if model.pinned} | self.awaited
         broken = self.promises.broken(given if leases else self.promises.leases, pins)
         assert broken == [], broken
         # Whoever knew of its lease, or was found to use the model.
@@ -233,6 +236,12 @@ class Site:
         for number in range(len(self.models)):
             self.pull(number)
             self.whole(number)
+        pinned = {model.key for model in self.client.models() if model.pinned}
+        assert pinned >= self.awaited, f"not pinned again: {self.awaited - pinned}"
+
+    def _marked(self) -> set[str]:
+        """The models with a mark of a pin on disk, whether they are held or not."""
+        return {f"sha256:{each.name}" for each in self.paths.pins.iterdir()}
 
     def close(self) -> None:
         """End what runs, whatever state it is in, and remove everything."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelimage.errors import RemoteRefused
-from workspace.analysis import Outcome, ServerCounts, judge, parse_counts, quantile, total
+from workspace.analysis import Outcome, ServerTotals, judge, parse_counts, quantile, total
 from workspace.rollout_spec import Analysis
 
 SETTINGS = Analysis()
@@ -78,7 +78,7 @@ def test_the_same_and_the_better_pass() -> None:
 @pytest.mark.parametrize(("stable", "candidate"), [(100, 19), (19, 100), (0, 0)])
 def test_too_few_requests_decide_nothing(stable: int, candidate: int) -> None:
     verdict = judge(
-        ServerCounts(requests=stable), ServerCounts(requests=candidate, failed=candidate), SETTINGS
+        ServerTotals(requests=stable), ServerTotals(requests=candidate, failed=candidate), SETTINGS
     )
     assert verdict.outcome is Outcome.INCONCLUSIVE
     # No counts: each change of the text is written to the status.
@@ -133,7 +133,7 @@ def test_a_quantile_lies_in_the_right_bucket(values: list[float], share: float) 
 
 @given(st.floats(0.0, 1.0), st.integers(20, 10_000))
 def test_a_version_is_never_worse_than_itself(share: float, requests: int) -> None:
-    counts = ServerCounts(
+    counts = ServerTotals(
         requests,
         requests * share,
         requests * share,

@@ -29,8 +29,9 @@ from workspace.controller.conditions import StatusCondition
 from workspace.controller.reasons import Reason
 from workspace.rollout_spec import Rollout
 from workspace.route_spec import Route
+from workspace.runtime_spec import Runtime
 from workspace.scale_spec import Scale
-from workspace.schema import Model, Resources, Runtime, Workspace
+from workspace.schema import Model, Resources, Workspace
 from workspace.tenancy import Tenancy
 
 Json = dict[str, Any]

@@ -32,7 +32,7 @@ from workspace.controller.cluster.kube_api import KubernetesApi
 from workspace.controller.cluster.object_cache import WatchCache
 from workspace.controller.cluster.secrets import NamespacedResolver
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 from workspace.render.trace_settings import TraceSettings
 
 PASSWORD, API_KEY, OTEL = "pw-wonderland-5e1d", "sk-nobody-sees-this", "otel-nobody-sees"

@@ -28,19 +28,9 @@ from workspace.rollout_spec import (
     RolloutStep,
     Strategy,
 )
+from workspace.runtime_spec import Adapter, Engine, EnvVar, Runtime
 from workspace.scale_spec import Autoscaler, Scale
-from workspace.schema import (
-    Adapter,
-    Engine,
-    EnvVar,
-    Model,
-    Placement,
-    Resources,
-    Runtime,
-    Spec,
-    Vendor,
-    Workspace,
-)  # fmt: skip
+from workspace.schema import Model, Placement, Resources, Spec, Vendor, Workspace
 from workspace.tenancy import NetworkPolicy, Tenancy
 from workspace.toleration import Toleration
 from workspace.trace_context import Tracing

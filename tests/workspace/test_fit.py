@@ -31,7 +31,8 @@ from workspace.hardware import (
     find_gpu,
     refusal,
 )
-from workspace.schema import Engine, Vendor
+from workspace.runtime_spec import Engine
+from workspace.schema import Vendor
 
 GIB = 1 << 30
 LLAMA_8B = {

@@ -26,9 +26,9 @@ from workspace.images import resolve_workspace
 from workspace.node_groups import GROUP_PORT
 from workspace.render import names
 from workspace.render.cluster import render_kubernetes
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.pod import SCRATCH
 from workspace.render.release import plan_release, pod_site
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]

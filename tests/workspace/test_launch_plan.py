@@ -19,7 +19,7 @@ from workspace.arguments import value_of
 from workspace.fit import DoesNotFit
 from workspace.hardware import GPUS, Hardware
 from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch, startup_seconds
-from workspace.schema import Engine
+from workspace.runtime_spec import Engine
 from workspace.served_file import of_file
 
 GIB = 1 << 30

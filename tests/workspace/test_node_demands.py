@@ -18,8 +18,8 @@ from workspace.node_terms import Term, both, is_above, is_in, is_not_in, match
 from workspace.provisioning_spec import Provisioning
 from workspace.render.cluster import render_kubernetes
 from workspace.render.deployments import deployment
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.pod import pod_template
+from workspace.render.routing import SystemSettings
 from workspace.schema import Resources
 
 Json = dict[str, Any]

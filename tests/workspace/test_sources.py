@@ -19,8 +19,9 @@ from weightyard.cli import main
 from workspace.images import resolve_workspace
 from workspace.render.build_settings import BuildSettings
 from workspace.render.builder_objects import build_job
-from workspace.render.kubernetes import Routing, SystemSettings, surrounding_objects
+from workspace.render.kubernetes import surrounding_objects
 from workspace.render.names import build_policy
+from workspace.render.routing import Routing, SystemSettings
 from workspace.schema import Workspace
 from workspace.sources import NotBuilt, build_arguments, image_of, variants
 

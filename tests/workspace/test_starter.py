@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from workspace.document import parse_workspace
-from workspace.schema import Model, Resources, Runtime, Workspace
+from workspace.runtime_spec import Runtime
+from workspace.schema import Model, Resources, Workspace
 from workspace.starter import starter
 
 OPTIONAL = re.compile(r"^( *)#(\w+:.*)$")

@@ -30,11 +30,7 @@ from workspace.controller.main import ControllerOptions, run_controller
 from workspace.controller.process.health_server import Liveness, answering
 from workspace.controller.process.log_events import about
 from workspace.render.build_settings import BuildSettings
-from workspace.render.kubernetes import (
-    BUILDER_IMAGE,
-    DEFAULT_IMAGE,
-    SystemSettings,
-)
+from workspace.render.routing import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSettings
 from workspace.render.trace_settings import TraceSettings
 from workspace.trace_context import Tracing
 

@@ -25,7 +25,6 @@ from workspace.render.child_process import render_up
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
 from workspace.render.karpenter import node_pool
-from workspace.render.kubernetes import AGENT_IMAGE, SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
 from workspace.render.release import (
     PinnedModel,
@@ -36,6 +35,7 @@ from workspace.render.release import (
     pod_site,
     store_site,
 )
+from workspace.render.routing import AGENT_IMAGE, SystemSettings
 from workspace.render.standalone import check_reachable, undemanded_gpu
 from workspace.schema import AUTO_VARIANT, Workspace
 from workspace.sources import source_uri

@@ -12,7 +12,7 @@ from typing import Final
 from modelimage.child import SAFE_PATH, run_child
 from modelimage.errors import EngineFailed, InvalidInput, TimedOut, why
 from workspace.engines import TEMPLATES
-from workspace.schema import Engine
+from workspace.runtime_spec import Engine
 
 _PROBE_STALL: Final = 120.0  # seconds without any activity of the interpreter
 _INSTALL: Final = {

@@ -36,7 +36,7 @@ from workspace.controller.process.health_server import Liveness
 from workspace.controller.process.log_events import about
 from workspace.controller.process.metrics import ControllerSnapshot, Metrics
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,12 @@ writes is just another observation.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.errors import InvalidInput
 from workspace.controller import conditions
 from workspace.controller.changes import applies, deletes
-from workspace.controller.observation import nodes, revisions
+from workspace.controller.observation import revisions
 from workspace.controller.observation.cluster_state import CachedState, cached_state, nodes_to_warm
 from workspace.controller.observation.compare import with_intent
 from workspace.controller.observation.objects import (
@@ -31,6 +30,7 @@ from workspace.controller.observation.observed import (
 )
 from workspace.controller.observation.ownership import owned_by, owned_or_conflicting, permitted
 from workspace.controller.observation.revisions import Revision
+from workspace.controller.rollouts.desired_version import desired_version
 from workspace.controller.rollouts.rollout_view import (
     ActiveRollout,
     active_rollout,
@@ -71,9 +71,8 @@ from workspace.document import workspace_of
 from workspace.node_demands import on_demand_share
 from workspace.render import names
 from workspace.render.builder_objects import build_job
-from workspace.render.kubernetes import Part, Routing, has_activator, surrounding_objects
-from workspace.render.release import ResolvedImages, plan_release, pod_site
-from workspace.render.trace_settings import with_tracing
+from workspace.render.kubernetes import has_activator, surrounding_objects
+from workspace.render.routing import Routing, ServerPart
 from workspace.scale_spec import Autoscaler
 from workspace.schema import Workspace
 from workspace.sources import NotBuilt
@@ -107,7 +106,7 @@ class _Reconciliation:
         self.beside = on_demand_beside(self.current, workspace, find)
         self.asked = asked_shares(self.current, self.beside)
         # The order matters: each of these reads the ones before it.
-        self.spec_target = self._target()
+        self.spec_target = desired_version(workspace, observed, self.kept)
         # Either of the two shows what serves, whatever somebody has deleted.
         self.serving = self.current or self.beside
         self.goal = replica_goal(workspace, observed, self.asked.total if self.serving else None)
@@ -170,34 +169,6 @@ class _Reconciliation:
     def _trace(self) -> str:
         is_on = self.observed.environment.tracing.is_on
         return revisions.trace_of(self.target, self.workspace, self.observed.uid, traced=is_on)
-
-    def _target(self) -> Revision | WeightyardError | None:
-        """The desired version: an existing one with the same spec, or one planned from the registry's result."""
-        name = revisions.revision_name(self.workspace)
-        newest = max((each.number for each in self.kept if each.name != name), default=0)
-        for each in self.kept:
-            if each.name == name:
-                # A version that returns gets the highest number again, as `rollout history` orders by it.
-                return replace(each, number=each.number if each.number > newest else newest + 1)
-        resolved = self.observed.resolved
-        if not isinstance(resolved, ResolvedImages):
-            return resolved
-        tracing = self.observed.environment.tracing
-        try:
-            release = plan_release(
-                with_tracing(self.workspace, tracing.servers),
-                resolved,
-                hardware=nodes.hardware(self.observed.nodes, self.workspace.spec.resources),
-                site_of=pod_site(self.workspace, read_rate=self._read_rate()),
-            )
-        except WeightyardError as error:
-            return error
-        return revisions.new_revision(
-            self.workspace, release, number=newest + 1, uid=self.observed.uid, traced=tracing.is_on
-        )
-
-    def _read_rate(self) -> float | None:
-        return nodes.read_rate(self.observed.nodes, self.workspace.spec.resources)
 
     def _deployed(self) -> Revision | None:
         """The version that serves now, or did, if somebody deleted what keeps it while a new one is on trial."""
@@ -354,10 +325,10 @@ class _Reconciliation:
         has_floor = on_demand_share(self.workspace.spec.resources.provisioning, 1) > 0
         # What an edit, or the end of a rollout, leaves for a while counts as well.
         parts = {
-            Part.CANDIDATE: has_candidates
+            ServerPart.CANDIDATE: has_candidates
             or any(map(is_candidate, self.observed.pods(names.SERVER))),
-            Part.ON_DEMAND: has_floor or self.beside is not None,
-            Part.REST: True,
+            ServerPart.ON_DEMAND: has_floor or self.beside is not None,
+            ServerPart.REST: True,
         }
         least = self.counts.least_ready
         return Routing(

@@ -54,7 +54,7 @@ from workspace.controller.status.startups import (
 from workspace.controller.status.workspace_news import workspace_news
 from workspace.document import workspace_of
 from workspace.probes.verdicts import ProbeResult
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 from workspace.rollout_status import RolloutStatus
 from workspace.scaler import Load
 

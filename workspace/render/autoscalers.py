@@ -13,9 +13,10 @@ from workspace import arguments
 from workspace.engines import QUEUE_METRICS
 from workspace.render import names
 from workspace.render.groups import API_VERSION, KIND
+from workspace.runtime_spec import Engine
 from workspace.scale_spec import Autoscaler, Scale
 from workspace.scaler import DEFAULT_BATCH
-from workspace.schema import Engine, Workspace
+from workspace.schema import Workspace
 from workspace.server_metrics import HELD
 
 Json = dict[str, Any]

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from modelimage.trace_headers import VARIABLE
 from workspace.render import names
-from workspace.render.kubernetes import SystemSettings, meta
 from workspace.render.pod import SCRATCH, container_security, named_values, pod_security
 from workspace.render.quantities import canonical_all
+from workspace.render.routing import SystemSettings, meta
 from workspace.schema import Workspace
 from workspace.sources import build_arguments, image_of
 

@@ -8,15 +8,10 @@ from workspace.hardware import Hardware
 from workspace.node_demands import on_demand_share
 from workspace.render import groups, names
 from workspace.render.deployments import deployment, group_set, on_demand_deployment
-from workspace.render.kubernetes import (
-    Part,
-    Routing,
-    SystemSettings,
-    first_replicas,
-    surrounding_objects,
-)
+from workspace.render.kubernetes import first_replicas, surrounding_objects
 from workspace.render.pod import affinity, pod_template
 from workspace.render.release import Release
+from workspace.render.routing import Routing, ServerPart, SystemSettings
 from workspace.render.standalone import gpu_node_terms, limited, memory_limit
 from workspace.schema import Workspace
 
@@ -46,7 +41,7 @@ def render_kubernetes(
     )  # fmt: skip
     replicas = first_replicas(workspace)
     floor = on_demand_share(workspace.spec.resources.provisioning, replicas)
-    parts = [Part.ON_DEMAND, Part.REST] if floor else [Part.REST]
+    parts = [ServerPart.ON_DEMAND, ServerPart.REST] if floor else [ServerPart.REST]
     routing = Routing(
         ports=(release.plan.port,),
         nodes=nodes,

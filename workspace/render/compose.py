@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from cache_agent.api.kube_objects import parse_quantity
 from workspace.render import drain, names
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import Release, server_port
+from workspace.render.routing import SystemSettings
 from workspace.render.standalone import memory_limit
-from workspace.schema import EnvVar, Vendor, Workspace
+from workspace.runtime_spec import EnvVar
+from workspace.schema import Vendor, Workspace
 
 Json = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from workspace.node_demands import kept_off_spot, queue_label
 from workspace.render import groups, names
-from workspace.render.kubernetes import SystemSettings, meta
+from workspace.render.routing import SystemSettings, meta
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from workspace.engines import QUEUE_METRICS
-from workspace.schema import Engine
+from workspace.runtime_spec import Engine
 
 SETTLE_SECONDS: Final = 5  # until every node's proxy has removed the endpoint
 STOP_SECONDS: Final = 20  # from SIGTERM to the exit of an idle server

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from workspace.render import names
-from workspace.render.kubernetes import CLIENT_PORT, Routing, meta, service_of
+from workspace.render.kubernetes import CLIENT_PORT, service_of
+from workspace.render.routing import Routing, meta
 from workspace.route_spec import InferencePools, ParentRef, Route
 from workspace.schema import Workspace
 

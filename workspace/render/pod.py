@@ -21,7 +21,8 @@ from workspace.node_terms import Term, both, is_in
 from workspace.render import drain, names
 from workspace.render.quantities import canonical, total_bytes
 from workspace.render.release import Release
-from workspace.schema import EnvVar, Placement, Resources, Spec, Vendor, Workspace
+from workspace.runtime_spec import EnvVar
+from workspace.schema import Placement, Resources, Spec, Vendor, Workspace
 from workspace.toleration import Toleration
 
 Json = dict[str, Any]

@@ -18,7 +18,8 @@ from workspace.hardware import Hardware
 from workspace.launch_plan import LaunchPlan, Site, choose_variant, plan_launch
 from workspace.node_groups import GroupAddress
 from workspace.render import names
-from workspace.schema import DEFAULT_PORT, Workspace
+from workspace.runtime_spec import DEFAULT_PORT
+from workspace.schema import Workspace
 from workspace.servable import Servable
 from workspace.served_file import of_file
 

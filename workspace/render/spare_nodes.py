@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from workspace.node_demands import capacity_preferences, demanded_terms
 from workspace.render import names
-from workspace.render.kubernetes import meta
 from workspace.render.pod import tolerations
+from workspace.render.routing import meta
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

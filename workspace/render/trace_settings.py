@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from modelimage.trace_headers import ENDPOINTS, is_on
-from workspace.schema import Engine, Workspace
+from workspace.runtime_spec import Engine
+from workspace.schema import Workspace
 from workspace.trace_context import Tracing
 
 Json = dict[str, Any]

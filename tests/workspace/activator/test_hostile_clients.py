@@ -17,7 +17,8 @@ from modelimage.errors import Busy, TimedOut
 from tests.servers.process import child_environment
 from tests.workspace import samples
 from workspace.activator.bodies import Bodies, TooLarge
-from workspace.render.kubernetes import SystemSettings, surrounding_objects
+from workspace.render.kubernetes import surrounding_objects
+from workspace.render.routing import SystemSettings
 
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20

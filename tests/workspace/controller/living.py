@@ -22,8 +22,8 @@ from workspace.controller.cluster.watches import Watches
 from workspace.controller.node_caches.cached_model_controller import CacheRunner
 from workspace.controller.process.health_server import Liveness
 from workspace.controller.runner import Runner
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 
 

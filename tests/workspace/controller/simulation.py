@@ -37,8 +37,8 @@ from workspace.document import workspace_of
 from workspace.node_terms import match
 from workspace.probes.verdicts import ProbeResult
 from workspace.render import names
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 from workspace.sources import image_of, not_built
 

@@ -19,8 +19,8 @@ from workspace.controller.observation.revisions import revision_name
 from workspace.document import workspace_of
 from workspace.render import names
 from workspace.render.cluster import render_kubernetes
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.llmd import render_llmd
+from workspace.render.routing import SystemSettings
 
 Json = dict[str, Any]
 SPOT = {"karpenter.sh/capacity-type": "spot"}

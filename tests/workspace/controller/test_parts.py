@@ -25,14 +25,14 @@ from tests.workspace.controller.living import resolve
 from workspace.controller.cluster.kube_api import KubernetesApi
 from workspace.controller.cluster.object_cache import WatchCache
 from workspace.controller.cluster.secrets import NamespacedResolver
-from workspace.controller.loops.scaling_loop import Server, Targets, find_targets, policy_of
+from workspace.controller.loops.scaling_loop import ScrapedServer, Targets, find_targets, policy_of
 from workspace.controller.node_caches.cache_view import ClusterView
 from workspace.controller.observation.compare import holds, with_intent
 from workspace.controller.observation.nodes import KubeNode, read_rate
 from workspace.controller.process.queue import WorkQueue
 from workspace.controller.runner import Runner
 from workspace.render import names
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 from workspace.scaler import Policy
 from workspace.schema import Resources
 
@@ -264,9 +264,9 @@ def test_load_is_read_from_ready_pods_of_either_address_family() -> None:
     assert find_targets(workspace, objects) == Targets(
         3,
         (
-            Server("uid-a", "http://10.0.0.1:9000"),
-            Server("uid-b", "http://[fd00::1]:9000"),
-            Server("uid-d", "http://10.0.0.4:8000"),
+            ScrapedServer("uid-a", "http://10.0.0.1:9000"),
+            ScrapedServer("uid-b", "http://[fd00::1]:9000"),
+            ScrapedServer("uid-d", "http://10.0.0.4:8000"),
         ),
         None,
     )

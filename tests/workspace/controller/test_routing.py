@@ -25,7 +25,8 @@ from workspace.controller.servers.prewarm_pods import prewarm_pod
 from workspace.render import names
 from workspace.render.builder_objects import build_job
 from workspace.render.deployments import deployment as render
-from workspace.render.kubernetes import SystemSettings, surrounding_objects
+from workspace.render.kubernetes import surrounding_objects
+from workspace.render.routing import SystemSettings
 
 SCALED: Json = {"min": 0, "max": 2}
 TAKEN = [

@@ -24,8 +24,8 @@ from workspace.controller.cluster.object_cache import WatchCache
 from workspace.controller.observation.observed import Reference
 from workspace.controller.runner import Runner
 from workspace.render import names
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

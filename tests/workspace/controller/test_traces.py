@@ -23,13 +23,9 @@ from workspace.controller.loops.scaling_loop import ScalingLoop
 from workspace.controller.rollouts.rollout_view import rollout_before
 from workspace.controller.runner import Runner
 from workspace.render import names
-from workspace.render.kubernetes import (
-    DIRECT,
-    SystemSettings,
-    activator_deployment,
-    activator_policy,
-    network_policy,
-)
+from workspace.render.kubernetes import activator_deployment
+from workspace.render.network_policies import activator_policy, network_policy
+from workspace.render.routing import DIRECT, SystemSettings
 from workspace.render.trace_settings import TraceSettings, with_tracing
 from workspace.scaler import Load
 from workspace.schema import Workspace

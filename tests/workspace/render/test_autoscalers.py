@@ -12,7 +12,8 @@ from tests.workspace import samples
 from tests.workspace.render.test_kubernetes import one, rendered
 from workspace.engines import QUEUE_METRICS
 from workspace.render.autoscalers import autoscaler
-from workspace.schema import Engine, Workspace
+from workspace.runtime_spec import Engine
+from workspace.schema import Workspace
 from workspace.server_metrics import HELD
 
 Json = dict[str, Any]

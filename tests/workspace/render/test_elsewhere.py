@@ -20,9 +20,9 @@ from weightyard.cli import entries
 from workspace.render.child_process import render_up
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import ROOT, render_compose
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.llmd import render_llmd
 from workspace.render.release import pod_site, store_site
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

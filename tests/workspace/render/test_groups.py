@@ -17,9 +17,9 @@ from workspace.render import drain, names
 from workspace.render.cluster import render_kubernetes
 from workspace.render.groups import KIND
 from workspace.render.karpenter import node_pool
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.llmd import render_llmd
 from workspace.render.release import Release
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

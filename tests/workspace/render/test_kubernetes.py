@@ -14,15 +14,10 @@ from cache_agent.api.kube_objects import parse_quantity
 from modelimage.errors import InvalidInput
 from tests.workspace import openapi, samples
 from workspace.render.cluster import render_kubernetes
-from workspace.render.kubernetes import (
-    Routing,
-    SystemSettings,
-    activator_deployment,
-    server_service,
-    surrounding_objects,
-)
+from workspace.render.kubernetes import activator_deployment, server_service, surrounding_objects
 from workspace.render.pod import resources
 from workspace.render.release import PinnedModel
+from workspace.render.routing import Routing, SystemSettings
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

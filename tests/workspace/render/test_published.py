@@ -16,9 +16,9 @@ from workspace.render import names
 from workspace.render.autoscalers import autoscaler
 from workspace.render.cluster import render_kubernetes
 from workspace.render.http_route import http_route, version_services
-from workspace.render.kubernetes import Routing, SystemSettings
 from workspace.render.llmd import inference_pool, render_llmd
 from workspace.render.pod import pod_template
+from workspace.render.routing import Routing, SystemSettings
 from workspace.render.spare_nodes import spare_nodes
 
 Json = dict[str, Any]

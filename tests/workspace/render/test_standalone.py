@@ -11,10 +11,10 @@ from workspace.hardware import GPUS, requested_hardware
 from workspace.node_terms import Term, match
 from workspace.render.cluster import render_kubernetes
 from workspace.render.compose import render_compose
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.llmd import render_llmd
 from workspace.render.pod import affinity
 from workspace.render.quantities import total_bytes
+from workspace.render.routing import SystemSettings
 from workspace.render.standalone import gpu_node_terms, undemanded_gpu
 
 Json = dict[str, Any]

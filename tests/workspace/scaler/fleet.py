@@ -18,7 +18,7 @@ import aiohttp
 from tests.servers.process import ServerProcess, child_environment, free_port
 from workspace.activator.gate import QueueLimits
 from workspace.activator.proxy import Activator, ProxyOptions, serve
-from workspace.controller.loops.scaling_loop import Scaler, Server, Targets, read_load
+from workspace.controller.loops.scaling_loop import Scaler, ScrapedServer, Targets, read_load
 from workspace.scaler import Load, Policy
 
 Command = Callable[[int], Sequence[str]]  # of a port
@@ -59,7 +59,9 @@ class Fleet:
         for number in itertools.count():
             await self._probe(session)
             targets = Targets(
-                len(self.replicas), tuple(Server(url, url) for url in self.serving()), activator
+                len(self.replicas),
+                tuple(ScrapedServer(url, url) for url in self.serving()),
+                activator,
             )
             answer = scaler.step((await read_load(session, targets))[0], number * self.period)
             while len(self.replicas) < answer.replicas:
@@ -93,7 +95,9 @@ class Fleet:
         self.replicas.remove(replica)
 
     async def _load_of(self, session: aiohttp.ClientSession, replica: Replica) -> Load:
-        found, _ = await read_load(session, Targets(1, (Server(replica.url, replica.url),), None))
+        found, _ = await read_load(
+            session, Targets(1, (ScrapedServer(replica.url, replica.url),), None)
+        )
         return found
 
     async def _probe(self, session: aiohttp.ClientSession) -> None:

@@ -19,7 +19,7 @@ import aiohttp
 from modelimage.errors import InvalidInput
 from workspace.analysis import (
     QueryAnswer,
-    ServerCounts,
+    ServerTotals,
     Untold,
     parse_counts,
     with_queries,
@@ -163,10 +163,10 @@ class AnalysisLoop:
         found = await asyncio.gather(*(self._read(key, each, places) for each in servers))
         return {str(pod["metadata"]["uid"]): read for pod, read in zip(servers, found, strict=True)}
 
-    async def _read(self, key: Key, pod: Json, places: asyncio.Semaphore) -> ServerCounts | None:
+    async def _read(self, key: Key, pod: Json, places: asyncio.Semaphore) -> ServerTotals | None:
         return await read_metrics(self._session, pod, partial(self._parse, key), places)
 
-    def _parse(self, key: Key, page: str) -> ServerCounts:
+    def _parse(self, key: Key, page: str) -> ServerTotals:
         """A page's counts; the time that it takes is the Workspace's own."""
         began = self._clock()
         try:

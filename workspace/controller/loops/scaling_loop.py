@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 PERIOD: Final = 2.0  # seconds between readings
 
 
-class Server(NamedTuple):
+class ScrapedServer(NamedTuple):
     """A ready server: its pod's uid, and its URL."""
 
     uid: str
@@ -73,7 +73,7 @@ class Targets:
     """Where to read one Workspace's load: its ready servers, and its activator's URL, if any."""
 
     current: int
-    servers: tuple[Server, ...]
+    servers: tuple[ScrapedServer, ...]
     activator: str | None
 
 
@@ -258,14 +258,14 @@ def find_targets(workspace: Workspace, objects: Sequence[Json]) -> Targets:
     return Targets(current, _ready(own, objects), next((each.url for each in holding), None))
 
 
-def _ready(workload: Json | None, objects: Sequence[Json]) -> tuple[Server, ...]:
+def _ready(workload: Json | None, objects: Sequence[Json]) -> tuple[ScrapedServer, ...]:
     """A workload's ready servers, each at its own version's port."""
     if workload is None:
         return ()
     selector = server_labels(workload)
     # Pods, not the Service: a Service answers for one of them, and the queue is a sum over all.
     return tuple(
-        Server(str(pod["metadata"].get("uid")), url)
+        ScrapedServer(str(pod["metadata"].get("uid")), url)
         for pod in objects
         if pod["kind"] == "Pod" and is_ready(pod) and has_labels(pod, selector)
         for url in server_urls(pod)

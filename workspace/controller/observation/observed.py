@@ -19,8 +19,8 @@ from workspace.controller.observation.objects import has_ended, has_labels, is_o
 from workspace.controller.observation.pod_start import StartNews
 from workspace.probes.verdicts import ProbeResult
 from workspace.render import names
-from workspace.render.kubernetes import SystemSettings
 from workspace.render.release import ResolvedImages
+from workspace.render.routing import SystemSettings
 from workspace.rollout_status import RolloutStatus
 
 Json = dict[str, Any]

@@ -67,7 +67,7 @@ _SCALERS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ServerProblem:
     """What keeps a pod from running, and what to do about it."""
 
     reason: Reason
@@ -78,7 +78,7 @@ def worst_problem(
     pods: Sequence[Json],
     *deployments: Json | None,
     mounts: Mapping[str, MountNews] = _NO_NEWS,
-) -> Problem | None:
+) -> ServerProblem | None:
     """The problem to solve first, of some pods and of the Deployments that make them; None without a problem.
 
     `mounts` is what Events tell of pods' volumes, by the pods' uids.
@@ -109,14 +109,14 @@ def pull_progress(pods: Sequence[Json], mounts: Mapping[str, MountNews]) -> str:
     return ""
 
 
-def pod_problem(pod: Json, news: MountNews | None = None) -> Problem | None:
+def pod_problem(pod: Json, news: MountNews | None = None) -> ServerProblem | None:
     """Why a pod isn't ready; None if it is, or if it may only need time."""
     if is_ready(pod):
         return None
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if has_ended(pod):
         why = ": ".join(filter(None, (status.get("reason"), quoted(status.get("message", "")))))
-        return Problem(
+        return ServerProblem(
             Reason.POD_FAILED, f"{name} was ended by its node: {why or 'no reason is given'}."
         )
     placed = condition(pod, "PodScheduled")
@@ -124,7 +124,7 @@ def pod_problem(pod: Json, news: MountNews | None = None) -> Problem | None:
         why = quoted(
             placed.get("message") or placed.get("reason") or "the scheduler gives no reason"
         )
-        return Problem(
+        return ServerProblem(
             Reason.UNSCHEDULABLE,
             f"{name} has no node: {why}. Free or add what is missing, or change spec.resources.",
         )
@@ -140,21 +140,21 @@ def _news_of(pod: Json, mounts: Mapping[str, MountNews]) -> MountNews | None:
     return news if news is not None and waits_for_volumes(pod) else None
 
 
-def _of_volume(name: str, news: MountNews) -> Problem:
+def _of_volume(name: str, news: MountNews) -> ServerProblem:
     advice = "kubelet tries again until it works."
     if _NO_DRIVER in news.words:
         advice = "Its node has no running agent: see kubectl get pods of the agents and agent.nodeSelector."
-    return Problem(
+    return ServerProblem(
         Reason.FAILED_MOUNT,
         f"A volume of {name} can't be mounted: {quoted(news.words)}. {advice}",
     )
 
 
-def scaler_problem(observed: Observed, name: str) -> Problem | None:
+def scaler_problem(observed: Observed, name: str) -> ServerProblem | None:
     """Why the autoscaler can't scale; None if it can, or if there is none."""
     unread = observed.unread
     if unread is not None:
-        return Problem(
+        return ServerProblem(
             Reason.METRIC_UNAVAILABLE,
             f"The built-in scaler can't read the servers' load: {quoted(unread.message)}. {unread.hint or ''} "
             "The number of replicas stays.",
@@ -166,7 +166,7 @@ def scaler_problem(observed: Observed, name: str) -> Problem | None:
             # At 0 replicas a HorizontalPodAutoscaler pauses.
             if found.get("status") == "False" and found.get("reason") != "ScalingDisabled":
                 said = quoted(found.get("message") or found.get("reason", ""))
-                return Problem(
+                return ServerProblem(
                     Reason.METRIC_UNAVAILABLE,
                     f"The {kind} can't scale: {said}. The number of replicas stays; correct what publishes the "
                     "metric, or use scale.by: builtin.",
@@ -179,19 +179,19 @@ def _containers(status: Json) -> Iterator[Json]:
         yield from status.get(field) or ()
 
 
-def _of_container(pod: Json, container: Json) -> Problem | None:
+def _of_container(pod: Json, container: Json) -> ServerProblem | None:
     name, state = pod["metadata"]["name"], container.get("state") or {}
     waiting = state.get("waiting") or {}
     reason = _WAITING.get(waiting.get("reason", ""))
     said = quoted(waiting.get("message") or waiting.get("reason", ""))
     if reason is Reason.IMAGE_PULL_BACK_OFF:
-        return Problem(
+        return ServerProblem(
             reason,
             f"The image {container.get('image', '')} of {name} can't be pulled: {said}. "
             "Correct spec.runtime.image or spec.model.pullSecret.",
         )
     if reason is not None:
-        return Problem(
+        return ServerProblem(
             reason,
             f"The container {container.get('name')} of {name} can't start: {said}. "
             "Create what is missing, or correct spec.runtime.",
@@ -204,25 +204,25 @@ def _of_container(pod: Json, container: Json) -> Problem | None:
     return _of_end(pod, container, ended)
 
 
-def _of_end(pod: Json, container: Json, ended: Json) -> Problem:
+def _of_end(pod: Json, container: Json, ended: Json) -> ServerProblem:
     """The problem of a container that ended, from its exit and from its last words."""
     name, why = pod["metadata"]["name"], ended.get("reason") or "Error"
     words = quoted(ended.get("message", ""), last=True)
     if why in _NEVER_RAN:
-        return Problem(
+        return ServerProblem(
             Reason.CONTAINER_ERROR,
             f"The container {container.get('name')} of {name} can't start: {words or why}. Correct spec.runtime.",
         )
     times = container.get("restartCount") or 1
     count = f"{times} time{'s' * (times > 1)}"
     if why == "OOMKilled":
-        return Problem(
+        return ServerProblem(
             Reason.OOM_KILLED,
             f"{name} was killed (OOMKilled) {count} {_memory_limit(pod, container)}. "
             "Set spec.resources.memory to more, or spec.runtime.contextLength to less.",
         )
     told = f": {words}" if words else ""
-    return Problem(
+    return ServerProblem(
         Reason.CRASH_LOOP,
         f"{name} ended {count}, last with exit code {ended.get('exitCode')} ({why}){told}. "
         f"Run kubectl logs -p {name} to read its log.",
@@ -238,7 +238,7 @@ def _memory_limit(pod: Json, container: Json) -> str:
     return "without a memory limit of its own: its node's memory ran out"
 
 
-def _of_deployment(deployment: Json) -> Iterable[Problem]:
+def _of_deployment(deployment: Json) -> Iterable[ServerProblem]:
     status = deployment.get("status") or {}
     # Before the Deployment's controller has seen the newest spec, its conditions are about an older one.
     if status.get("observedGeneration", 0) < deployment.get("metadata", {}).get("generation", 0):
@@ -249,13 +249,13 @@ def _of_deployment(deployment: Json) -> Iterable[Problem]:
     )
     if failure.get("status") == "True":
         said = quoted(failure.get("message", ""))
-        yield Problem(
+        yield ServerProblem(
             Reason.FAILED_CREATE,
             f"Pods of {deployment['metadata']['name']} can't be created: {said}. Change the quota, the limit or the "
             "policy that is named, or spec.resources.",
         )
     if progress.get("reason") == "ProgressDeadlineExceeded":
-        yield Problem(
+        yield ServerProblem(
             Reason.PROGRESS_DEADLINE,
             f"Servers of the newest version don't get ready in time: {quoted(progress.get('message', ''))}. "
             "See their logs, or set spec.runtime.startupSeconds to more.",

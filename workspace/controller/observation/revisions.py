@@ -16,9 +16,9 @@ from typing import Any
 from modelimage.digest import Digest
 from workspace.render import names
 from workspace.render.groups import leader_template, worker_template
-from workspace.render.kubernetes import meta
 from workspace.render.pod import pod_template, trace_parent
 from workspace.render.release import Release
+from workspace.render.routing import meta
 from workspace.schema import Resources, Workspace
 
 Json = dict[str, Any]

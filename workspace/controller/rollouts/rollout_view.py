@@ -18,7 +18,7 @@ from workspace.controller.observation.objects import (
     of_version,
 )
 from workspace.controller.observation.observed import Observed
-from workspace.controller.observation.pod_problems import Problem, worst_problem
+from workspace.controller.observation.pod_problems import ServerProblem, worst_problem
 from workspace.controller.observation.pod_start import seconds_of, seconds_since
 from workspace.controller.observation.revisions import Revision, version_id
 from workspace.controller.reasons import Reason
@@ -237,7 +237,7 @@ def _deployments_of(observed: Observed, workspace: str, version: Revision) -> li
     return [each for each in found if each is not None and deployed_version(each) == version.id]
 
 
-def _hindrance(observed: Observed, workspace: str, version: Revision) -> Problem | None:
+def _hindrance(observed: Observed, workspace: str, version: Revision) -> ServerProblem | None:
     deployments = _deployments_of(observed, workspace, version)
     return worst_problem(_servers_of(observed, version), *deployments, mounts=observed.mounts)
 

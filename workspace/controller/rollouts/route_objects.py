@@ -11,7 +11,7 @@ from workspace.controller.rollouts.rollout_view import ActiveRollout
 from workspace.controller.rollouts.route_view import usable_route
 from workspace.render import names
 from workspace.render.http_route import http_route, version_services, written_weight
-from workspace.render.kubernetes import Routing
+from workspace.render.routing import Routing
 from workspace.rollout_spec import Strategy
 from workspace.schema import Workspace
 

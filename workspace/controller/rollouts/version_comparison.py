@@ -13,7 +13,7 @@ from workspace.analysis import (
     AnalysisResult,
     Judgement,
     Outcome,
-    ServerCounts,
+    ServerTotals,
     judge,
     total,
 )
@@ -22,7 +22,7 @@ from workspace.rollout_spec import Analysis
 # Requests of a server that tell of its empty caches, not of its version.
 WARM_UP: Final = 3
 # A server's counts by its pod's uid; None for one that couldn't be read.
-Readings = Mapping[str, ServerCounts | None]
+Readings = Mapping[str, ServerTotals | None]
 
 
 @dataclass(slots=True)
@@ -32,10 +32,10 @@ class VersionCounts:
     `ended` is what processes counted that have ended since.
     """
 
-    begun: dict[str, ServerCounts] = field(default_factory=dict)
-    last: dict[str, ServerCounts] = field(default_factory=dict)
-    ended: ServerCounts = field(default_factory=ServerCounts)
-    before: ServerCounts | None = None
+    begun: dict[str, ServerTotals] = field(default_factory=dict)
+    last: dict[str, ServerTotals] = field(default_factory=dict)
+    ended: ServerTotals = field(default_factory=ServerTotals)
+    before: ServerTotals | None = None
 
     def add(self, readings: Readings) -> bool:
         """Take readings. Returns whether one of the servers has started again since its last."""
@@ -53,7 +53,7 @@ class VersionCounts:
                 self.begun[uid] = counts
         return restarted
 
-    def total(self) -> ServerCounts:
+    def total(self) -> ServerTotals:
         """All that was counted."""
         if self.before is not None:
             return self.before

@@ -18,7 +18,7 @@ from workspace.controller.servers.replacements import departures
 from workspace.controller.servers.server_counts import ServerCounts
 from workspace.controller.servers.shares import Shares
 from workspace.render import names
-from workspace.render.kubernetes import Part
+from workspace.render.routing import ServerPart
 
 Json = dict[str, Any]
 
@@ -40,7 +40,7 @@ def group_counts(
     surges = not rolls and state.is_cached and needed
     # A server on several nodes goes with any of its pods, so all pods of its replacement have to be ready.
     return ServerCounts(
-        Shares(allowed), Shares(int(surges)), {Part.REST: 2 * active.nodes - 1}, gone
+        Shares(allowed), Shares(int(surges)), {ServerPart.REST: 2 * active.nodes - 1}, gone
     )
 
 

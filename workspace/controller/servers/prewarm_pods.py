@@ -13,7 +13,7 @@ from typing import Any
 from workspace.controller.observation.objects import has_ended, is_mounted
 from workspace.controller.observation.revisions import Revision
 from workspace.render import names
-from workspace.render.kubernetes import meta
+from workspace.render.routing import meta
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

@@ -39,7 +39,7 @@ from workspace.controller.servers.replica_goal import is_external, is_scaled_els
 from workspace.controller.servers.shares import Shares, divided, floor, moved
 from workspace.node_demands import is_spot
 from workspace.render import names
-from workspace.render.kubernetes import Budgets, Part
+from workspace.render.routing import Budgets, ServerPart
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -86,8 +86,8 @@ def server_counts(
     wanted = divided(goal, floor(workspace, active, goal))
     # What still stands in for the other part's servers stays too.
     parts = (
-        (Part.REST, rest, max(wanted.rest, asked.rest)),
-        (Part.ON_DEMAND, beside, max(wanted.on_demand, asked.on_demand)),
+        (ServerPart.REST, rest, max(wanted.rest, asked.rest)),
+        (ServerPart.ON_DEMAND, beside, max(wanted.on_demand, asked.on_demand)),
     )
     waits = {part: _waits(workspace, observed, part, pods, gone) for part, pods, _ in parts}
     least = {
@@ -151,13 +151,17 @@ def _can_replace(
 
 
 def _waits(
-    workspace: Workspace, observed: Observed, part: Part, servers: list[Json], gone: Departures
+    workspace: Workspace,
+    observed: Observed,
+    part: ServerPart,
+    servers: list[Json],
+    gone: Departures,
 ) -> float | None:
     """Seconds for which a drain of these may still wait for others; None while none is drained, or nothing is wrong."""
     if not any(map(gone.drains, servers)):
         return None
     others = [pod for pod in servers if not gone.takes(pod)]
-    own = names.on_demand(workspace.name) if part is Part.ON_DEMAND else workspace.name
+    own = names.on_demand(workspace.name) if part is ServerPart.ON_DEMAND else workspace.name
     makes_nodes = workspace.spec.resources.makes_nodes
     return patience(others, observed, deployment=own, makes_nodes=makes_nodes)
 

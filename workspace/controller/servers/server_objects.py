@@ -10,7 +10,7 @@ from workspace.controller.servers.server_counts import ServerCounts
 from workspace.controller.servers.shares import Shares, divided, floor
 from workspace.controller.servers.workloads import workload
 from workspace.render.deployments import candidate_deployment, on_demand_deployment
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

@@ -14,7 +14,7 @@ from workspace.controller.observation.observed import LWS_GROUP, Observed, Refer
 from workspace.controller.observation.revisions import Revision
 from workspace.render import groups, names
 from workspace.render.deployments import deployment, group_set
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 from workspace.schema import Workspace
 
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ from workspace.controller.observation.node_news import node_answer
 from workspace.controller.observation.objects import has_labels, is_ready
 from workspace.controller.observation.observed import Observed
 from workspace.controller.observation.pod_problems import (
-    Problem,
+    ServerProblem,
     prewarm_problem,
     pull_progress,
     scaler_problem,
@@ -190,7 +190,7 @@ def _cached(report_input: ReportInput) -> StatusCondition:
     return StatusCondition(kind, False, reason, text)
 
 
-def _server_problem(report_input: ReportInput, *, active: bool = True) -> Problem | None:
+def _server_problem(report_input: ReportInput, *, active: bool = True) -> ServerProblem | None:
     """What keeps servers of the version that runs from being ready, or those of the versions before it."""
     observed, version = report_input.observed, report_input.active
     pods = [*serving_pods(observed), *serving_pods(observed, ended=True)]
@@ -234,7 +234,7 @@ def _placed(report_input: ReportInput) -> StatusCondition:
     return StatusCondition(kind, True, Reason.PLACED, "Every replica has a node.")
 
 
-def _unscheduled(report_input: ReportInput, problem: Problem) -> StatusCondition:
+def _unscheduled(report_input: ReportInput, problem: ServerProblem) -> StatusCondition:
     """A pod without a node: the previous version holds what it needs, or no node fits it at all."""
     kind, version = conditions.SCHEDULED, report_input.active
     total, _ = server_count(report_input.observed)
@@ -284,14 +284,14 @@ def _at_zero(report_input: ReportInput) -> StatusCondition:
     return StatusCondition(kind, True, Reason.SCALED_TO_ZERO, text)
 
 
-def _activator_problem(report_input: ReportInput) -> Problem | None:
+def _activator_problem(report_input: ReportInput) -> ServerProblem | None:
     """Why the activator can't take requests; None if it can, or if there is none."""
     observed, workspace = report_input.observed, report_input.workspace
     pods = observed.pods(names.ACTIVATOR)
     if not has_activator(workspace) or any(map(is_ready, pods)):
         return None
     deployment = observed.find("Deployment", names.activator(workspace.name))
-    return worst_problem(pods, deployment, mounts=observed.mounts) or Problem(
+    return worst_problem(pods, deployment, mounts=observed.mounts) or ServerProblem(
         Reason.ACTIVATOR_NOT_READY,
         "The activator, which takes requests at 0 replicas, isn't ready yet.",
     )

@@ -29,7 +29,7 @@ from workspace.controller.cluster.leader import (
 )
 from workspace.controller.main import ControllerOptions, run_controller
 from workspace.controller.process.health_server import Liveness
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 
 Json = dict[str, Any]
 

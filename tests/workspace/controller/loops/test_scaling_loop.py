@@ -14,10 +14,16 @@ from tests.workspace.controller.living import resolve
 from workspace.controller.cluster.kube_api import KubernetesApi
 from workspace.controller.cluster.object_cache import Key, WatchCache
 from workspace.controller.loops import scaling_loop
-from workspace.controller.loops.scaling_loop import PERIOD, ScalingLoop, Server, Targets, read_load
+from workspace.controller.loops.scaling_loop import (
+    PERIOD,
+    ScalingLoop,
+    ScrapedServer,
+    Targets,
+    read_load,
+)
 from workspace.controller.runner import Runner
 from workspace.render import names
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 from workspace.scaler import Load, Reading
 
 Json = dict[str, Any]
@@ -118,7 +124,7 @@ def test_an_engine_without_queue_metrics_is_told_once() -> None:
         seen: list[tuple[str | None, int]] = []
         async with aiohttp.ClientSession() as session:
             while pages:
-                _, unread = await read_load(session, Targets(1, (Server("a", url),), None))
+                _, unread = await read_load(session, Targets(1, (ScrapedServer("a", url),), None))
                 runner.note_unread(QUICK, unread)
                 known = runner.wanted.unread.get(QUICK)
                 seen.append((known and known.message, len(runner.queue)))
@@ -180,7 +186,7 @@ def test_the_servers_of_one_workspace_are_read_a_few_at_a_time() -> None:
         await site.start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            servers = tuple(Server(str(number), url) for number in range(100))
+            servers = tuple(ScrapedServer(str(number), url) for number in range(100))
             load, unread = await read_load(session, Targets(1, servers, None))
         await runner.cleanup()
         assert load.waiting == 200

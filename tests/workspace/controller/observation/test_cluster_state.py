@@ -15,7 +15,7 @@ from workspace.controller.observation.nodes import KubeNode
 from workspace.controller.observation.observed import Observed
 from workspace.controller.observation.revisions import Revision
 from workspace.render import names
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 from workspace.schema import Resources
 
 Json = dict[str, Any]

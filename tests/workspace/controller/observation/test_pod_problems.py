@@ -13,7 +13,7 @@ from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_reconcile import Json, cluster, condition, status
 from workspace.controller.observation.pod_problems import pod_problem, worst_problem
 from workspace.render import names
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 
 PLACED = {"type": "PodScheduled", "status": "True"}
 NOT_READY = {"type": "Ready", "status": "False"}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.workspace.test_analysis import page
-from workspace.analysis import Outcome, ServerCounts, parse_counts
+from workspace.analysis import Outcome, ServerTotals, parse_counts
 from workspace.controller.rollouts.version_comparison import (
     WARM_UP,
     VersionComparison,
@@ -26,7 +26,7 @@ class Server:
     counted: int = 0
     began_at: int | None = None
 
-    def reading(self) -> ServerCounts:
+    def reading(self) -> ServerTotals:
         return parse_counts(page(requests=max(1, self.counted)))
 
 
@@ -55,7 +55,7 @@ def test_it_passes_only_when_every_server_was_read_and_enough_was_counted(
             answered[version] += number
         elif event == "restart":
             server.counted = 0
-        readings: dict[str, dict[str, ServerCounts | None]] = {
+        readings: dict[str, dict[str, ServerTotals | None]] = {
             name: {name: each.reading()} for name, each in servers.items()
         }
         if event == "unreadable":
@@ -81,10 +81,10 @@ def test_no_request_is_counted_twice_and_none_of_a_process_that_ended_is_lost(
     played: list[tuple[int, bool]],
 ) -> None:
     """But those after its last reading, for which the time begins again."""
-    counts, process, expected, began = VersionCounts(), ServerCounts(), 0.0, None
+    counts, process, expected, began = VersionCounts(), ServerTotals(), 0.0, None
     for number, restarts in played:
         if restarts:
-            process = ServerCounts()
+            process = ServerTotals()
         before = process.requests
         process = replace(process, requests=process.requests + number)
         known = counts.last.get("a")
@@ -102,17 +102,17 @@ def test_no_request_is_counted_twice_and_none_of_a_process_that_ended_is_lost(
 def test_what_is_left_out_is_counted_by_nobody() -> None:
     counts = VersionCounts()
     for requests in (10, 30):
-        counts.add({"a": ServerCounts(requests=requests)})
+        counts.add({"a": ServerTotals(requests=requests)})
     counts.leave_out()
     for requests in (500, 507):
-        counts.add({"a": ServerCounts(requests=requests)})
+        counts.add({"a": ServerTotals(requests=requests)})
     assert counts.total().requests == 20 + 7
 
 
 def test_after_a_restart_the_time_begins_again_and_what_was_counted_stays() -> None:
     comparison = VersionComparison("new/50", 0.0)
     for now, new in ((0.0, 10), (300.0, 100), (315.0, 4), (330.0, 60)):
-        comparison.add({"a": ServerCounts(100 + now)}, {"b": ServerCounts(new, failed=0)}, now)
+        comparison.add({"a": ServerTotals(100 + now)}, {"b": ServerTotals(new, failed=0)}, now)
     result = comparison.result(SETTINGS, 330.0)
     assert (result.seconds, result.restarted) == (15.0, True)
     assert comparison.candidate.total().requests == 90 + 56

@@ -17,7 +17,7 @@ from weightyard.exits import EXIT_CODES
 from workspace.render import names
 from workspace.render.build_settings import BuildSettings
 from workspace.render.builder_objects import LASTING_ERRORS, build_job
-from workspace.render.kubernetes import SystemSettings
+from workspace.render.routing import SystemSettings
 
 # Errors that another try may not meet: the world's, the node's, and other processes'.
 PASSING = {errors.NotWritable, errors.NoSpace, errors.Unreachable, errors.RateLimited, errors.Busy,
