@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from modelimage.errors import Busy, DigestMismatch, Fault, NotWritable, WeightyardError
+from modelimage.errors import Busy, DigestMismatch, Fault, NotFound, NotWritable, WeightyardError
 
 
 class DiskFailed(NotWritable):
@@ -24,6 +24,10 @@ class Exhausted(Busy):
 
 class LinkRefused(NotWritable):
     """The filesystem refuses a hard link (EXDEV, EPERM, EMLINK). Never replaced by a silent copy."""
+
+
+class NoStore(NotFound):
+    """A directory holds no store, and the caller creates none."""
 
 
 def cancelled() -> Cancelled:

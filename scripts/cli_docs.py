@@ -25,6 +25,10 @@ command's name:
 | `-q`, `--quiet` | Results and errors only. |
 | `--no-color` | No colours and no progress bars. |
 
+Stdout may be a pipe whose reader goes away (`weightyard ls | head -1`): the command ends without a message, with the
+exit code of a program that SIGPIPE ends, 141. A closed stdout (`>&-`) is an error with exit code 9, one whose disk is
+full with 10. What can't be written to stderr is lost.
+
 `--help` lists a command's usual options, `--help-all` also its advanced ones.
 `weightyard completion bash|zsh|fish` prints a completion script. `WEIGHTYARD_DEBUG=1` shows tracebacks.
 """

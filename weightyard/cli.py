@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
@@ -24,6 +24,7 @@ from weightyard import __version__, exits
 from weightyard.advanced import SuggestingGroup, help_all_option
 from weightyard.console import DEBUG_VARIABLE, Console, debugging
 from weightyard.extras import missing_extra
+from weightyard.standard_streams import ReaderGone, standard_streams
 
 # Commands that move models: a trace of anything else would say nothing.
 _TRACED: Final = frozenset({"build", "copy", "prewarm", "pull", "quantize", "up", "verify"})
@@ -143,10 +144,6 @@ def entries() -> dict[str, Entry]:
     return {entry.name: entry for _, group in SECTIONS for entry in group}
 
 
-class ReaderGone(Exception):
-    """The reader of stdout closed it. Click would exit the process on a bare BrokenPipeError."""
-
-
 class LazyGroup(SuggestingGroup):
     """A group that lists its commands from the table and imports one only when it is used."""
 
@@ -170,11 +167,13 @@ class LazyGroup(SuggestingGroup):
         return f" {_ELSEWHERE[given]}" if given in _ELSEWHERE else super().meant(ctx, given)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Invokes a command like click, except that a closed stdout raises ReaderGone."""
+        """Invokes a command like click, which would take every broken pipe for stdout's, and end the process."""
         try:
             return super().invoke(ctx)
+        except ReaderGone:
+            raise
         except BrokenPipeError as error:
-            raise ReaderGone from error
+            raise RuntimeError(f"unexpected: {error}") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the table by sections without importing any command."""
@@ -186,12 +185,14 @@ class LazyGroup(SuggestingGroup):
 
 def _configure(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
+        # The run has one Console, whatever level of the command line the option is at.
         ctx.find_root().ensure_object(Console).configure(**{str(param.name): True})
 
 
 def _output_options() -> list[click.Option]:
     """The output options. They are accepted before and after the subcommand's name."""
     common: dict[str, Any] = {
+        # Eager: an error in the rest of the command line is written in this form too.
         "is_flag": True, "is_eager": True, "expose_value": False, "callback": _configure,
     }  # fmt: skip
     return [
@@ -238,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> object:
         with _traced(words):
+            # Else click would print errors and exit by itself, with codes and words of its own.
             return weightyard.main(
                 args=words, prog_name="weightyard", standalone_mode=False, obj=console
             )
@@ -255,8 +257,13 @@ def _traced(words: Sequence[str]) -> AbstractContextManager[None]:
 
 def guarded(call: Callable[[], object], *, console: Console) -> int:
     """Runs a program's body, and turns its errors into messages on stderr and an exit code."""
+    with standard_streams():
+        return _guarded(call, console)
+
+
+def _guarded(call: Callable[[], object], console: Console) -> int:
     try:
-        outcome = _ungrouped(call)
+        outcome = _helping(call, console)
         # Flushed here, so that a closed stdout fails inside this `try` and not at exit.
         sys.stdout.flush()
     except WeightyardError as error:
@@ -268,13 +275,20 @@ def guarded(call: Callable[[], object], *, console: Console) -> int:
     except (click.Abort, KeyboardInterrupt):
         console.fail("interrupted", kind="Interrupted")
         return exits.INTERRUPTED
-    except (ReaderGone, BrokenPipeError):
-        # Python flushes stdout again at exit; without this, that flush would fail too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
         return exits.BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - the last frame: anything here is a bug and reported as one
         return _unexpected(error, console)
     return outcome if isinstance(outcome, int) else exits.OK
+
+
+def _helping(call: Callable[[], object], console: Console) -> object:
+    """The call's outcome; of a group without a command its help, which was asked for."""
+    try:
+        return _ungrouped(call)
+    except click.exceptions.NoArgsIsHelpError as error:
+        console.result({"help": error.format_message()}, error.format_message())
+        return exits.OK
 
 
 def _ungrouped(call: Callable[[], object]) -> object:
@@ -283,6 +297,7 @@ def _ungrouped(call: Callable[[], object]) -> object:
         return call()
     except ExceptionGroup as group:
         errors, bugs = group.split(WeightyardError)
+        # A bug among expected errors is told before them.
         if errors is None or bugs is not None:
             raise
         raise next(_leaves(errors)) from group
@@ -297,10 +312,6 @@ def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 def _usage(error: click.ClickException, console: Console) -> int:
-    # A group without a command: its help is what was asked for.
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        console.result({"help": error.format_message()}, error.format_message())
-        return exits.OK
     hint = None
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"See `{error.ctx.command_path} --help`."
@@ -311,7 +322,8 @@ def _usage(error: click.ClickException, console: Console) -> int:
 
 def _trace(error: Exception) -> None:
     if debugging():
-        traceback.print_exception(error)
+        with suppress(ReaderGone):
+            traceback.print_exception(error)
 
 
 def _unexpected(error: Exception, console: Console) -> int:

@@ -15,13 +15,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import IO, Any, Final
 
 import click
 
 from builder.reporter import Progress
 from weightyard.progress import open_progress
+from weightyard.standard_streams import ReaderGone
 from weightyard.text import middle_cut, one_line, printable
 
 _LEAST_CELL: Final = 12  # as many digits of a digest as commands take
@@ -71,6 +72,7 @@ class Console:
 
     def result(self, document: object, text: str) -> None:
         """Writes the command's result to stdout: `document` as JSON with --json, else `text`."""
+        # Not ASCII, so that names keep their letters; `printable` escapes what a terminal would obey.
         self._write(
             self.out, printable(json.dumps(document, ensure_ascii=False) if self.json else text)
         )
@@ -135,7 +137,11 @@ class Console:
         return open_progress(self, title, total_bytes, clock=self._clock)
 
     def fail(self, message: str, *, hint: str | None = None, kind: str = "Error") -> None:
-        """Writes the error that ends the command, and its hint."""
+        """Writes the error that ends the command, and its hint. Where nobody reads them, the exit code tells."""
+        with suppress(ReaderGone):
+            self._fail(message, hint, kind)
+
+    def _fail(self, message: str, hint: str | None, kind: str) -> None:
         if self.json:
             report = {"event": "error", "kind": kind, "message": message, "hint": hint}
             self._write(self.err, printable(json.dumps(report, ensure_ascii=False)))

@@ -18,6 +18,7 @@ from weightyard.extras import MissingExtra
 OK: Final = 0
 BUG: Final = 1
 USAGE: Final = 2
+# 128 and the signal's number, as shells report SIGINT and SIGPIPE.
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
@@ -62,7 +63,7 @@ MEANINGS: Final[Mapping[int, Meaning]] = {
     ),
     USAGE: Meaning("an option, reference or document that can't be understood", "see `--help`"),
     3: Meaning(
-        "an image, tag, source or workspace that isn't there",
+        "an image, tag, source, store or workspace that isn't there",
         "check the name; without credentials, private ones look absent",
     ),
     4: Meaning(
@@ -78,7 +79,10 @@ MEANINGS: Final[Mapping[int, Meaning]] = {
         "another revision, or `--convert-pickle`",
     ),
     8: Meaning("a variant that the image doesn't hold", "choose one that the message lists"),
-    9: Meaning("a destination that can't be written", "another directory, or permissions"),
+    9: Meaning(
+        "a destination that can't be written, or a closed stdout",
+        "another directory, or permissions",
+    ),
     10: Meaning(
         "a disk or budget that is full, or a model that doesn't fit or run on this hardware",
         "free space, raise the budget, or choose another variant",
@@ -106,7 +110,7 @@ MEANINGS: Final[Mapping[int, Meaning]] = {
     ),
     20: Meaning("a check of `weightyard doctor` that failed", "each finding says what to do"),
     INTERRUPTED: Meaning("interrupted with Ctrl-C", "run it again"),
-    BROKEN_PIPE: Meaning("the reader of the output went away"),
+    BROKEN_PIPE: Meaning("the reader of the output went away, as `head` does; nothing is said"),
 }
 
 

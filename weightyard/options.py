@@ -40,6 +40,19 @@ def root_option(command: Callable[P, R]) -> Callable[P, R]:
     )(command)
 
 
+def missing_root(root: Path, environ: Mapping[str, str]) -> str | None:
+    """What to tell of a root that somebody named and that isn't there; None for any other.
+
+    For commands that answer all the same, as of a machine where nothing was started yet.
+    """
+    named = root != default_root({**environ, ROOT_VARIABLE: ""})
+    return (
+        f"note: there is no {root}: check --root and {ROOT_VARIABLE}"
+        if named and not root.exists()
+        else None
+    )
+
+
 def workspace_argument(command: Callable[..., R]) -> Callable[..., R]:
     """Adds the argument WORKSPACE, passed as the keyword `given: str`; `-f WORKSPACE` is the same, as in kubectl."""
 

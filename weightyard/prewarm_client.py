@@ -94,6 +94,7 @@ def wait_ready(
             return
         if status.failure is not None and status.failure[0] in _LASTING:
             reason, message = status.failure
+            # A node's reason for a failure is the name of its error's class.
             kind = getattr(errors, reason)
             raise kind(message, hint="Correct it and try again; the agents keep retrying.")
         # Checked after the status, so that a deadline of 0 still reports a model that is ready.
@@ -162,7 +163,7 @@ class LocalTarget:
         return PrewarmStatus(found.state == "Ready", percent(found), text, failure)
 
     def nodes(self) -> list[NodeCache]:
-        with open_cache(self.root, self.access) as cache:
+        with open_cache(self.root, self.access, create=False) as cache:
             return [cache.status()]
 
     def _path(self, name: str) -> Path:
@@ -264,7 +265,9 @@ def free_name(target: PrewarmTarget, image: str, variant: str | None) -> str:
     """
     plain = name_of(image, variant)
     whole = f"{canonical_image(image)} {variant or ''}".encode()
+    # 54 characters, a hyphen and 8 digits: the 63 of `name_of`.
     unique = f"{plain[:54].rstrip('-')}-{Digest.of(whole).hex[:8]}"
+    # This one first: an image that once got the unique name keeps it, also when the plain one is free again.
     if target.spec(unique) is not None:
         return unique
     found = target.spec(plain)

@@ -24,10 +24,12 @@ from cache_agent.api.wire import (
     WarmView,
 )
 from cache_agent.daemon.store_setup import open_roots
+from cache_agent.errors import NoStore
 from cache_agent.net.sockets import is_listening
 from cache_agent.node.store_service import StoreService
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.roots import Roots
+from cache_agent.store.store import is_store
 
 # Imported by those that use them.
 if TYPE_CHECKING:
@@ -140,11 +142,12 @@ class StoreCache(StoreService):
 
 
 @contextmanager
-def open_cache(root: Path, access: Access | None = None) -> Iterator[Cache]:
+def open_cache(root: Path, access: Access | None = None, *, create: bool) -> Iterator[Cache]:
     """The cache at `root`: through its agent if one is listening, else the store itself, opened for this command.
 
-    `access` is for pulls and repairs; anonymous by default. Raises Busy when another process holds the store but
-    doesn't listen.
+    `access` is for pulls and repairs; anonymous by default. `create`: whether a store is created where there is none.
+    It is for what brings a model: all else would answer for a mistyped root as for an empty cache, and leave a store
+    there. Raises NoStore; Busy when another process holds the store but doesn't listen.
     """
     socket = StorePaths(root).socket
     if is_listening(socket):
@@ -152,5 +155,17 @@ def open_cache(root: Path, access: Access | None = None) -> Iterator[Cache]:
 
         yield AgentClient(socket)
         return
+    if not create:
+        require_store(root)
     with closing(StoreCache(open_roots(root), root, access)) as cache:
         yield cache
+
+
+def require_store(root: Path) -> None:
+    """Raises NoStore where there is none. Changes nothing."""
+    if not is_store(root):
+        raise NoStore(
+            f"no store at {root}",
+            hint="Check --root and WEIGHTYARD_ROOT (default: ~/.cache/weightyard/store). "
+            "`weightyard pull IMAGE` creates a store.",
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 from cache_agent.leases.holders import Machine
 from cache_agent.leases.usage import users_of
 from cache_agent.observability.events import Events
-from cache_agent.store.disk import Observer, ignore
+from cache_agent.store.disk import Observer, ignore, total_and_free
 from cache_agent.store.roots import Roots
 from cache_agent.store.space import SpaceLimits
 from cache_agent.store.store import StoreOptions
@@ -25,6 +25,13 @@ class StoreParts:
     observe: Observer = ignore
     boot: str | None = None
     machine: Machine = field(default_factory=Machine)
+
+
+def available_to_new(root: Path) -> int:
+    """The bytes that a store would take that isn't there yet. Raises DiskFailed."""
+    # Its filesystem is that of the directory which will hold it.
+    above = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
+    return max(0, SpaceLimits().view(*total_and_free(above)).headroom)
 
 
 def open_roots(

@@ -17,6 +17,7 @@ from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.sources.source import ChunkRange
 from cache_agent.store.partials import Partial, identity
 from cache_agent.store.publisher import CompletedFile
+from cache_agent.store.reservations import Reservation
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.errors import DigestMismatch, Unreachable
@@ -83,9 +84,9 @@ class Download:
         with self._lock:
             self._proven = False
 
-    def open(self, pause: Callable[[int], None] = lambda count: None) -> None:
-        """Open the partial. Raises NoSpace, NotWritable, DiskFailed."""
-        self._partial = self._store.partials.open(self.file, self.identity)
+    def open(self, room: Reservation, pause: Callable[[int], None] = lambda count: None) -> None:
+        """Open the partial, whose missing bytes `room` has reserved. Raises NoSpace, NotWritable, DiskFailed."""
+        self._partial = self._store.partials.open(self.file, self.identity, room=room)
         if self.replace:
             # Copies the correct chunks of the damaged file first, so only the others are fetched.
             self._store.repairer.salvage(self._partial, pause)

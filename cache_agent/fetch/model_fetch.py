@@ -16,7 +16,7 @@ from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.range_planner import plan_queues, unique_files
 from cache_agent.fetch.reuse_check import ReuseCheck
 from cache_agent.sources.source import Source
-from cache_agent.store.budget import Reservation
+from cache_agent.store.reservations import Reservation
 from cache_agent.store.store import Store
 from modelimage.record import Record, RecordFile
 from modelimage.repository import ImageReader
@@ -123,14 +123,13 @@ class ModelFetch:
     def _fetch_some(
         self, downloads: Sequence[Download], sources: Sequence[Source], reservation: Reservation
     ) -> None:
-        store, pull, missing = self.store, self.pull, {}
-        group = AdmissionGroup(store.files)
+        pull, missing = self.pull, {}
+        group = AdmissionGroup(self.store.files)
         # Only if some bytes prove nothing will the reuse check need the layers' digests.
         proving = all(source.authorizes for source in sources)
         for download in downloads:
             download.group = group
-            before = store.partials.size(download.identity)
-            download.open()
+            download.open(reservation)
             # A partial is named after its file only: a pull from another repository may have started it.
             if download.resumed:
                 download.mark_unproven()
@@ -138,8 +137,6 @@ class ModelFetch:
             # Of a layer with several files, of which there may be thousands, no download could compute the digest.
             if (download.resumed or not proving) and len(self.record.layer_files(layer)) == 1:
                 download.follow_layer(self.record.recipe(layer))
-            # Opening has allocated the whole partial: its bytes count as used now, not as promised.
-            reservation.spend(download.file.size - before)
             pull.check_cancelled()
             missing[download.file.digest] = download.missing()
         pull.run(

@@ -156,17 +156,17 @@ class NodeRepairer:
         file = next((f for f in record.files if f.digest == digest), None)
         if file is None or record.key != key:
             raise NotFound(f"{origin.image} no longer holds {digest.short}")
+        download = Download(file, origin.repository, store, replace=True)
         # Space for the whole file: the damaged one stays until the repaired one replaces it.
+        need = file.size - store.partials.size(download.identity)
         with (
             store.gate.working(),
             store.files.hold([digest]),
-            store.space.reserve(file.size) as reservation,
+            store.space.reserve(need, resumes={download.identity.hex}) as reservation,
         ):
             store.partials.begin(record)
-            download = Download(file, origin.repository, store, replace=True)
             try:
-                download.open(self.pause)
-                reservation.spend(file.size)
+                download.open(reservation, self.pause)
                 fetched = self._fetch(download, sources)
             finally:
                 download.close()

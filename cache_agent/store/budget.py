@@ -1,14 +1,12 @@
-"""Space accounting of one store: reservations, and eviction to satisfy them.
+"""Space accounting of one store: measuring, reserving, and eviction to satisfy reservations.
 
-The IO around the pure modules `space` and `policy`.
+The IO around `reservations` and the pure modules `space` and `policy`.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cache_agent.observability.events import (
     Events,
@@ -16,92 +14,14 @@ from cache_agent.observability.events import (
     ModelEvicted,
     ReservationRefused,
 )
-from cache_agent.store.disk import Disk, listed, plain_size, reading
+from cache_agent.store.disk import Disk, listed, plain_size, total_and_free
 from cache_agent.store.ledger import Ledger
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.policy import PIN, Candidate, Eviction, Victim, evictable, plan_eviction
 from cache_agent.store.removal import Remover
+from cache_agent.store.reservations import Reservation, Reservations
 from cache_agent.store.space import SpaceLimits, SpaceView, refusal
 from modelimage.errors import InUse, NoSpace, NotFound
-
-
-@dataclass
-class Reservations:
-    """Bytes reserved for running pulls and not written yet."""
-
-    _open: dict[int, int] = field(default_factory=dict)
-    _next: int = 0
-    # Held for arithmetic alone: running pulls spend while another measures or removes.
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    # Taken before all other locks of a store. Reentrant: `reserve` evicts under it.
-    _exclusive: threading.RLock = field(default_factory=threading.RLock)
-
-    def exclusive(self) -> threading.RLock:
-        """The lock to hold from measuring space to reserving it, and while a model's files are removed.
-
-        Two pulls never count the same bytes, and none counts those of a model that is half gone.
-        """
-        return self._exclusive
-
-    def promised(self) -> int:
-        with self._lock:
-            return sum(self._open.values())
-
-    def active(self, beside: Reservation | None = None) -> bool:
-        """Whether there are reservations other than one."""
-        with self._lock:
-            return bool(self._open.keys() - ({beside.number} if beside else set()))
-
-    def add(self, need: int) -> Reservation:
-        with self._lock:
-            self._next += 1
-            self._open[self._next] = need
-            return Reservation(self, self._next)
-
-    def left(self, number: int) -> int:
-        with self._lock:
-            return self._open.get(number, 0)
-
-    def merge(self, number: int, other: int) -> None:
-        with self._lock:
-            self._open[number] += self._open.pop(other, 0)
-
-    def spend(self, number: int, size: int) -> None:
-        with self._lock:
-            if number in self._open:
-                # More may be written than was reserved; a negative rest would count as free space.
-                self._open[number] = max(0, self._open[number] - size)
-
-    def end(self, number: int) -> None:
-        with self._lock:
-            self._open.pop(number, None)
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Reserved space. A context manager: the unspent rest is released at the end."""
-
-    _book: Reservations
-    number: int
-
-    @property
-    def left(self) -> int:
-        """Reserved bytes that aren't spent."""
-        return self._book.left(self.number)
-
-    def spend(self, size: int) -> None:
-        """Convert `size` reserved bytes into stored ones: they are on the disk now and counted there."""
-        self._book.spend(self.number, size)
-
-    def absorb(self, other: Reservation) -> None:
-        """Add what another one has left, which ends with it."""
-        self._book.merge(self.number, other.number)
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._book.end(self.number)
 
 
 @dataclass
@@ -123,23 +43,15 @@ class StoreSpace:
 
     def view(self) -> SpaceView:
         """A snapshot of the space, in bytes. While a model is removed, its files may still count: see `survey`."""
-        # First: what a pull spends meanwhile then counts twice, not never.
-        promised = self.reservations.promised()
-        with reading(self.paths.root):
-            disk = os.statvfs(self.paths.root)
-        total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-        # A finished partial is renamed and gets its row in one transaction: between the two it would count nowhere.
-        with self.ledger.writing():
-            # A partial's blocks are allocated when it is created, so it counts with its full size.
-            own = self.ledger.stored_bytes() + self._partial_bytes()
-        return SpaceView(
-            own=own,
-            promised=promised,
-            disk_total=total,
-            disk_free=free,
-            budget=self.limits.budget.of(total),
-            min_free=self.limits.min_free.of(total),
-        )
+        # A file is allocated and no longer reserved in one step: in between it would count twice.
+        with self.reservations.measuring():
+            promised = self.reservations.promised()
+            total, free = total_and_free(self.paths.root)
+            # A finished partial is renamed and gets its row in one transaction: between the two it would count nowhere.
+            with self.ledger.writing():
+                # A partial's blocks are allocated when it is created, so it counts with its full size.
+                own = self.ledger.stored_bytes() + self._partial_bytes()
+        return self.limits.view(total, free, own=own, promised=promised)
 
     def survey(self) -> tuple[SpaceView, list[Candidate]]:
         """The space, and every model as the eviction policy sees it, at one moment: no model is half removed."""

@@ -72,7 +72,6 @@ class Disk:
         try:
             # Allocated now, so that a full disk fails a pull at its start and not after gigabytes.
             with self._change("allocate", path):
-                os.ftruncate(fd, size)
                 _allocate(fd, size)
         except WeightyardError:
             os.close(fd)
@@ -266,6 +265,13 @@ def plain_size(path: Path) -> int | None:
     return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
 
+def total_and_free(directory: Path) -> tuple[int, int]:
+    """The size of a directory's filesystem, and what others than root may still write there, in bytes."""
+    with reading(directory):
+        disk = os.statvfs(directory)
+    return disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+
+
 def is_plain_file(path: Path) -> bool:
     """Whether a path itself is a regular file; symbolic links are not followed. Raises DiskFailed."""
     return plain_size(path) is not None
@@ -323,8 +329,23 @@ def _open_new(path: Path, mode: int) -> int:
 
 
 def _allocate(fd: int, size: int) -> None:
-    """Allocate blocks where the filesystem can. Not posix_fallocate: glibc falls back to writing every block."""
-    if size <= SMALL_BYTES or _libc.fallocate(fd, 0, 0, size) == 0:
+    """Make a file as large as `size`, with its blocks where the filesystem can; on an error it is as it was."""
+    before = os.fstat(fd).st_size
+    try:
+        # Before the size is set: a file that has its size without its blocks would count as stored.
+        if size > SMALL_BYTES:
+            _fallocate(fd, size)
+        os.ftruncate(fd, size)
+    except OSError:
+        # What came of it on a full disk would stay, and keep it full.
+        with suppress(OSError):
+            os.ftruncate(fd, before)
+        raise
+
+
+def _fallocate(fd: int, size: int) -> None:
+    # Not posix_fallocate: where the filesystem can't, glibc writes every block.
+    if _libc.fallocate(fd, 0, 0, size) == 0:
         return
     code = ctypes.get_errno()
     if code not in _NO_FALLOCATE:

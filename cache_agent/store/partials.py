@@ -12,7 +12,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,6 +24,7 @@ from cache_agent.errors import DiskFailed
 from cache_agent.observability.events import Events, FileDamaged
 from cache_agent.store.disk import SMALL_BYTES, Disk, is_plain_file, plain_size, reading
 from cache_agent.store.paths import StorePaths
+from cache_agent.store.reservations import Reservation
 from modelimage import canonical
 from modelimage.digest import Digest
 from modelimage.ranges import ByteRange
@@ -89,11 +90,18 @@ class Partial:
 
     `verified` grows only through `mark`, after the chunk's bytes were verified, and shrinks through `unmark`. `name` is
     used while the file is unknown: then `mark` only means that a chunk arrived, and `vouch` sets the file once its
-    whole content is verified.
+    whole content is verified. `room`: the space that is reserved for what isn't there of it yet.
     """
 
     def __init__(
-        self, file: RecordFile, paths: StorePaths, disk: Disk, boot: str, name: Digest | None = None
+        self,
+        file: RecordFile,
+        paths: StorePaths,
+        disk: Disk,
+        boot: str,
+        *,
+        room: Reservation | None,
+        name: Digest | None = None,
     ) -> None:
         self.file = file
         self.identity = name or identity(file)
@@ -102,9 +110,7 @@ class Partial:
         self._disk, self._boot = disk, boot
         # The bitmap is written as a whole: of two workers at once, one would write it without the other's chunk.
         self._lock = threading.Lock()
-        # Before `open_partial`, which creates the file.
-        existed = is_plain_file(self.path)
-        self._fd = disk.open_partial(self.path, file.size)
+        self._fd, existed = self._allocate(room)
         self.verified: set[int] = self._recall() if existed else set()
 
     def write(self, data: memoryview, offset: int) -> None:
@@ -178,6 +184,16 @@ class Partial:
         if fd >= 0:
             os.close(fd)
 
+    def _allocate(self, room: Reservation | None) -> tuple[int, bool]:
+        """Open the file with all its blocks; returns its descriptor, and whether there was one."""
+        with room.storing() if room is not None else nullcontext() as stored:
+            # Before `open_partial`, which creates the file.
+            before = plain_size(self.path)
+            fd = self._disk.open_partial(self.path, self.file.size)
+            if stored is not None:
+                stored(self.file.size - (before or 0))
+        return fd, before is not None
+
     def _note(self) -> None:
         # A single chunk is verified by reading it, for which a bitmap saves nothing.
         if self.file.chunk_count() > 1:
@@ -220,12 +236,14 @@ class StorePartials:
         """Remove the journal: no pull of this record is running any more."""
         self.disk.unlink(self.paths.journal(record.key))
 
-    def open(self, file: RecordFile, name: Digest | None = None) -> Partial:
+    def open(
+        self, file: RecordFile, name: Digest | None = None, *, room: Reservation | None
+    ) -> Partial:
         """Open a file's partial, new or continued; `name`: its identity, where the caller has computed it.
 
-        Raises NoSpace when the disk can't hold the whole file.
+        `room`: the reservation that covers what isn't there of it. Raises NoSpace when the disk can't hold the file.
         """
-        return Partial(file, self.paths, self.disk, self.boot, name)
+        return Partial(file, self.paths, self.disk, self.boot, name=name, room=room)
 
     def size(self, name: Digest) -> int:
         """Size on disk of an earlier partial, by the identity of its file, in bytes."""

@@ -90,6 +90,10 @@ class StorePaths:
     def socket(self) -> Path:
         return self.root / "agent.sock"
 
+    def marks(self) -> tuple[Path, ...]:
+        """What nothing but a store has: any one of them is a store, or what damage has left of one."""
+        return (self.ledger, self.generation, self.reserve, self.files, self.records)
+
     def directories(self) -> tuple[Path, ...]:
         """Every directory that a store always has, parents first."""
         return (

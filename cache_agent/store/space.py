@@ -58,6 +58,17 @@ class SpaceLimits:
     budget: Amount = DEFAULT_BUDGET
     min_free: Amount = DEFAULT_MIN_FREE
 
+    def view(self, total: int, free: int, *, own: int = 0, promised: int = 0) -> SpaceView:
+        """The space of a store within these limits, on a disk of `total` bytes of which `free` are free."""
+        return SpaceView(
+            own=own,
+            promised=promised,
+            disk_total=total,
+            disk_free=free,
+            budget=self.budget.of(total),
+            min_free=self.min_free.of(total),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SpaceView:

@@ -14,6 +14,7 @@ from cache_agent.store.disk import Disk, is_plain_file, plain_size
 from cache_agent.store.journal import ForeignPullState, read_journal, staged_name
 from cache_agent.store.partials import Partial
 from cache_agent.store.paths import StorePaths
+from cache_agent.store.reservations import Reservation
 from modelimage.digest import Digest
 from modelimage.errors import InvalidImage
 from modelimage.record import RecordFile, Role
@@ -27,17 +28,21 @@ class StagedLayerFiles:
     disk: Disk
     boot: str
 
-    def open(self, layer: Digest, member: int, size: int) -> Partial:
-        """Open a staged file of `size` bytes, new or continued. Raises NoSpace, NotWritable, DiskFailed."""
+    def open(self, layer: Digest, member: int, size: int, *, room: Reservation | None) -> Partial:
+        """Open a staged file of `size` bytes, new or continued, of space that `room` has reserved.
+
+        Raises NoSpace, NotWritable, DiskFailed.
+        """
         file = unknown_file(layer, member, size)
-        return Partial(file, self.paths, self.disk, self.boot, file.digest)
+        return Partial(file, self.paths, self.disk, self.boot, name=file.digest, room=room)
 
     def reopen(self, layer: Digest, member: int, file: RecordFile) -> Partial:
         """Open a finished staged file as its final file. Raises DiskFailed when it is gone."""
         path = self.path(layer, member)
         if file.size and self.size(layer, member) != file.size:
             raise DiskFailed(f"{path} was changed while a pull used it", hint="Pull again.")
-        staged_file = self.open(layer, member, file.size)
+        # All of it is there.
+        staged_file = self.open(layer, member, file.size, room=None)
         staged_file.vouch(file)
         return staged_file
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache_agent.observability.events import Events
-from cache_agent.store.budget import Reservations, StoreSpace
+from cache_agent.store.budget import StoreSpace
 from cache_agent.store.disk import (
     Disk,
     Observer,
     ignore,
     is_plain_file,
     is_real_directory,
+    listed,
     status_of,
 )
 from cache_agent.store.files import StoreFiles
@@ -36,6 +37,7 @@ from cache_agent.store.queries import LedgerDamaged
 from cache_agent.store.recovery import Recoverer, Recovery
 from cache_agent.store.removal import Holds, Remover
 from cache_agent.store.repairer import StoreRepairer
+from cache_agent.store.reservations import Reservations
 from cache_agent.store.reserve import LedgerReserve
 from cache_agent.store.space import SpaceLimits
 from cache_agent.store.staged_files import StagedLayerFiles
@@ -169,6 +171,14 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def is_store(root: Path) -> bool:
+    """Whether a directory holds a store, or desired models for the agent that will create one. Raises DiskFailed."""
+    paths = StorePaths(root)
+    if any(status_of(path) is not None for path in paths.marks()):
+        return True
+    return any(path.suffix == ".yaml" for path in listed(paths.prewarm))
 
 
 def make_root(root: Path) -> None:

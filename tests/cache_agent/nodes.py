@@ -113,7 +113,7 @@ def begin_download(
 ) -> None:
     """Leave what a pull leaves that ended after the first chunks of a file had come."""
     node.store.first.partials.begin(record)
-    begun = node.store.first.partials.open(file)
+    begun = node.store.first.partials.open(file, room=None)
     for index in range(chunks):
         start = index * CHUNK_SIZE
         begun.write(memoryview(data)[start : start + CHUNK_SIZE], start)

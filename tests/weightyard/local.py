@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cache_agent.daemon.store_setup import open_roots
+from cache_agent.store.store import is_store
 from tests.servers.process import child_environment, wait_until
 from weightyard.up.state import WorkspaceDirectory, condition
 
@@ -69,6 +71,13 @@ class Terminal:
         self.running.append(process)
         return process
 
+    def models(self) -> list[dict[str, Any]]:
+        """The cached models; none where nothing has created a store yet."""
+        if not is_store(self.root):
+            return []
+        found: list[dict[str, Any]] = json.loads(self.ok("ls", "--json"))
+        return found
+
     def ps(self, *args: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(self.ok("ps", "--json", *args))
         return found
@@ -99,6 +108,11 @@ class Terminal:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
             process.communicate()
+
+
+def empty_store(root: Path) -> None:
+    """Create a store without any model."""
+    open_roots(root).close()
 
 
 def workspace(directory: Path, name: str, image: str, **spec: Any) -> Path:

@@ -239,15 +239,6 @@ def test_extras_are_those_of_the_distribution() -> None:
         assert extra in brought[module], f"{module} isn't in the extra {extra!r}"
 
 
-def test_broken_pipe_is_quiet() -> None:
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m weightyard.cli completion bash | true; echo ${{PIPESTATUS[0]}}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() in {"0", str(exits.BROKEN_PIPE)}
-    assert done.stderr == ""
-
-
 def test_table_aligns() -> None:
     assert format_table(["name", "state"], [("a", None), ("longer", "ready")]) == (
         "NAME    STATE\na       -\nlonger  ready"

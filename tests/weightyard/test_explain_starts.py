@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import process
-from tests.weightyard.local import Terminal
+from tests.weightyard.local import Terminal, empty_store
 from tests.workspace.controller.living import ServedCluster, point_kubectl_at
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_starts import NEWS, RECORD, pod
@@ -83,6 +83,7 @@ def test_a_workspace_of_a_cluster(
 def test_what_nobody_knows_is_told_in_the_caches_words(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    empty_store(tmp_path)
     assert main(["explain", "nobody", "--root", str(tmp_path)]) == 3
     assert "is unknown on this node" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from modelimage.errors import InvalidInput, NotFound
 from modelimage.layout import Layout
-from tests.weightyard.local import Terminal, workspace
+from tests.weightyard.local import Terminal, empty_store, workspace
 from tests.workspace import samples
 from weightyard.cli import entries, main
 from weightyard.cli import weightyard as program
@@ -201,6 +201,7 @@ def test_a_file_stands_for_the_name_in_it(
 ) -> None:
     """What was started by its file is stopped and looked at by it."""
     terminal = Terminal(tmp_root)
+    empty_store(terminal.root)
     file = workspace(tmp_root, "chat", "oci:img:v1")
     done = terminal.run(*(word.format(file=file) for word in words))
     assert says in done.stdout + done.stderr

@@ -11,6 +11,8 @@ import pytest
 
 from tests.servers.process import child_environment
 from tests.synthetic import synthetic_checkpoint
+from tests.weightyard.local import empty_store
+from weightyard.options import default_root
 
 PROGRAM = """
 import contextlib, io, json, sys
@@ -87,6 +89,7 @@ def imported(tmp_path: Path, *words: str) -> list[str]:
 def test_a_command_imports_only_what_it_uses(
     tmp_path: Path, words: tuple[str, ...], without: tuple[str, ...]
 ) -> None:
+    empty_store(default_root(child_environment(tmp_path)))
     assert not too_much(imported(tmp_path, *words), without)
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.wire import ExplainView, SpaceReport
 from modelimage.errors import Unreachable
-from tests.weightyard.local import Terminal
+from tests.weightyard.local import Terminal, empty_store
 from weightyard.commands.top import _again
 from weightyard.top import Frame, NodeLook, Section, cluster_frame, node_frame
 
@@ -161,6 +161,7 @@ def test_a_machine_without_an_agent_shows_its_models_and_for_programs_as_json(
 def test_on_a_terminal_it_is_live_until_ctrl_c_and_leaves_the_screen_as_it_was(
     terminal: Terminal,
 ) -> None:
+    empty_store(terminal.root)
     ours, theirs = pty.openpty()
     environment = {**terminal.environment(), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     child = subprocess.Popen(

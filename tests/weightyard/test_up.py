@@ -194,7 +194,7 @@ def test_model_is_leased_while_served(terminal: Terminal, file: Path) -> None:
     """By the supervisor and by the server itself, so that an orphaned server keeps its files."""
     terminal.ok("up", "-d", str(file), "--port", "0")
     state = terminal.document("tiny")
-    with open_cache(terminal.root, Access()) as cache:
+    with open_cache(terminal.root, Access(), create=False) as cache:
         holders = {lease.holder.split("/")[0] for lease in cache.leases()}
         assert holders == {
             f"process:{state[process]['pid']}" for process in ("supervisor", "server")
@@ -202,7 +202,7 @@ def test_model_is_leased_while_served(terminal: Terminal, file: Path) -> None:
         with pytest.raises(InUse):
             cache.remove(state["key"])
     terminal.ok("down", "tiny")
-    with open_cache(terminal.root, Access()) as cache:
+    with open_cache(terminal.root, Access(), create=False) as cache:
         assert cache.leases() == []
         cache.remove(state["key"])
 

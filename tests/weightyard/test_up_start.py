@@ -18,7 +18,7 @@ import pytest
 
 from modelimage.child import ProcessActivity
 from modelimage.errors import TimedOut
-from tests.weightyard.local import Terminal, workspace
+from tests.weightyard.local import Terminal, empty_store, workspace
 from weightyard.up import inference_server as servers
 from weightyard.up.inference_server import Server
 from workspace.launch_plan import LaunchPlan
@@ -102,8 +102,7 @@ def test_a_cache_in_use_is_waited_for_until_its_owner_is_done(
     terminal: Terminal, file: Path
 ) -> None:
     """The owner is another process that holds the store's lock and answers nothing, as a pull does."""
-    terminal.root.mkdir()
-    terminal.ok("ls")
+    empty_store(terminal.root)
     with (terminal.root / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write(f"{os.getpid()}\n")

@@ -328,6 +328,10 @@ def _with_login(
             "--username needs a registry as the destination", hint="Leave it out for oci:DIR."
         )
     # From stdin, since command lines are visible to all users of the machine.
+    if sys.stdin is None:
+        raise InvalidInput(
+            "stdin is closed, and the password is read from it", hint="Add `< token`."
+        )
     password = sys.stdin.read().rstrip("\r\n")
     # For the target's registry only: the base may be in another one, which must not get this password.
     explicit = ExplicitCredential(target.registry, BasicCredential(username, password))

@@ -27,7 +27,7 @@ from weightyard.text import format_bytes, plural
 @pass_console
 def check(console: Console, *, repair: bool, quick: bool, root: Path, access: Access) -> None:
     """Read the whole cache and check every invariant: digests, links, ledger, leases, no leftovers."""
-    with open_cache(root, access) as cache:
+    with open_cache(root, access, create=False) as cache:
         view = cache.check(repair=repair, quick=quick)
     lines = [_line(finding) for finding in view.findings]
     lines.append(

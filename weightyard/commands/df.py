@@ -18,7 +18,7 @@ from weightyard.text import format_bytes, plural
 @pass_console
 def df(console: Console, *, root: Path) -> None:
     """Show how much space the cache uses, may use and could free."""
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         space = cache.space()
     rows = [
         (

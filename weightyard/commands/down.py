@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from weightyard.console import Console, pass_console
-from weightyard.options import Number, root_option
+from weightyard.options import Number, missing_root, root_option
 from weightyard.up.state import WorkspaceDirectory, all_workspaces, is_running
 from weightyard.up.stop import StopResult, check_name, has_processes, stop_workspace
 from weightyard.workspace_names import WorkspaceName
@@ -28,6 +29,8 @@ def down(
     """Stop the workspaces NAMES, or those of files, and their servers. Stopping one that doesn't run isn't an error."""
     if everything == bool(names):
         raise click.UsageError("name the workspaces to stop, or give --all")
+    if (missing := missing_root(root, os.environ)) is not None:
+        console.say(missing)
     wanted = [s.name for s in all_workspaces(root) if is_running(s)] if everything else names
     outcomes = {}
     for name in wanted:

@@ -12,6 +12,7 @@ import click
 
 from cache_agent.api.control_client import AgentClient
 from cache_agent.api.wire import EventView, to_document
+from cache_agent.daemon.cache_api import require_store
 from cache_agent.store.paths import StorePaths
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
@@ -39,6 +40,7 @@ def events(console: Console, *, follow: bool, level: str, tail: int | None, root
     """
     client = AgentClient.from_socket(StorePaths(root).socket)
     if client is None:
+        require_store(root)
         raise NotFound(
             f"no agent is running on {root}, and without one nothing is remembered",
             hint="Start it with `weightyard agent`.",

@@ -31,7 +31,7 @@ def gc(console: Console, *, free: str, dry_run: bool, root: Path) -> None:
 
     The exit code is 10 if less is freed than was asked for, or would be.
     """
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         need = Amount.parse(free).bytes
         view = cache.gc(GcBody(need=need, dry_run=dry_run))
     verb = "would evict" if dry_run else "evicted"

@@ -27,7 +27,7 @@ def hf_view(console: Console, *, model: str, directory: Path, root: Path) -> Non
     MODEL is a key, the beginning of one, or an image, as `weightyard ls` shows them. Files are hard links to the
     cache's, so DIRECTORY must be on the same filesystem; they stay readable when the model is removed from the cache.
     """
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         path = Path(cache.find(model).path)
     record_path = path / RECORD_NAME
     with durable.reading(record_path):

@@ -27,7 +27,7 @@ def lease() -> None:
 @pass_console
 def list_leases(console: Console, *, root: Path) -> None:
     """List all leases and their holders."""
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         found = cache.leases()
     # People read who it is; scripts get the holder as it was given.
     now, names = time.time(), HolderNames(root)
@@ -50,7 +50,7 @@ def list_leases(console: Console, *, root: Path) -> None:
 @pass_console
 def take(console: Console, *, model: str, holder: str, root: Path) -> None:
     """Take a lease on MODEL and print its id."""
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         # Plain names are those of people; what a program writes says its kind.
         named = holder if ":" in holder else f"manual:{holder}"
         view = cache.lease(LeaseBody(model=model, holder=named))
@@ -63,7 +63,7 @@ def take(console: Console, *, model: str, holder: str, root: Path) -> None:
 @pass_console
 def release(console: Console, *, lease_id: str, root: Path) -> None:
     """End a lease."""
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         released = cache.release(lease_id)
     if not released:
         raise NotFound(f"no lease {lease_id}", hint="See `weightyard lease ls`.")

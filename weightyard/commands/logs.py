@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
-from weightyard.options import WholeNumber, root_option
+from weightyard.options import WholeNumber, missing_root, root_option
 from weightyard.up.state import WorkspaceDirectory, is_running
 from weightyard.up.stop import check_name
 from weightyard.workspace_names import WorkspaceName
@@ -35,6 +36,8 @@ def logs(console: Console, /, *, name: str, follow: bool, tail: int | None, root
     try:
         log = directory.log.open(encoding="utf-8", errors="replace")
     except FileNotFoundError as error:
+        if (missing := missing_root(root, os.environ)) is not None:
+            console.say(missing)
         raise NotFound(
             f"workspace {name!r} has no server log here",
             hint="See `weightyard ps --all`; the log begins after its model is pulled.",

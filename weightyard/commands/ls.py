@@ -23,7 +23,7 @@ _COLUMNS = ("model", "variant", "size", "used", "verified", "held", "image")
 @pass_console
 def ls(console: Console, *, model: str | None, root: Path) -> None:
     """List the cached models, or show one: by key, the beginning of a key, or image."""
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         found = [cache.find(model)] if model else cache.models()
     now, names = time.time(), HolderNames(root)
     rows = [_row(each, now, names) for each in found]

@@ -36,7 +36,7 @@ def mount(
 
     Needs root. Nothing is copied: DIRECTORY shows the cache's own files.
     """
-    with open_cache(root, access) as cache:
+    with open_cache(root, access, create=True) as cache:
         done = follow(console, image, cache.pull(PullBody(image=image, variant=variant)))
         name = lease_id(directory)
         shown = shown_at(directory)

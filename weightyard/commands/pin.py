@@ -19,6 +19,6 @@ from weightyard.options import ModelName, root_option
 @pass_console
 def pin(console: Console, *, model: str, remove: bool, root: Path) -> None:
     """Pin MODEL (key, beginning of a key, or image): it is never evicted."""
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         view = cache.pin(model, pinned=not remove)
     console.result(to_document(view), f"{'pinned' if view.pinned else 'unpinned'} {view.key}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import click
 
 from weightyard.console import Console, pass_console
-from weightyard.options import root_option
+from weightyard.options import missing_root, root_option
 from weightyard.text import format_duration
 from weightyard.up.state import State, all_workspaces, condition, is_running
 
@@ -21,6 +22,8 @@ from weightyard.up.state import State, all_workspaces, condition, is_running
 @pass_console
 def ps(console: Console, /, *, everything: bool, root: Path) -> None:
     """List the workspaces that run here: name, model, variant, state, port and uptime."""
+    if (missing := missing_root(root, os.environ)) is not None:
+        console.say(missing)
     known = all_workspaces(root, lambda error: console.say(error.message))
     shown = [state for state in known if everything or is_running(state)]
     console.table(

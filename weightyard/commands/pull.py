@@ -26,7 +26,7 @@ def pull(console: Console, *, image: str, variant: str | None, root: Path, acces
 
     IMAGE is registry.example/team/model:tag, or oci:DIR[:TAG] for a layout directory.
     """
-    with console.resumable(), open_cache(root, access) as cache:
+    with console.resumable(), open_cache(root, access, create=True) as cache:
         done = follow(console, image, cache.pull(PullBody(image=image, variant=variant)))
     if done.stale:
         console.say(f"the registry can't be reached: using the model that {image} last referred to")

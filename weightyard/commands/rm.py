@@ -22,7 +22,7 @@ from weightyard.up.holders import HolderNames, in_use
 @pass_console
 def rm(console: Console, *, models: tuple[str, ...], unpin: bool, root: Path) -> None:
     """Remove MODELs (key, beginning of a key, or image). Models in use are never removed."""
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         removed = [_remove(cache, model, unpin=unpin, root=root) for model in models]
     console.result(
         [to_document(each) for each in removed],

@@ -101,10 +101,12 @@ def _again(look: Callable[[], Frame], before: Frame) -> Frame:
 
 
 def _node(root: Path, access: Access) -> Frame:
-    with open_cache(root, access) as cache:
+    known = all_workspaces(root)
+    # A workspace that failed before its first pull has its state here, and no store yet.
+    with open_cache(root, access, create=bool(known)) as cache:
         node, space, activity = cache.status(), cache.space(), cache.activity()
     # Those that failed too: who looks wants to know.
-    servers = [each for each in all_workspaces(root) if each.phase is not Phase.STOPPED]
+    servers = [each for each in known if each.phase is not Phase.STOPPED]
     running = filter(is_running, servers)
     loads = {each.name: load for each in running if (load := server_load(each)) is not None}
     return node_frame(NodeLook(node, space, activity, servers, loads), time.time())

@@ -19,12 +19,13 @@ from weightyard.options import PathName, root_option
 @pass_console
 def umount(console: Console, *, directory: Path, root: Path) -> None:
     """Unmount the model at DIRECTORY and end its lease. The directory stays, and so does the model in the cache."""
-    try:
-        key = unmount_model(directory)
-    except NotFound:
-        key = None  # a directory that is gone may have left its lease
-    # The lease ends after the mount, never before: mounted files must not be evicted.
-    with open_cache(root) as cache:
+    # First of all: where no store is, the lease would stay in another one.
+    with open_cache(root, create=False) as cache:
+        try:
+            key = unmount_model(directory)
+        except NotFound:
+            key = None  # a directory that is gone may have left its lease
+        # The lease ends after the mount, never before: mounted files must not be evicted.
         released = cache.release(lease_id(directory))
     if key is None and not released:
         raise NotFound(f"no model is mounted at {directory}", hint="See `weightyard lease ls`.")

@@ -23,7 +23,7 @@ from weightyard.text import format_bytes
 @pass_console
 def warm(console: Console, *, model: str, lock: bool, unlock: bool, root: Path) -> None:
     """Read MODEL (key, beginning of a key, or image) into the page cache and show how much of it is resident."""
-    with open_cache(root) as cache:
+    with open_cache(root, create=False) as cache:
         view = cache.warm(WarmBody(model=model, lock=lock, unlock=unlock))
     if view.stopped:
         console.say(f"stopped early: {view.stopped}")

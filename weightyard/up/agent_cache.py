@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cache_agent.api.wire import LeaseBody, PullBody, PullDone, PullProgress
+from cache_agent.api.wire import LeaseBody, ModelView, PullBody, PullDone, PullProgress
 from cache_agent.daemon.cache_api import Cache, open_cache
+from cache_agent.daemon.store_setup import available_to_new
+from cache_agent.errors import NoStore
 from cache_agent.leases.holders import ProcessName
 from cache_agent.store.values import Holder, HolderKind
 from modelimage.access import Access, open_reader
@@ -100,7 +102,7 @@ class AgentCache:
 
     def pull(self, image: str, variant: str | None) -> Cached:
         """Pulls what is missing of a variant (None: the default one), with progress. Raises a pull's errors."""
-        with self._open() as cache:
+        with self._open(create=True) as cache:
             events = cache.pull(PullBody(image=image, variant=variant))
             with _closing(events):
                 done = follow(self._console, image, events)
@@ -112,41 +114,53 @@ class AgentCache:
         """Leases the model until the process ends or `release`; returns the lease's id."""
         name = ProcessName(process.pid, str(process.start), process.boot)
         holder = str(Holder(HolderKind.PROCESS, str(name)))
-        with self._open() as cache:
+        with self._open(create=True) as cache:
             return cache.lease(LeaseBody(model=str(model.record.key), holder=holder)).id
 
     def release(self, lease: str) -> None:
         """Ends a lease; a missing one isn't an error. Never waits: the lease ends with its process anyway."""
-        with suppress(Busy), open_cache(self._root, self._access) as cache:
+        with (
+            suppress(Busy, NoStore),
+            open_cache(self._root, self._access, create=False) as cache,
+        ):
             cache.release(lease)
 
     def holds(self, record: Servable) -> bool:
         """Whether the model is in the cache."""
-        with self._open() as cache:
-            return any(model.key == str(record.key) for model in cache.models())
+        return any(model.key == str(record.key) for model in self._models())
 
     def available(self) -> int:
         """Bytes that the cache can take, with what eviction can free."""
-        with self._open() as cache:
-            space = cache.space()
+        try:
+            with self._open(create=False) as cache:
+                space = cache.space()
+        except NoStore:
+            return available_to_new(self._root)
         return space.headroom + space.evictable
 
     def _cached(self, image: str, variant: str | None) -> dict[str, Servable]:
-        with self._open() as cache:
-            found = [model for model in cache.models() if image in model.images]
+        found = [model for model in self._models() if image in model.images]
         records = {model.variant: read_record(Path(model.path)) for model in found}
         return {name: record for name, record in records.items() if variant in (None, name)}
 
-    @contextmanager
-    def _open(self) -> Iterator[Cache]:
-        with ExitStack() as stack:
-            yield self._enter(stack)
+    def _models(self) -> list[ModelView]:
+        """The cached models; none where there is no store, which looking doesn't create."""
+        try:
+            with self._open(create=False) as cache:
+                return cache.models()
+        except NoStore:
+            return []
 
-    def _enter(self, stack: ExitStack) -> Cache:
+    @contextmanager
+    def _open(self, *, create: bool) -> Iterator[Cache]:
+        with ExitStack() as stack:
+            yield self._enter(stack, create=create)
+
+    def _enter(self, stack: ExitStack, *, create: bool) -> Cache:
         shown = False
         while True:
             try:
-                return stack.enter_context(open_cache(self._root, self._access))
+                return stack.enter_context(open_cache(self._root, self._access, create=create))
             except Busy as busy:
                 if not shown:
                     self._console.say(f"waiting: {busy.message}")

@@ -35,9 +35,9 @@ from cache_agent.fetch.job import ChunkSink
 from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.range_planner import FileQueue, unique_files
 from cache_agent.sources.source import SourcesOf
-from cache_agent.store.budget import Reservation
 from cache_agent.store.journal import ForeignPullState, staged_name
 from cache_agent.store.publisher import CompletedFile
+from cache_agent.store.reservations import Reservation
 from cache_agent.store.store import Store
 from modelimage.descriptor import Descriptor
 from modelimage.digest import Digest

@@ -111,10 +111,9 @@ class RangedLayer:
         layer = self.plan.layer.digest
         for member, file in self.plan.ranged.items():
             there = self._store.staged_files.size(layer, member) or 0
-            with room.taking(file.size - there):
-                self._staged_files[file.digest] = self._store.staged_files.open(
-                    layer, member, file.size
-                )
+            self._staged_files[file.digest] = self._store.staged_files.open(
+                layer, member, file.size, room=room.cover(file.size - there)
+            )
         missing = {name: staged_file.missing() for name, staged_file in self._staged_files.items()}
         self.resumed = sum(
             len(chunk_range(staged_file.file.size, index))

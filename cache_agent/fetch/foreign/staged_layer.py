@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
-from cache_agent.store.budget import Reservation
 from cache_agent.store.partials import Partial
+from cache_agent.store.reservations import Reservation
 from cache_agent.store.store import Store
 from modelimage.digest import Digest
 from modelimage.foreign import TarPiece
@@ -30,17 +28,14 @@ class SpaceReservation:
         # Held while it grows: two threads that lack space would each reserve for the other's file as well.
         self._lock = threading.Lock()
 
-    @contextmanager
-    def taking(self, size: int) -> Iterator[None]:
-        """Cover `size` bytes that are allocated on disk inside the block. Raises NoSpace."""
+    def cover(self, size: int) -> Reservation:
+        """Take `size` bytes for a file that is allocated next; returns what has reserved them. Raises NoSpace."""
         size = max(size, 0)
         with self._lock:
             if size > self._free:
                 self._grow(size - self._free)
             self._free -= size
-        yield
-        # After the allocation: the bytes count as promised or as used, never as neither.
-        self._reservation.spend(size)
+        return self._reservation
 
     def _grow(self, lacking: int) -> None:
         # A compressed layer's files may be larger than the layer, and many.
@@ -99,6 +94,8 @@ class LayerStager:
     def _begin(self, piece: TarPiece) -> None:
         there = self._store.staged_files.size(self._layer, piece.member) or 0
         self._begun.append(piece.member)
-        with self._room.taking(piece.size - there):
-            self._staged_file = self._store.staged_files.open(self._layer, piece.member, piece.size)
+        room = self._room.cover(piece.size - there)
+        self._staged_file = self._store.staged_files.open(
+            self._layer, piece.member, piece.size, room=room
+        )
         self._member, self._hash = piece.member, FileHasher()

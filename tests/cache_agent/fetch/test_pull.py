@@ -206,7 +206,7 @@ def test_what_another_s_pull_left_half_done_proves_nothing_to_who_claims_it(
     target = "model-00000.safetensors"
     real = next(file for file in record.files if file.path == target)
     node = open_node()
-    left = node.store.first.partials.open(real)
+    left = node.store.first.partials.open(real, room=None)
     left.write(memoryview(contents[target]), 0)
     left.mark(0)
     left.close()

@@ -53,7 +53,7 @@ def test_each_read_of_a_pull_that_resumes_may_fail_once(
     def pulls(root: Path, disk: FailingRead) -> None:
         node = NodeFactory(root, open_node.stack)({"reg.test/m": image})
         node.store.first.partials.begin(record)
-        node.store.first.partials.open(large).close()
+        node.store.first.partials.open(large, room=None).close()
         with monkeypatch.context() as patched:
             patched.setattr(os, "preadv", disk)
             assert files_of(pull(node).path) == contents
