@@ -5,10 +5,18 @@ python scripts/operations_docs.py     write them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, MODEL_GAUGES, PREFIX
+from cache_agent.node.metrics import (
+    COUNTERS,
+    ENGINE_COUNTERS,
+    GAUGES,
+    HISTOGRAMS,
+    MODEL_GAUGES,
+    PREFIX,
+    MetricRow,
+)
 from cache_agent.observability.log_lines import LINES, NOTES
 from workspace.activator import metrics as activator
 from workspace.controller.process import metrics as controller
@@ -36,11 +44,12 @@ def page(text: str) -> str:
 
 def _metrics() -> Iterator[str]:
     yield "| Metric | Type | Labels | Meaning |\n|---|---|---|---|"
-    for kind, end, rows in (
-        ("counter", "_total", COUNTERS),
+    tables: list[tuple[str, str, Sequence[MetricRow]]] = [
+        ("counter", "_total", (*COUNTERS, *ENGINE_COUNTERS)),
         ("histogram", "", HISTOGRAMS),
         ("gauge", "", GAUGES),
-    ):
+    ]
+    for kind, end, rows in tables:
         for row in rows:
             labels = ", ".join(f"`{label}`" for label in row.labels)
             yield f"| `{PREFIX}{row.name}{end}` | {kind} | {labels} | {row.help} |"

@@ -124,7 +124,11 @@ class PinBody:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainView:
-    """Why a pod waits, or an image's state. `state`: ready, waiting or failed; `sources`: bytes by tier and source."""
+    """Why a pod waits, or an image's state. `state`: ready, waiting or failed; `sources`: bytes by tier and source.
+
+    Of a desired model: `desired_by` names its CachedModels, `reason` is that of their status, `failures` how often it
+    failed in a row, `retry_at` when it is tried again. `since`: 0 if unknown.
+    """
 
     subject: str
     state: str
@@ -136,6 +140,10 @@ class ExplainView:
     bytes_per_second: float = 0.0
     seconds_left: float | None = None
     sources: dict[str, int] = field(default_factory=dict)
+    desired_by: list[str] = field(default_factory=list)
+    reason: str = ""
+    failures: int = 0
+    retry_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,6 @@ from aiohttp import web
 
 from cache_agent.api.kube.kube_client import KubeClient
 from cache_agent.api.kube.token_reviews import CallerReview
-from cache_agent.api.node_cache import NodeCache
 from cache_agent.api.page.page_server import PageServer
 from cache_agent.config import AgentConfig
 from cache_agent.daemon.node_setup import (
@@ -31,6 +30,7 @@ from cache_agent.daemon.node_setup import (
 )
 from cache_agent.daemon.prewarm_setup import (
     PrewarmParts,
+    PrewarmReports,
     WakeOnEvents,
     cluster_connection,
     open_prewarming,
@@ -146,7 +146,7 @@ class Wiring:
 
     reload: Callable[[], None]
     servers: Callable[[AsyncExitStack, web.Application], Awaitable[RunningServers]]
-    wanted: Callable[[], AbstractAsyncContextManager[Callable[[], NodeCache]]]
+    wanted: Callable[[], AbstractAsyncContextManager[PrewarmReports]]
     local_servers: LocalServers
 
 
@@ -175,8 +175,8 @@ async def _serve(
         stack.callback(executor.close)
         stack.callback(observing.close)
         # The stack closes in reverse: first the servers stop, then the reconciler, last the threads.
-        status = await stack.enter_async_context(opening.wanted())
-        service = control_service(node, status)
+        told = await stack.enter_async_context(opening.wanted())
+        service = control_service(node, told.status, told.details)
         page = PageServer(PageLook(service, executor, opening.local_servers))
         await stack.enter_async_context(page.looking())
         api = ControlApi(service, executor, observe, recent, page)

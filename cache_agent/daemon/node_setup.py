@@ -26,6 +26,7 @@ from cache_agent.fetch.resolver import Resolver
 from cache_agent.leases.holders import Machine
 from cache_agent.node.activity import Activity
 from cache_agent.node.control_service import Service
+from cache_agent.node.desired_detail import DesiredDetail
 from cache_agent.node.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.node.node import Node
 from cache_agent.node.published_manifests import PublishedManifests
@@ -231,8 +232,12 @@ def reconfigure(node: Node, config: AgentConfig) -> None:
     node.maintenance.reconfigure(options.maintenance)
 
 
-def control_service(node: Node, status: Callable[[], NodeCache]) -> Service:
-    """The control API's operations on a node. `status` builds its NodeCache."""
+def control_service(
+    node: Node,
+    status: Callable[[], NodeCache],
+    details: Callable[[], Sequence[DesiredDetail]] | None = None,
+) -> Service:
+    """The control API's operations on a node. `status` builds its NodeCache, `details` tells of its desired models."""
     return Service(
         node.store,
         pull=node.pull,
@@ -240,6 +245,7 @@ def control_service(node: Node, status: Callable[[], NodeCache]) -> Service:
         activity=node.activity,
         warmer=node.warmer,
         status=status,
+        details=details,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from cache_agent.api.kube.kubeconfig import from_kubeconfig
 from cache_agent.api.node_cache import NodeCache, NodeCacheStatus
 from cache_agent.config import PrewarmSection
 from cache_agent.net.node_name import node_name
+from cache_agent.node.desired_detail import DesiredDetail
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor, call_soon
 from cache_agent.observability.events import (
@@ -39,6 +40,7 @@ from cache_agent.prewarm.cluster.node_cache_writer import NodeCacheWriter
 from cache_agent.prewarm.cluster.node_owner import NodeOwner
 from cache_agent.prewarm.directory_source import DesiredState
 from cache_agent.prewarm.node_status import folder_of, node_cache, node_facts
+from cache_agent.prewarm.outcome_log import OutcomeLog
 from cache_agent.prewarm.pull_secrets import ClusterSecrets, PullCredentials, SecretFiles
 from cache_agent.prewarm.reconciler import Reconciler
 from cache_agent.prewarm.reconciler_options import ReconcilerOptions
@@ -85,11 +87,19 @@ class PrewarmParts:
     note: Callable[..., None]
 
 
+@dataclass(frozen=True, slots=True)
+class PrewarmReports:
+    """What running pre-warming tells, in the event loop: the current NodeCache, and details of its desired models."""
+
+    status: Callable[[], NodeCache]
+    details: Callable[[], Sequence[DesiredDetail]]
+
+
 @asynccontextmanager
 async def open_prewarming(
     parts: PrewarmParts, section: PrewarmSection
-) -> AsyncIterator[Callable[[], NodeCache]]:
-    """Run pre-warming until left. Yields a function that returns the current NodeCache.
+) -> AsyncIterator[PrewarmReports]:
+    """Run pre-warming until left. Yields what tells of it.
 
     Raises NotFound or InvalidInput for unusable settings; NotWritable.
     """
@@ -115,7 +125,7 @@ async def open_prewarming(
             previous[0] = reconciler.status(previous[0])
             return node_cache(name, previous[0])
 
-        yield stands
+        yield PrewarmReports(stands, reconciler.details)
 
 
 def _reconciler(
@@ -136,14 +146,18 @@ def _reconciler(
         credentials=credentials,
         open_reader=partial(open_reader, access=parts.access),
         runtime=RuntimeImages(_service(section), credentials.authorize, node.clock),
+        outcomes=OutcomeLog(
+            parts.note,
+            node.engine.monotonic,
+            ready=lambda seconds: node.events.emit(DesiredModelReady(seconds)),
+            failed=lambda *failure: node.events.emit(DesiredModelFailed(*failure)),
+        ),
         note=parts.note,
         clock=node.clock,
         monotonic=node.engine.monotonic,
         platform=node.machine.platform,
         label_gone=label_gone,
         changed=changed,
-        ready=lambda seconds: node.events.emit(DesiredModelReady(seconds)),
-        failed=lambda *failure: node.events.emit(DesiredModelFailed(*failure)),
         facts=node_facts(),
         options=ReconcilerOptions(section.fetches, Amount.parse(section.bandwidth).bytes),
     )

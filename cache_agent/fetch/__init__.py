@@ -24,6 +24,7 @@
     Pull                      its Puller     result, listeners at the end                        Pull._lock
     PullServices              its Pull       phase, progress, jobs: written by its thread only   none: see there
     FetchEngine               node           jobs, their priorities, ConcurrencyLimiter          FetchEngine._wake
+    FetchedBytes              FetchEngine    bytes by source of jobs that ended                  FetchEngine._wake
     Job                       its Pull       FileQueues of RangeRequests, failures, rates        Job._lock
     Download (a ChunkSink)    its Pull       received, servable and lost chunks                  Download._lock
     InOrderHasher             its Download   sha256 state, next chunk, the lease to hash it      InOrderHasher._lock

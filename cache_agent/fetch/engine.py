@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Final
 
 from cache_agent.errors import Cancelled, no_thread
+from cache_agent.fetch.fetched_bytes import BySource, FetchedBytes
 from cache_agent.fetch.job import AssignedRange, Job, Preempted, TooSlow
 from cache_agent.fetch.limiter import WINDOW_SECONDS, ConcurrencyLimiter
 from cache_agent.fetch.range_planner import BUNDLE_BYTES, RangeRequest
@@ -103,6 +104,7 @@ class FetchEngine:
         self._total = Throttle(options.bandwidth, monotonic)
         self._limiter = limiter or ConcurrencyLimiter(available_cores(), monotonic)
         self._jobs: list[Job] = []
+        self._fetched = FetchedBytes()
         # One condition for jobs, slots and closing: a worker waits for all of them at a time.
         self._wake = threading.Condition()
         self._closing = False
@@ -127,7 +129,9 @@ class FetchEngine:
             raise
         finally:
             with self._wake:
+                # One step for who asks for the bytes: else they would be missing in between, or counted twice.
                 self._jobs.remove(job)
+                self._fetched.ended(job)
         if job.error is not None:
             raise job.error
 
@@ -137,6 +141,14 @@ class FetchEngine:
             jobs = list(self._jobs)
         loads = [job.load() for job in jobs]
         return sum(waiting for waiting, _ in loads), sum(running for _, running in loads)
+
+    def fetched_bytes(self) -> BySource:
+        """The bytes that came from each (tier, source) since the start, those of running transfers included.
+
+        Of pulls and repairs, successful or not; also bytes that were discarded, such as those of a wrong chunk.
+        """
+        with self._wake:
+            return self._fetched.total(self._jobs)
 
     def cancel(self, job: Job) -> None:
         """Cancel a job; `run` raises Cancelled in its own thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from cache_agent.api.wire import (
 from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node.activity import Activity
+from cache_agent.node.desired_detail import DesiredDetail
 from cache_agent.node.explanation import explain, under_way
 from cache_agent.node.store_service import StoreService
 from cache_agent.residency.warmer import PageCacheWarmer
@@ -50,11 +51,13 @@ class Service(StoreService):
         activity: Activity,
         warmer: PageCacheWarmer,
         status: Callable[[], NodeCache],
+        details: Callable[[], Sequence[DesiredDetail]] | None = None,
     ) -> None:
-        """`status` builds this node's NodeCache."""
+        """`status` builds this node's NodeCache. `details` tells of its desired models; None: nothing beyond it."""
         super().__init__(store)
         self._pull, self._check = pull, check
-        self._activity, self._warmer, self._status = activity, warmer, status
+        self._activity, self._warmer = activity, warmer
+        self._status, self._details = status, details
 
     def start_pull(self, body: PullBody, parent: str = "") -> Pull:
         """Start a pull, in the trace of a `traceparent` header or of the caller. Raises InvalidInput."""
@@ -74,7 +77,17 @@ class Service(StoreService):
             handle.cancel()
 
     def explain(self, text: str) -> list[ExplainView]:
-        return explain(text, self._activity, self._store)
+        return self.explain_with(self.details(), text)
+
+    def details(self) -> Sequence[DesiredDetail]:
+        """What is told of desired models, of the same round as `report`, and called as that is."""
+        if self._details is not None:
+            return self._details()
+        return [DesiredDetail(each) for each in self.report().status.desired]
+
+    def explain_with(self, desired: Sequence[DesiredDetail], text: str) -> list[ExplainView]:
+        """See `explain`. Blocking; `desired` are what `details` returned."""
+        return explain(text, self._activity, self._store, desired)
 
     def activity(self) -> list[ExplainView]:
         return under_way(self._activity)

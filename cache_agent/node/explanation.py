@@ -1,52 +1,65 @@
-"""Explains why a pod or an image is waiting, in words and numbers. Read-only."""
+"""Explains why a pod, an image or a desired model waits or failed, in words and numbers. Read-only."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from cache_agent.api.node_cache import DesiredModelState
 from cache_agent.api.wire import ExplainView
 from cache_agent.node.activity import Activity, PodVolume, Running
+from cache_agent.node.desired_detail import DesiredDetail
 from cache_agent.node.progress_text import Watched, describe
 from cache_agent.store.roots import Roots
-from cache_agent.store.values import Lease
-from modelimage.errors import NotFound, WeightyardError
+from cache_agent.store.values import Lease, StoredModel
+from modelimage.errors import InvalidInput, NotFound, WeightyardError
+from modelimage.reference import parse_image
+
+# What is said of a desired model whose status has no message.
+_WORDS: Final[dict[DesiredModelState, str]] = {
+    "Pending": "not begun yet",
+    "Waiting": "waiting for its turn",
+    "Fetching": "being fetched",
+    "Warming": "being read into memory",
+    "Ready": "lost a moment ago, and fetched again",
+    "Failed": "it can't be had",
+}
+# Their pulls tell more than they do.
+_FETCHING: Final = ("Pending", "Fetching")
 
 
-def explain(text: str, activity: Activity, store: Roots) -> list[ExplainView]:
-    """Explain a pod (by UID, name, namespace/name) or an image. Raises NotFound."""
-    # The most specific answer first: a waiting pod, then a lease, then a running pull, then the cache.
+def explain(
+    text: str, activity: Activity, store: Roots, desired: Sequence[DesiredDetail] = ()
+) -> list[ExplainView]:
+    """Explain a pod (by UID, name, namespace/name), or an image or a desired model by its name. Raises NotFound."""
+    # The most specific answer first: a waiting pod, then a lease, then what is here and what is to come.
     pods = activity.pods(text)
     if pods:
         return [_of_pod(each, activity) for each in pods]
     # A restart forgets activities but no leases.
     held = [lease for lease in store.leases.all() if _is_held_by(lease, text)]
     if held:
-        return [
-            ExplainView(
-                subject=f"pod {lease.pod or lease.holder.name}",
-                state="ready",
-                image=_image_of(store, str(lease.model)),
-                text="the model is mounted",
-                since=lease.since,
-            )
-            for lease in held
-        ]
-    running = activity.running(text)
-    if running:
-        return [_of_pull(f"image {text}", each, activity.clock()) for each in running]
-    try:
-        model = store.models.find(text)
-    except WeightyardError as error:
+        return [_of_lease(lease, store) for lease in held]
+    cached = _cached(text, store)
+    named = _named(text, desired, cached)
+    shown = text
+    if any(each.status.name == text for each in named):
+        # A desired model's own name is no name of the store's.
+        shown = ""
+        keys = dict.fromkeys(each.status.model_key for each in named if each.status.model_key)
+        cached = [model for key in keys for model in _cached(key, store)]
+    found = [
+        *(_of_model(shown, each, named, alone=len(cached) == 1) for each in cached),
+        *_coming(text, activity, named, {str(each.key) for each in cached}),
+    ]
+    if not found:
         raise NotFound(
-            f"{text!r} is unknown on this node: no pod waits for it or uses it, and it is not cached",
-            hint="See `weightyard ls`; for a pod, ask the agent of its own node.",
-        ) from error
-    holders = ", ".join(str(lease.holder) for lease in model.leases)
-    said = "the model is cached" + (f" and used by {holders}" if holders else ", not in use")
-    return [
-        ExplainView(
-            subject=f"image {text}", state="ready", image=model.image, text=said, since=model.added,
-            total=model.size, done=model.size,
+            f"{text!r} is unknown on this node: no pod waits for it or uses it, "
+            "it is not desired, and it is not cached",
+            hint="See `weightyard ls` and `weightyard status`; for a pod, ask the agent of its own node.",
         )
-    ]  # fmt: skip
+    return found
 
 
 def under_way(activity: Activity) -> list[ExplainView]:
@@ -100,6 +113,136 @@ def _of_pull(subject: str, running: Running, now: float) -> ExplainView:
         seconds_left=left / rate if rate >= 1 else None,
         sources={f"{tier} {name}": size for tier, name, size in snapshot.by_source},
     )
+
+
+def _of_lease(lease: Lease, store: Roots) -> ExplainView:
+    return ExplainView(
+        subject=f"pod {lease.pod or lease.holder.name}",
+        state="ready",
+        image=_image_of(store, str(lease.model)),
+        text="the model is mounted",
+        since=lease.since,
+    )
+
+
+def _cached(text: str, store: Roots) -> list[StoredModel]:
+    """The cached model of a key or an image, or each variant of an image."""
+    try:
+        return [store.models.find(text)]
+    except InvalidInput:
+        models = store.models
+        return [each for each in models.all() if text in (each.image, *models.images_of(each.key))]
+    except WeightyardError:
+        return []
+
+
+def _of_model(
+    text: str, model: StoredModel, named: Sequence[DesiredDetail], *, alone: bool
+) -> ExplainView:
+    holders = ", ".join(str(lease.holder) for lease in model.leases)
+    said = "the model is cached" + (f" and used by {holders}" if holders else ", not in use")
+    by = [each.status for each in named if each.status.model_key == str(model.key)]
+    # Such as that it isn't in memory, as it should be.
+    remarks = {each.message for each in by if each.state == "Ready" and each.message}
+    return ExplainView(
+        subject=_subject(text or model.image, None if alone else model.variant),
+        state="ready",
+        image=model.image,
+        text="; ".join([said, *sorted(remarks)]),
+        since=model.added,
+        total=model.size,
+        done=model.size,
+        desired_by=[each.name for each in by],
+    )
+
+
+def _named(
+    text: str, desired: Sequence[DesiredDetail], cached: Sequence[StoredModel]
+) -> list[DesiredDetail]:
+    """The desired models of this name, of this image, or of these cached models."""
+    image, keys = _canonical(text), {text, *(str(each.key) for each in cached)}
+    return [
+        each
+        for each in desired
+        if each.status.name == text or each.status.image == image or each.status.model_key in keys
+    ]
+
+
+def _coming(
+    text: str, activity: Activity, named: Sequence[DesiredDetail], cached: Container[str]
+) -> Iterator[ExplainView]:
+    """What isn't here as it should be: running pulls, pods that wait for none, desired models that aren't held."""
+    own, now = _canonical(text), activity.clock()
+    images = dict.fromkeys([own, *(each.status.image for each in named if each.status.image)])
+    pulls = [each for image in images for each in activity.running(image)]
+    for pull in pulls:
+        subject = _subject(text if pull.image == own else pull.image)
+        by = [each for each in named if _is_brought_by(each, pull)]
+        failures = max((each.failures for each in by), default=0)
+        view = _of_pull(subject, pull, now)
+        yield replace(view, desired_by=[each.status.name for each in by], failures=failures)
+    pulled = {each.image for each in pulls}
+    for pod in activity.waiting():
+        if pod.image in images and pod.image not in pulled:
+            yield _of_pod(pod, activity)
+    left = [each for each in named if not _is_told(each, pulls, cached)]
+    yield from map(_of_desired, _alike(left))
+
+
+def _is_told(detail: DesiredDetail, pulls: Sequence[Running], cached: Container[str]) -> bool:
+    """Whether a pull or a cached model tells all of a desired model."""
+    status = detail.status
+    # The report is older than the store: what it calls ready may be gone by now, and the other way round.
+    held = status.state == "Ready" or (status.state == "Fetching" and not status.reason)
+    if held and status.model_key in cached:
+        return True
+    return status.state in _FETCHING and any(_is_brought_by(detail, pull) for pull in pulls)
+
+
+def _is_brought_by(detail: DesiredDetail, pull: Running) -> bool:
+    return (detail.status.image, detail.status.variant) == (pull.image, pull.variant)
+
+
+def _alike(details: Sequence[DesiredDetail]) -> list[list[DesiredDetail]]:
+    """Those of which the same is said, together: CachedModels may share a model."""
+    found: dict[tuple[object, ...], list[DesiredDetail]] = {}
+    for each in details:
+        status = each.status
+        said = (status.image, status.variant, status.state, status.reason, status.message)
+        found.setdefault(said, []).append(each)
+    return list(found.values())
+
+
+def _of_desired(details: Sequence[DesiredDetail]) -> ExplainView:
+    status = details[0].status
+    left = status.seconds_left
+    return ExplainView(
+        subject=_subject(status.image or status.name, status.variant),
+        state="failed" if status.state == "Failed" else "waiting",
+        image=status.image or "",
+        text=status.message or _WORDS[status.state],
+        since=min(each.since for each in details),
+        total=status.bytes_total or 0,
+        done=status.bytes_done,
+        bytes_per_second=float(status.bytes_per_second),
+        seconds_left=None if left is None else float(left),
+        desired_by=[each.status.name for each in details],
+        reason=status.reason,
+        failures=details[0].failures,
+        retry_at=details[0].retry_at,
+    )
+
+
+def _subject(image: str, variant: str | None = None) -> str:
+    return f"image {image} ({variant})" if variant else f"image {image}"
+
+
+def _canonical(text: str) -> str:
+    """An image name in the store's spelling; what is none, such as a key, stays as it is."""
+    try:
+        return str(parse_image(text))
+    except InvalidInput:
+        return text
 
 
 def _image_of(store: Roots, key: str) -> str:

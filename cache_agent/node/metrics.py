@@ -1,7 +1,8 @@
 """Prometheus metrics of one agent, in a registry of its own: no globals.
 
-The tables `COUNTERS`, `HISTOGRAMS` and `GAUGES` list every metric with its name, help and labels, and how it follows
-from the node's events or its store. Counters come in started/finished pairs, to show what hangs.
+The tables `COUNTERS`, `ENGINE_COUNTERS`, `HISTOGRAMS` and `GAUGES` list every metric with its name, help and labels,
+and how it follows from the node's events, its engine or its store. Counters come in started/finished pairs, to show
+what hangs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cache_agent.api.build_info import export_build_info
@@ -39,12 +40,12 @@ from cache_agent.observability.events import (
     PullStarted,
     ReservationRefused,
 )
+from cache_agent.observability.series import MOST_SERIES, bounded
 from cache_agent.store.roots import Roots
 from cache_agent.store.space import SpaceView
 from cache_agent.store.values import StoredModel
 
 PREFIX: Final = "weightyard_"
-MOST_SERIES: Final = 1000  # of one metric
 
 E = TypeVar("E")
 M = TypeVar("M", Counter, Histogram)
@@ -90,6 +91,19 @@ class StoreGauge:
     labels: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class EngineCounter:
+    """A counter that the engine keeps, read when scraped: it moves while transfers run. Its name: see `EventMetric`."""
+
+    name: str
+    help: str
+    samples: Callable[[FetchEngine], Samples]
+    labels: tuple[str, ...] = ()
+
+
+MetricRow = EventMetric[Any] | EngineCounter | StoreGauge
+
+
 def _space(name: str, text: str, read: Callable[[SpaceView], int]) -> StoreGauge:
     """A gauge of each root's space."""
     return StoreGauge(
@@ -102,10 +116,6 @@ COUNTERS: Final[tuple[EventMetric[Any], ...]] = (
     EventMetric(
         "pulls_finished", "Pulls ended, by outcome; pulls started beyond these run or hang.",
         PullEnded, lambda end: [((end.outcome,), 1)], ("outcome",),
-    ),
-    EventMetric(
-        "fetched_bytes", "Bytes that came from each tier and source.",
-        PullEnded, lambda end: [((tier, name), size) for tier, name, size in end.by_source], ("tier", "source"),
     ),
     EventMetric("reused_bytes", "Bytes that were in the store already.", PullEnded, lambda end: [((), end.reused)]),
     EventMetric(
@@ -158,6 +168,15 @@ COUNTERS: Final[tuple[EventMetric[Any], ...]] = (
     EventMetric(
         "peer_requests_refused", "Requests of peers that were refused, by reason.",
         PeerRequestRefused, lambda refused: [((refused.reason,), 1)], ("reason",),
+    ),
+)  # fmt: skip
+
+ENGINE_COUNTERS: Final = (
+    EngineCounter(
+        "fetched_bytes",
+        "Bytes that came from each tier and source, counted as they arrive: also those of failed pulls and of repairs, "
+        "and those that were discarded because they were wrong.",
+        lambda engine: engine.fetched_bytes().items(), ("tier", "source"),
     ),
 )  # fmt: skip
 
@@ -219,15 +238,6 @@ MODEL_GAUGES: Final[tuple[tuple[str, str, Callable[[StoredModel], float]], ...]]
 )  # fmt: skip
 
 
-def bounded(labels: tuple[str, ...], seen: set[tuple[str, ...]]) -> tuple[str, ...]:
-    """A metric's labels, the last one `other` where too many were seen. Adds them to `seen`."""
-    # A label is kept for ever, here and by whoever scrapes; sources are named after repositories, which images name.
-    if labels not in seen and len(seen) >= MOST_SERIES:
-        return (*labels[:-1], "other")
-    seen.add(labels)
-    return labels
-
-
 class Metrics(Events):
     """One agent's metrics: counts events, and reads gauges from the watched store.
 
@@ -267,7 +277,8 @@ class Metrics(Events):
         self._feeds.setdefault(row.event, []).append(feed)
 
     def watch(self, roots: Roots, engine: FetchEngine) -> None:
-        """Export the gauges of a node's open roots and of its engine."""
+        """Export the counters of a node's engine, and the gauges of it and of the open roots."""
+        self.registry.register(_EngineCounters(engine))
         self.registry.register(_StoreGauges(roots, engine))
         self.detail.register(_ModelGauges(roots))
 
@@ -282,6 +293,24 @@ class Metrics(Events):
     def detail_exposition(self) -> tuple[bytes, str]:
         """The page of single models and its content type."""
         return exposition(self.detail, "", traced=False)
+
+
+class _EngineCounters(Collector):
+    """Counters read from the engine at each scrape."""
+
+    def __init__(self, engine: FetchEngine) -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterable[Metric]:
+        """Empty: see `_StoreGauges`."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        for row in ENGINE_COUNTERS:
+            family = CounterMetricFamily(PREFIX + row.name, row.help, labels=row.labels)
+            for labels, value in row.samples(self._engine):
+                family.add_metric(labels, value)
+            yield family
 
 
 class _StoreGauges(Collector):

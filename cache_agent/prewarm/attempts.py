@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -14,8 +14,14 @@ FIRST_WAIT: Final = 5.0
 LONGEST_WAIT: Final = 300.0
 
 
-def failure_of(error: Exception, *, times: int, now: float, random: Callable[[], float]) -> Failure:
-    """A failure with exponential backoff. The jitter keeps nodes from retrying at the same time."""
+def failure_of(
+    error: Exception, *, before: Failure | None, now: float, random: Callable[[], float]
+) -> Failure:
+    """A failure with exponential backoff. The jitter keeps nodes from retrying at the same time.
+
+    `before`: the last failure, if nothing has succeeded since.
+    """
+    times, since = (before.times + 1, before.since) if before else (1, now)
     message = error.message if isinstance(error, WeightyardError) else str(error)
     hint = error.hint if isinstance(error, WeightyardError) else None
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(times - 1, 16)) * (0.5 + random() / 2)
@@ -25,7 +31,7 @@ def failure_of(error: Exception, *, times: int, now: float, random: Callable[[],
     text = f"{message}. {hint}" if hint else message
     # Clients decide by it whether waiting helps, and know no other names.
     reason = public_name(error) if isinstance(error, WeightyardError) else type(error).__name__
-    return Failure(reason, text, now + wait)
+    return Failure(reason, text, now + wait, since, times)
 
 
 @dataclass
@@ -35,8 +41,8 @@ class Attempts:
     clock: Callable[[], float]
     random: Callable[[], float]
     known: dict[FetchTarget, TargetState] = field(default_factory=dict)
-    # Consecutive failures, for the backoff. A retry that starts doesn't reset them, only a success does.
-    _failures: dict[FetchTarget, int] = field(default_factory=dict)
+    # The last failure of each, for the backoff. A retry that starts doesn't end the row of failures: a success does.
+    _failures: dict[FetchTarget, Failure] = field(default_factory=dict)
 
     def keep(self, targets: Collection[FetchTarget]) -> None:
         """Forget targets that are no longer desired and have nothing running."""
@@ -46,7 +52,20 @@ class Attempts:
             # Entries of running tasks stay, because their results are still to come.
             if target in targets or known.running or known.asking
         }
-        self._failures = {t: n for t, n in self._failures.items() if t in self.known}
+        self._failures = {t: each for t, each in self._failures.items() if t in self.known}
+
+    def note_held(self, held: Container[Digest]) -> None:
+        """End the rows of failures of targets whose models are held: a pod's pull may have brought them."""
+        if self._failures:
+            self._failures = {
+                target: each
+                for target, each in self._failures.items()
+                if self.known[target].key not in held
+            }
+
+    def last_failure(self, target: FetchTarget) -> Failure | None:
+        """The last failure of a target whose model isn't held, also while it is tried again."""
+        return self._failures.get(target)
 
     def set_key(self, target: FetchTarget, key: Digest | None) -> None:
         """Set the model that the store resolves a target to; None when it has none."""
@@ -76,9 +95,8 @@ class Attempts:
 
     def failed(self, target: FetchTarget, error: Exception) -> None:
         """Resolving or fetching failed."""
-        self._failures[target] = self._failures.get(target, 0) + 1
-        failure = failure_of(
-            error, times=self._failures[target], now=self.clock(), random=self.random
+        failure = self._failures[target] = failure_of(
+            error, before=self._failures.get(target), now=self.clock(), random=self.random
         )
         self._change(target, running=False, asking=False, need=None, failure=failure)
 

@@ -1,35 +1,53 @@
-"""Records which pins the reconciler set, so that it can remove them when a CachedModel was deleted while it was down.
+"""Pins and unpins for desired models, and records which pins are its own.
 
-Pins made by hand aren't recorded and stay. If the file is lost, pins stay that no desired model needs any more.
+By the record they are removed when a CachedModel was deleted while the agent was down. Pins made by hand aren't
+recorded and stay. If the file is lost, pins stay that no desired model needs any more.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import suppress
 from typing import Final
 
-from cache_agent.store.disk import Disk, is_plain_file, reading
+from cache_agent.observability.events import EvictionReason
+from cache_agent.store.disk import is_plain_file, reading
+from cache_agent.store.roots import Roots
 from modelimage import canonical
 from modelimage.digest import Digest
-from modelimage.errors import InvalidImage, WeightyardError
+from modelimage.errors import InUse, InvalidImage, NotFound, WeightyardError
 
 FILE_NAME: Final = "managed-pins.json"
 
 
 class ManagedPins:
-    """The durable set of models that are pinned for desired models."""
+    """The models that are pinned for desired models. Methods raise NoSpace, NotWritable, DiskFailed."""
 
-    def __init__(self, root: Path, disk: Disk) -> None:
-        self._path, self._disk = root / FILE_NAME, disk
+    def __init__(self, store: Roots) -> None:
+        self._store = store
+        self._path, self._disk = store.first.paths.root / FILE_NAME, store.first.disk
         self.keys = self._read()
 
-    def add(self, key: Digest) -> None:
-        """Record a pin; call it before pinning. Raises NoSpace, NotWritable, DiskFailed."""
+    def pin(self, key: Digest) -> None:
+        """Pin a model; one that is gone is skipped."""
+        # Recorded first: after a crash in between, a pin without a record would seem to be made by hand, and stay.
         self._write(self.keys | {key})
+        self._set(key, pinned=True)
 
-    def drop(self, key: Digest) -> None:
-        """Forget a pin; call it after unpinning. Raises NoSpace, NotWritable, DiskFailed."""
+    def unpin(self, key: Digest) -> None:
+        """Unpin a model; one that is gone is skipped."""
+        self._set(key, pinned=False)
         self._write(self.keys - {key})
+
+    def remove(self, key: Digest) -> None:
+        """Remove a model, our own pin with it. One that is in use by now, pinned by hand, or gone is skipped."""
+        with suppress(InUse, NotFound):
+            unpin = key in self.keys
+            self._store.models.remove(key, unpin=unpin, reason=EvictionReason.PREWARMING)
+            self._write(self.keys - {key})
+
+    def _set(self, key: Digest, *, pinned: bool) -> None:
+        with suppress(NotFound):
+            self._store.models.pin(key, pinned=pinned)
 
     def _write(self, keys: frozenset[Digest]) -> None:
         if keys == self.keys:

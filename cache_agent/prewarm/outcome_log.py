@@ -41,6 +41,11 @@ class OutcomeLog:
                 else:
                     self.failed(name, outcome.reason, outcome.message)
 
+    def missing_seconds(self, name: str) -> float | None:
+        """For how long a model has been desired, or lost, and wasn't held; None while it is held, and before a plan."""
+        since = self._missing.get(name)
+        return None if since is None else self.monotonic() - since
+
     def _time(self, name: str, *, held: bool) -> None:
         since = self._missing.get(name)
         if not held:

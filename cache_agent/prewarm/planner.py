@@ -120,7 +120,7 @@ class _Planning:
             return self._turn(known)
         if failure is not None and self.planner_input.now < failure.not_before:
             self._wake(failure.not_before)
-            return ModelOutcome("Failed", failure.reason, failure.message, known.key)
+            return ModelOutcome("Failed", failure.reason, failure.message, known.key, failure)
         if known.need is None:
             return self._unanswered(desired, known)
         # While space is being freed for a higher priority, a smaller fetch must not take it; nor may a fetch start
@@ -137,10 +137,10 @@ class _Planning:
         """Resolve the image first, to learn how much is missing."""
         if not known.asking:
             self.actions.append(Resolve(desired))
-        if (
-            known.failure is not None
-        ):  # a retry isn't a success: the state stays Failed until it is one
-            return ModelOutcome("Failed", known.failure.reason, known.failure.message, known.key)
+        failure = known.failure
+        if failure is not None:
+            # A retry isn't a success: the state stays Failed until it is one.
+            return ModelOutcome("Failed", failure.reason, failure.message, known.key, failure)
         return ModelOutcome("Pending", "Resolving", "resolving the image")
 
     def _turn(self, known: TargetState) -> ModelOutcome:
@@ -229,7 +229,8 @@ class _Planning:
             )
         if failure is not None and self.planner_input.now < failure.not_before:
             self._wake(failure.not_before)
-            return ModelOutcome("Failed", failure.reason, f"{image}: {failure.message}", key)
+            message = f"{image}: {failure.message}"
+            return ModelOutcome("Failed", failure.reason, message, key, failure)
         open_now, why_not = self._is_open(desired)
         if not open_now:
             return ModelOutcome("Waiting", "OutsideWindow", why_not, key)

@@ -18,9 +18,10 @@ from cache_agent.api.shared_names import node_label
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest
+from cache_agent.node.desired_detail import DesiredDetail
 from cache_agent.node.threads import BlockingExecutor, wait_event
-from cache_agent.observability.events import EvictionReason
 from cache_agent.prewarm.attempts import Attempts
+from cache_agent.prewarm.desired_details import desired_details
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.managed_pins import ManagedPins
 from cache_agent.prewarm.memory_tier import Memory
@@ -52,7 +53,7 @@ from cache_agent.residency.warmer import PageCacheWarmer
 from cache_agent.store.roots import Roots
 from modelimage.descriptor import LINUX_AMD64, Platform
 from modelimage.digest import Digest
-from modelimage.errors import InUse, NotFound, WeightyardError
+from modelimage.errors import WeightyardError
 from modelimage.reference import ImageReference
 from modelimage.repository import ImageReader
 
@@ -71,6 +72,7 @@ class Reconciler:
     credentials: Credentials
     open_reader: Callable[[ImageReference], ImageReader]
     runtime: RuntimeImages
+    outcomes: OutcomeLog
     note: Callable[..., None]
     clock: Callable[[], float]
     monotonic: Callable[[], float]
@@ -82,10 +84,6 @@ class Reconciler:
     label_gone: Callable[[str], Awaitable[None]] | None = None
     # Called when the report may have changed.
     changed: Callable[[], None] = lambda: None
-    # Told the seconds that a desired model took.
-    ready: Callable[[float], None] = lambda seconds: None
-    # Told name, reason and message of a desired model that can't be had.
-    failed: Callable[[str, str, str], None] = lambda name, reason, message: None
     # None until the source has reported: nothing may be evicted or unpinned before.
     _desired_models: tuple[DesiredModel, ...] | None = None
     _problems: tuple[str, ...] = ()
@@ -109,8 +107,6 @@ class Reconciler:
         self._memory = Memory(self.store, self.warmer, self.clock)
         self._caps = RateCaps(self.options.bandwidth, self.monotonic)
         self._rates = Rates(self.monotonic)
-        self._outcomes = OutcomeLog(self.note, self.monotonic, self.ready, self.failed)
-        self._pins: ManagedPins | None = None
 
     # Called from outside the loop
 
@@ -160,6 +156,12 @@ class Reconciler:
             releasing=frozenset(self._releasing),
         )
 
+    def details(self) -> list[DesiredDetail]:
+        """What is told of each desired model."""
+        desired = self.status(NodeCacheStatus()).desired
+        told = self.outcomes.missing_seconds, self._attempts.last_failure
+        return desired_details(self.view(), desired, *told)
+
     @property
     def busy(self) -> bool:
         """Whether a fetch runs, so that the report changes without an event."""
@@ -169,9 +171,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Run until cancelled, and then end all fetches and other tasks."""
-        self._pins = await self.executor.call(
-            lambda: ManagedPins(self.store.first.paths.root, self.store.first.disk)
-        )
+        self._pins = await self.executor.call(lambda: ManagedPins(self.store))
         async with asyncio.TaskGroup() as self._group:
             try:
                 while True:
@@ -194,7 +194,7 @@ class Reconciler:
             return
         if self._desired_models is not None:
             self._plan = plan(self._planner_input(self._desired_models, settling))
-            self._outcomes.report(self._plan.outcomes)
+            self.outcomes.report(self._plan.outcomes)
             for action in self._plan.actions:
                 await self._carry_out(action)
             self._end_needless_releases()
@@ -224,6 +224,7 @@ class Reconciler:
             except WeightyardError:
                 self._looked = None
                 raise
+            self._attempts.note_held(self._inventory.held)
         # Also when no inventory is due: the planner would have a new target fetched although the store holds it.
         if unknown:
             resolved = self.store.models.resolved
@@ -260,7 +261,7 @@ class Reconciler:
             known=self._attempts.known,
             held=self._inventory.held,
             runtime=self.runtime.known,
-            pinned_for=self._pins.keys if self._pins else frozenset(),
+            pinned_for=self._pins.keys,
             warm=self._memory.warm,
             cold=self._memory.cold(),
             releasing=frozenset(self._releasing),
@@ -283,8 +284,10 @@ class Reconciler:
                 pull = self._pulls.get(target)
                 if pull is not None:
                     pull.cancel()
-            case Pin(key) | ReleasePin(key):
-                await self._pin(key, pinned=isinstance(action, Pin))
+            case Pin(key):
+                await self._changing_store(partial(self._pins.pin, key))
+            case ReleasePin(key):
+                await self._changing_store(partial(self._pins.unpin, key))
             case Warm(key) if not self._warming:
                 self._warming.add(key)
                 self._group.create_task(self._warm(key))
@@ -343,22 +346,6 @@ class Reconciler:
         self._settling.discard(target)
         self.stale()
 
-    async def _pin(self, key: Digest, *, pinned: bool) -> None:
-        """Pin or unpin. The record outlives the pin on both sides, or a crash would leave a pin that seems manual."""
-        pins = self._pins
-        if pins is None:
-            return
-
-        def carry_out() -> None:
-            if pinned:
-                pins.add(key)
-            with suppress(NotFound):  # removed meanwhile
-                self.store.models.pin(key, pinned=pinned)
-            if not pinned:
-                pins.drop(key)
-
-        await self._changing_store(carry_out)
-
     async def _warm(self, key: Digest) -> None:
         await self.executor.call(lambda: self._memory.bring(key))
         self._warming.discard(key)
@@ -372,20 +359,10 @@ class Reconciler:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self.options.label_seconds):
                         await self.label_gone(node_label(key))
-            await self._changing_store(partial(self._remove, key))
+            await self._changing_store(partial(self._pins.remove, key))
         finally:
             self._releasing.pop(key, None)
             self.wake()
-
-    def _remove(self, key: Digest) -> None:
-        """Remove a model. One that is in use by now, or gone, is skipped."""
-        with suppress(InUse, NotFound):
-            pins = self._pins
-            mine = pins is not None and key in pins.keys
-            # Only our own pin is overridden; one made by hand raises InUse.
-            self.store.models.remove(key, unpin=mine, reason=EvictionReason.PREWARMING)
-            if pins is not None:
-                pins.drop(key)
 
     def _end_needless_releases(self) -> None:
         wanted = {action.key for action in self._plan.actions if isinstance(action, Evict)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from cache_agent.prewarm.attempts import failure_of
-from cache_agent.prewarm.values import RuntimeImage
+from cache_agent.prewarm.values import Failure, RuntimeImage
 from modelimage.errors import WeightyardError
 
 # An image counts as present for this long. Then it is checked again, because kubelet removes unused images.
@@ -40,7 +40,7 @@ class RuntimeImages:
     clock: Callable[[], float]
     random: Callable[[], float] = random.random
     known: dict[str, RuntimeImage] = field(default_factory=dict)
-    _failures: dict[str, int] = field(default_factory=dict)
+    _failures: dict[str, Failure] = field(default_factory=dict)
     # When each image was last found present, in seconds since the epoch.
     _seen: dict[str, float] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class RuntimeImages:
         for image in images:
             if self.service is None:
                 self.known[image] = RuntimeImage(supported=False)
-        self._failures = {image: n for image, n in self._failures.items() if image in images}
+        self._failures = {image: each for image, each in self._failures.items() if image in images}
         # Results expire because the runtime's own garbage collection removes images without telling anyone.
         for image in list(self.known):
             old = now - self._seen.get(image, now) > _PRESENT_SECONDS
@@ -73,8 +73,9 @@ class RuntimeImages:
                 auth = await self.authorize(image, secret) if secret else {}
                 await self.service.pull(image, auth)
         except WeightyardError as error:
-            times = self._failures[image] = self._failures.get(image, 0) + 1
-            failure = failure_of(error, times=times, now=self.clock(), random=self.random)
+            failure = self._failures[image] = failure_of(
+                error, before=self._failures.get(image), now=self.clock(), random=self.random
+            )
             self.known[image] = RuntimeImage(failure=failure)
         else:
             self._failures.pop(image, None)

@@ -107,11 +107,16 @@ class Inventory:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt failed, and the time before which it isn't retried."""
+    """Why an attempt failed, and the time before which it isn't retried.
+
+    `since`: when the first of the failures in a row was; `times`: how many they are.
+    """
 
     reason: str
     message: str
     not_before: float
+    since: float = 0.0
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +229,13 @@ Action = Resolve | Fetch | Stop | Pin | ReleasePin | Warm | Evict | PullRuntime
 
 @dataclass(frozen=True, slots=True)
 class ModelOutcome:
-    """The state of a desired model, for the report."""
+    """The state of a desired model, for the report. `failure`: what it failed with; only where its state is Failed."""
 
     state: DesiredModelState
     reason: str = ""
     message: str = ""
     key: Digest | None = None
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,9 @@ class ControlApi:
 
     async def _explain(self, request: web.Request) -> web.Response:
         name = _name(request)
-        return _many(await self._executor.call(lambda: self._service.explain(name)))
+        # As in `_remove`.
+        desired = self._service.details()
+        return _many(await self._executor.call(lambda: self._service.explain_with(desired, name)))
 
     async def _activity(self, request: web.Request) -> web.Response:
         return _many(await self._executor.call(self._service.activity))

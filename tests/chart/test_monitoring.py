@@ -13,7 +13,15 @@ import pytest
 import yaml
 
 from cache_agent.api import build_info
-from cache_agent.node.metrics import COUNTERS, GAUGES, HISTOGRAMS, PREFIX, Metrics
+from cache_agent.node.metrics import (
+    COUNTERS,
+    ENGINE_COUNTERS,
+    GAUGES,
+    HISTOGRAMS,
+    PREFIX,
+    MetricRow,
+    Metrics,
+)
 from tests.cache_agent.nodes import NodeFactory
 from tests.chart.charting import CHART, Refused, find, render
 from tests.chart.matrix import MATRIX
@@ -53,7 +61,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         metrics.watch(node.store, node.engine)
         controller.watch(lambda: controller_metrics.ControllerSnapshot(True, {}, {}, 0))
         families = [*metrics.registry.collect(), *controller.registry.collect()]
-    rows = [*COUNTERS, *HISTOGRAMS, *GAUGES]
+    rows: list[MetricRow] = [*COUNTERS, *ENGINE_COUNTERS, *HISTOGRAMS, *GAUGES]
     labels = {f"{PREFIX}{row.name}": {*row.labels} for row in rows}
     ours = [
         *controller_metrics.COUNTERS,

@@ -43,8 +43,9 @@ def explain(
 ) -> None:  # fmt: skip
     """Show what a workspace or pod waits for and how its server started, or the state of an image.
 
-    A pod is named by its UID, its name, or namespace/name. What this node's cache doesn't know is looked for among the
-    workspaces of this machine, then in the cluster.
+    A pod is named by its UID, its name, or namespace/name. Of an image that is desired and not here, it says what it
+    waits for, or why it failed and when it is tried again; the name in `weightyard status` finds it too. What this
+    node's cache doesn't know is looked for among the workspaces of this machine, then in the cluster.
     """
     if namespace or context or kubeconfig:
         found = find_starts(kubectl(context, kubeconfig), subject, namespace)
@@ -62,7 +63,7 @@ def _local(subject: str, root: Path) -> Found | None:
 def _elsewhere(subject: str, root: Path) -> Found:
     """What the node's cache says, or the cluster. Raises NotFound in the cache's words if neither knows the subject."""
     try:
-        with open_cache(root) as cache:
+        with open_cache(root, create=False) as cache:
             views = cache.explain(subject)
     except NotFound:
         try:
@@ -96,6 +97,8 @@ def _text(view: ExplainView, now: float) -> str:
     lines = [f"{view.subject}: {view.state}: {view.text}"]
     if view.image and view.image not in view.subject:
         lines.append(f"  image: {view.image}")
+    if view.desired_by:
+        lines.append(f"  desired by: {', '.join(view.desired_by)}")
     if view.total:
         lines.append(f"  here: {format_bytes(view.done)} of {format_bytes(view.total)}")
     lines += [f"  from {name}: {format_bytes(size)}" for name, size in view.sources.items()]
@@ -103,5 +106,12 @@ def _text(view: ExplainView, now: float) -> str:
         lines.append(f"  rate: {format_bytes(view.bytes_per_second)}/s")
     if view.seconds_left is not None:
         lines.append(f"  left: {format_duration(view.seconds_left)}")
-    lines.append(f"  since: {format_duration(max(0.0, now - view.since))}")
+    if view.failures:
+        times = "once" if view.failures == 1 else f"{view.failures} times in a row"
+        lines.append(f"  failed: {times}")
+    if view.retry_at is not None:
+        left = view.retry_at - now
+        lines.append(f"  tried again: {f'in {format_duration(left)}' if left > 0 else 'now'}")
+    if view.since:
+        lines.append(f"  since: {format_duration(max(0.0, now - view.since))}")
     return "\n".join(lines)

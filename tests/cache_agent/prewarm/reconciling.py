@@ -11,6 +11,7 @@ from typing import Any
 from cache_agent.api.node_cache import DesiredModelStatus, NodeCacheStatus
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor
+from cache_agent.prewarm.outcome_log import OutcomeLog
 from cache_agent.prewarm.reconciler import Reconciler
 from cache_agent.prewarm.reconciler_options import ReconcilerOptions
 from cache_agent.prewarm.runtime import ImageService, RuntimeImages
@@ -90,7 +91,11 @@ async def keeping(
 ) -> AsyncIterator[Keeping]:
     """Run a keeper until left."""
     log: list[tuple[str, dict[str, object]]] = []
+    told = ("name", "reason", "message")
     executor = BlockingExecutor()
+
+    def note(event: str, **fields: object) -> None:
+        log.append((event, fields))
 
     async def authorize(image: str, secret: str) -> Mapping[str, str]:
         return {}
@@ -103,7 +108,15 @@ async def keeping(
         credentials=AsTheNode(),
         open_reader=open_reader,
         runtime=RuntimeImages(runtime, authorize, node.clock, lambda: 0.0),
-        note=lambda event, **fields: log.append((event, fields)),
+        outcomes=OutcomeLog(
+            note,
+            node.engine.monotonic,
+            ready=lambda seconds: None,
+            failed=lambda *failure: note(
+                "desired model failed", **dict(zip(told, failure, strict=True))
+            ),
+        ),
+        note=note,
         # A label that is slow to go is waited for, however long that takes.
         options=options or ReconcilerOptions(look_seconds=0.2, label_seconds=24 * 3600.0),
         clock=node.clock,
@@ -111,9 +124,6 @@ async def keeping(
         random=lambda: 0.0,
         label_gone=label_gone,
         changed=changed,
-        failed=lambda name, reason, message: log.append(
-            ("desired model failed", {"name": name, "reason": reason, "message": message})
-        ),
     )
     task = asyncio.create_task(reconciler.run())
     try:

@@ -17,8 +17,9 @@ from cache_agent.node.node import Node
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.reconciler_options import ReconcilerOptions
 from cache_agent.prewarm.values import Inventory
-from cache_agent.store.budget import Reservation, StoreSpace
+from cache_agent.store.budget import StoreSpace
 from cache_agent.store.partials import identity
+from cache_agent.store.reservations import Reservation
 from cache_agent.store.roots import Roots
 from cache_agent.store.space import Amount, SpaceLimits
 from cache_agent.store.values import Holder, HolderKind, StoredModel
