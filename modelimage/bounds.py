@@ -20,6 +20,8 @@ MALFORMED: Final = (
 )
 # Far more than any count of a model: parameters, positions, bytes of one value.
 _MOST: Final = 10**15
+# Of a document that people write: a Workspace, an agent's settings.
+MOST_DOCUMENT_BYTES: Final = 1 << 20
 
 
 def parse_count(text: object, *, most: int = _MOST) -> int | None:

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from modelimage.bounds import MOST_DOCUMENT_BYTES
 from modelimage.errors import InvalidInput
 
-# Far above any document; what is larger isn't one.
-MOST_BYTES: Final = 1 << 20
 _SHOWN: Final = 200  # characters of a path in messages
 
 
@@ -25,7 +24,7 @@ def read_document(path: Path) -> str:
     with open(path, "rb", opener=_open) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise InvalidInput(f"{name} isn't a regular file")
-        return _text(file.read(MOST_BYTES + 1), name)
+        return _text(file.read(MOST_DOCUMENT_BYTES + 1), name)
 
 
 def read_stdin() -> str:
@@ -36,8 +35,8 @@ def read_stdin() -> str:
     # A stand-in for stdin may have text alone.
     binary = getattr(sys.stdin, "buffer", None)
     if binary is None:
-        return _text(sys.stdin.read(MOST_BYTES + 1).encode(), "stdin")
-    return _text(binary.read(MOST_BYTES + 1), "stdin")
+        return _text(sys.stdin.read(MOST_DOCUMENT_BYTES + 1).encode(), "stdin")
+    return _text(binary.read(MOST_DOCUMENT_BYTES + 1), "stdin")
 
 
 def _open(path: str, flags: int) -> int:
@@ -45,8 +44,8 @@ def _open(path: str, flags: int) -> int:
 
 
 def _text(data: bytes, name: str) -> str:
-    if len(data) > MOST_BYTES:
-        raise InvalidInput(f"{name} has more than {MOST_BYTES >> 20} MiB")
+    if len(data) > MOST_DOCUMENT_BYTES:
+        raise InvalidInput(f"{name} has more than {MOST_DOCUMENT_BYTES >> 20} MiB")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

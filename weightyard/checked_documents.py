@@ -16,10 +16,12 @@ from cache_agent.api.cached_model import KIND as CACHED_MODEL
 from cache_agent.api.cached_model import CachedModel
 from cache_agent.api.document_errors import compose, construct, lines_of
 from cache_agent.api.kube_objects import API_VERSION
+from modelimage.bounds import MOST_DOCUMENT_BYTES
 from modelimage.errors import InvalidInput
 from modelimage.reference import parse_image
 from weightyard.text import format_duration
-from workspace.document import MAX_DOCUMENT_BYTES, workspace_in, workspace_of
+from workspace.document import workspace_in, workspace_of
+from workspace.hardware import requested_hardware
 from workspace.images import images_of
 from workspace.rollout_spec import Rollout, RolloutStep
 from workspace.schema import Workspace
@@ -44,8 +46,8 @@ class CheckedDocument:
 def check_documents(text: str, file: str) -> list[CheckedDocument]:
     """The documents of a file that are ours, in order. Raises InvalidInput where it is no YAML, or too large."""
     # Bounded before parsing: YAML aliases and nesting make large input expensive.
-    if len(text) > MAX_DOCUMENT_BYTES:
-        raise InvalidInput(f"{file} has more than {MAX_DOCUMENT_BYTES >> 20} MiB")
+    if len(text) > MOST_DOCUMENT_BYTES:
+        raise InvalidInput(f"{file} has more than {MOST_DOCUMENT_BYTES >> 20} MiB")
     nodes = [each for node in compose(text, file, hint="") for each in _items(node)]
     return [_checked(node, file) for node in nodes if _is_ours(node)]
 
@@ -79,7 +81,11 @@ def _checked(node: yaml.Node, file: str) -> CheckedDocument:
     try:
         if kind == _WORKSPACE:
             workspace = _workspace(node, file)
+            # For their errors, which the controller alone would tell otherwise: of names that can't be an image's,
+            # and of GPUs. Without a GPU named, that of the nodes is taken.
             images_of(workspace)
+            if workspace.spec.resources.gpu:
+                requested_hardware(workspace.spec.resources)
             return CheckedDocument(where, kind, name, _does(workspace))
         if kind == CACHED_MODEL:
             image = _cached_model(node, file).spec.image
@@ -118,6 +124,7 @@ def _field(node: yaml.Node | None, name: str, depth: int = 0) -> yaml.Node | Non
     for key, value in node.value:
         if key.value == name:
             return value  # type: ignore[no-any-return]
+        # YAML's merge key: what the mapping states itself wins.
         if key.value == "<<":
             merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
     found = (_field(each, name, depth + 1) for each in merged if depth < _MOST_DEPTH)

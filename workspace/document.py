@@ -12,11 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from cache_agent.api.document_errors import compose, construct, lines_of, sentence
+from modelimage.bounds import MOST_DOCUMENT_BYTES
 from modelimage.errors import InvalidInput
 from workspace.field_types import STORED
 from workspace.schema import Workspace
 
-MAX_DOCUMENT_BYTES: Final = 1 << 20
 _HINT = "`weightyard help workspace` shows the fields; `weightyard init` writes a document to start from."
 # The fields that have a topic of their own.
 _TOPICS: Final[Mapping[tuple[str, ...], str]] = {
@@ -28,8 +28,8 @@ _TOPICS: Final[Mapping[tuple[str, ...], str]] = {
 def parse_workspaces(text: str, *, name: str) -> tuple[Workspace, ...]:
     """All Workspaces of a YAML stream. `name` is the file name used in messages. Raises InvalidInput."""
     # Bounded before parsing: YAML aliases and nesting make large input expensive.
-    if len(text) > MAX_DOCUMENT_BYTES:
-        raise InvalidInput(f"{name} has more than {MAX_DOCUMENT_BYTES >> 20} MiB", hint=_HINT)
+    if len(text) > MOST_DOCUMENT_BYTES:
+        raise InvalidInput(f"{name} has more than {MOST_DOCUMENT_BYTES >> 20} MiB", hint=_HINT)
     nodes = compose(text, name, hint=_HINT)
     if not nodes:
         raise InvalidInput(f"{name} holds no document", hint=_HINT)

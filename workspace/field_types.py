@@ -26,8 +26,9 @@ STORED: Final = {"stored": True}
 def refuse_without_effect(info: ValidationInfo, why: str) -> None:
     """Refuses a field that would do nothing, unless the document is stored already.
 
-    Rules of this kind grow with each release. What an earlier one accepted still says clearly what is wanted, so its
-    servers must not be left alone for it; the CRD's rules tell whoever changes it next.
+    Rules of this kind grow with each release. A document that an earlier one accepted still says clearly which servers
+    it asks for, and those must not be left alone for it. The CRD's rules tell whoever changes it next; before
+    Kubernetes 1.30 they also refuse writes of its status.
     """
     if not info.context:
         raise ValueError(why)

@@ -58,6 +58,7 @@ class AnalysisStep(Strict):
 class RolloutStep(Strict):
     """One step of a rollout: exactly one of `weight`, `pause` and `analysis`."""
 
+    # Not 100: after its last step a version is promoted, and gets all requests anyway.
     weight: Annotated[int, Field(ge=1, le=99)] | None = Field(
         default=None,
         description="The share of requests for the new version, in percent. Done when its servers for that are ready.",
@@ -80,6 +81,7 @@ class RolloutStep(Strict):
         return self
 
 
+# No weight above EVEN_WEIGHT: the defaults have to be possible without a route too.
 _CANARY_STEPS: Final = (
     RolloutStep(weight=10), RolloutStep(analysis=AnalysisStep()),
     RolloutStep(weight=50), RolloutStep(analysis=AnalysisStep()),
@@ -89,6 +91,7 @@ _CANARY_STEPS: Final = (
 class MaxRegression(Strict):
     """How much worse than the version that serves the new one may be."""
 
+    # Added, and not a factor as for the times: beside an error rate of 0, no factor would allow anything.
     error_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01,
         description="More failed requests, as a share of all: 0.01 allows 2 % beside 1 %.",
@@ -107,8 +110,9 @@ class MaxRegression(Strict):
     preemptions: Annotated[float, Field(ge=0, le=1000)] = Field(
         default=0.1, description="More preemptions for each request."
     )
+    # A probes file has 100 at most: one at least has to pass.
     probes: Annotated[int, Field(ge=0, le=99)] = Field(
-        default=0, description="Probes that the new version may not pass."
+        default=0, description="How many probes that the serving version passes may fail."
     )
 
 
@@ -242,6 +246,7 @@ class Rollout(Strict):
 
     @model_validator(mode="after")
     def _analysed(self, info: ValidationInfo) -> Self:
+        # By what was written, not by its value: each spec has an analysis by default.
         if not self.strategy.has_steps and "analysis" in self.model_fields_set:
             refuse_without_effect(info, "analysis is for strategy: canary or blueGreen")
         return self
@@ -254,6 +259,7 @@ class Rollout(Strict):
 
     @model_validator(mode="after")
     def _fitting_steps(self, info: ValidationInfo) -> Self:
+        # Without effect, and so no error in a stored document.
         if self.steps and not self.strategy.has_steps:
             refuse_without_effect(info, "steps are for strategy: canary or blueGreen")
         if self.strategy is Strategy.BLUE_GREEN and not all(each.pause for each in self.steps):

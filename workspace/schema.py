@@ -223,10 +223,11 @@ class Spec(Strict):
         provisioning = self.resources.provisioning
         capacity = provisioning.capacity if provisioning else None
         scaled = self.scale is not None and self.scale.by is not Autoscaler.BUILTIN
+        # The other program sets the replicas of one Deployment, and knows nothing of another beside it.
         if capacity and capacity.on_demand_minimum and (scaled or self._is_external):
             raise ValueError(
                 "onDemandMinimum divides the replicas between two Deployments, and with by: hpa, by: keda or strategy: "
-                "external another program sets those of one: leave onDemandMinimum out, or that other program"
+                "external another program sets those of one: give replicas, scale by: builtin, or no onDemandMinimum"
             )
         return self
 
@@ -239,8 +240,10 @@ class Spec(Strict):
             raise ValueError(
                 "with resources.nodes above 1, capacity.onDemandMinimum isn't possible"
             )
+        # The templates of the other engines have no command for a worker.
         if self.runtime.engine is not Engine.VLLM:
             raise ValueError("resources.nodes above 1 is for the engine vllm")
+        # A new version beside the one that serves is kept by a Deployment, and a Deployment keeps no groups.
         if self.rollout.strategy is not Strategy.ROLLING:
             raise ValueError(
                 "with resources.nodes above 1 servers are replaced by strategy: rolling alone: leave strategy out"
@@ -308,6 +311,8 @@ class Workspace(Strict):
         return {
             "apiVersion": self.api_version,
             "kind": self.kind,
+            # Without defaults: a field that a later release adds doesn't change the
+            # identity of the versions of before.
             **self.model_dump(
                 mode="json", by_alias=True, exclude_defaults=True, include={"metadata", "spec"}
             ),

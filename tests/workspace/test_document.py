@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from cache_agent.api.kube_objects import parse_quantity
+from modelimage.bounds import MOST_DOCUMENT_BYTES
 from modelimage.errors import InvalidInput
 from tests.workspace.samples import document
-from workspace.document import MAX_DOCUMENT_BYTES, parse_workspace, parse_workspaces
+from workspace.document import parse_workspace, parse_workspaces
 from workspace.provisioning_spec import Capacity, Provisioner, Provisioning, Spot
 from workspace.rollout_spec import (
     Analysis,
@@ -148,7 +149,7 @@ def test_all_complaints_at_once() -> None:
         (GOOD + "  model: {image: other}\n", "w.yaml:8: the key 'model' occurs twice"),
         ("a: 2026-99-99\n", "w.yaml: not valid YAML"),
         ("[" * 3000, "not valid YAML"),
-        ("#" * (MAX_DOCUMENT_BYTES + 1), "more than 1 MiB"),
+        ("#" * (MOST_DOCUMENT_BYTES + 1), "more than 1 MiB"),
     ],
 )  # fmt: skip
 def test_documents_that_are_none(text: str, says: str) -> None:

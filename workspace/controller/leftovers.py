@@ -25,6 +25,7 @@ _GROUP: Final = "weightyard.dev"
 async def require_stopped(api: KubernetesApi, namespace: str) -> None:
     """Raises InUse while agents or the controller run in Weightyard's namespace."""
     for pod in await _list(api, "Pod", namespace=namespace, labels=_OURS):
+        # The chart's hooks, of which one runs this, have the same name label and other components.
         if pod["metadata"]["labels"].get(_COMPONENT) in ("agent", "controller"):
             raise InUse(
                 f"Weightyard still runs: {namespace}/{pod['metadata']['name']}",
@@ -44,6 +45,7 @@ async def remove_leftovers(
         *[each for each in [await _lease(api, namespace)] if each is not None],
         *await _list(api, "Lease", namespace=namespace, labels=HEARTBEAT_SELECTOR),
         *await _list(api, "NodeCache"),
+        # Secrets without the annotation belong to the release, and helm deletes those itself.
         *[each for each in secrets if _KEPT in (each["metadata"].get("annotations") or {})],
     ]
     if definitions:

@@ -134,6 +134,7 @@ async def _work(
         if options.page is not None:
             host, port = options.page
             await stack.enter_async_context(serving_page(look, client, host=host, port=port))
+        # Nothing is decided on half a cache: what hasn't been seen yet would look as if it didn't exist.
         await watches.synced()
         while True:
             await leadership.acquire()

@@ -41,6 +41,7 @@ def acting(action: Action) -> AbstractContextManager[None]:
 
 def tell_step(before: RolloutStatus | None, now: RolloutStatus | None, trace: str) -> None:
     """Record that a rollout went on to another step or phase."""
+    # Not the whole status: messages and measures change within a step, once for each comparison.
     if now is None or (before and (before.version, before.phase, before.step)) == (
         now.version, now.phase, now.step,
     ):  # fmt: skip
@@ -53,5 +54,6 @@ def tell_step(before: RolloutStatus | None, now: RolloutStatus | None, trace: st
 
 def _node(pod: Json) -> str:
     """The node that a pre-warm pod is made for."""
+    # A pre-warm pod isn't placed yet, so it has no `spec.nodeName`: its affinity names the node.
     terms = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]  # fmt: skip
     return str(terms["nodeSelectorTerms"][0]["matchFields"][0]["values"][0])

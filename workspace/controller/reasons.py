@@ -157,6 +157,7 @@ _BY_WORD = {each.value: each for each in Reason}
 
 def reason_of(error: WeightyardError) -> Reason:
     """The reason for an error: that of its class, or of the nearest class that has one."""
+    # By the name of the class, not by a table: whoever renames an error renames a reason that alerts compare.
     for kind in type(error).__mro__:
         if kind.__name__ in _BY_WORD:
             return _BY_WORD[kind.__name__]

@@ -42,9 +42,11 @@ from workspace.controller.rollouts.service_routing import server_ports, service_
 from workspace.controller.rollouts.stand_ins import left_servers, stand_ins
 from workspace.controller.servers.group_drain import group_counts
 from workspace.controller.servers.prewarm_pods import prewarm_pod
+from workspace.controller.servers.replacements import Departures, departures
 from workspace.controller.servers.replica_goal import is_external, is_scaled_elsewhere, replica_goal
 from workspace.controller.servers.server_counts import (
     ServerCounts,
+    candidate_counts,
     ended_servers,
     pod_marks,
     server_counts,
@@ -105,6 +107,8 @@ class _Reconciliation:
         self.current = own_workload(workspace, find)
         self.beside = on_demand_beside(self.current, workspace, find)
         self.asked = asked_shares(self.current, self.beside)
+        beside = names.with_on_demand(names.candidate(workspace.name))
+        self.deployed_candidates = deployed_shares(*(find("Deployment", name) for name in beside))
         # The order matters: each of these reads the ones before it.
         self.spec_target = desired_version(workspace, observed, self.kept)
         # Either of the two shows what serves, whatever somebody has deleted.
@@ -121,8 +125,9 @@ class _Reconciliation:
         self.spares = spares_of(workspace, observed, self.active, self._state_of, goal=self.goal)
         self.allowed = self._allowed()
         self.left_version = left_version(workspace, observed, self.rollout)
-        self.stand_ins = stand_ins(workspace, observed, self.rollout, goal=self.goal)
+        self.stand_ins = self._stand_ins()
         self.counts = self._counts()
+        self.candidate_counts = self._candidate_counts()
 
     def decide(self) -> Decision:
         wanted, conflicts = owned_or_conflicting(self._wanted(), self.observed)
@@ -161,7 +166,8 @@ class _Reconciliation:
         )
 
     def _wake_after(self) -> float | None:
-        waits = (self.counts.wake_after, self.rollout.wake_after if self.rollout else None)
+        of_rollout = self.rollout.wake_after if self.rollout else None
+        waits = (self.counts.wake_after, self.candidate_counts.wake_after, of_rollout)
         return min((each for each in waits if each is not None), default=None)
 
     # Versions
@@ -236,15 +242,35 @@ class _Reconciliation:
         where = self.observed.environment
         return build_job(self.workspace, where, uid=self.observed.uid, trace=self._trace())
 
-    def _candidate_deployment(self) -> list[Json]:
+    def _stand_ins(self) -> set[Reference]:
+        gone = Departures()
+        if self.active is not None:
+            gone = departures(
+                self.observed.nodes, self.active.resources, gpus=self.active.node_gpus
+            )
+        return stand_ins(
+            self.workspace, self.observed, self.rollout, goal=self.goal,
+            stays=lambda pod: not gone.takes(pod),
+        )  # fmt: skip
+
+    def _candidate_counts(self) -> ServerCounts:
+        """What the new version's Deployments beside the Workspace's own are asked for."""
         count, target = self.rollout.candidates if self.rollout else 0, self.spec_target
         if not count or self.left_version or self.stand_ins or not isinstance(target, Revision):
-            return []
+            return ServerCounts()
         # More of them start once the nodes that will get them hold the model.
         if not self._state_for(target, count).is_cached:
             count = min(count, asked_candidates(self.observed, self.workspace.name))
-        environment = self.observed.environment
-        return candidate_deployments(self.workspace, target, count, environment)
+        return candidate_counts(
+            self.workspace, self.observed, candidate=target, state=self._state_for(target, count), count=count
+        )  # fmt: skip
+
+    def _candidate_deployments(self) -> list[Json]:
+        if not isinstance(self.spec_target, Revision):
+            return []
+        return candidate_deployments(
+            self.workspace, self.spec_target, self.candidate_counts, self.observed.environment
+        )
 
     # Replicas
 
@@ -284,14 +310,17 @@ class _Reconciliation:
         )  # fmt: skip
 
     def _marks(self) -> list[Annotate]:
-        deployed = deployed_shares(self.current, self.beside)
-        return pod_marks(self.workspace, self.observed, self.counts, deployed=deployed)
+        return pod_marks(
+            self.workspace, self.observed,
+            own=self.counts, deployed=deployed_shares(self.current, self.beside),
+            candidates=self.candidate_counts, deployed_candidates=self.deployed_candidates,
+        )  # fmt: skip
 
     # Objects
 
     def _wanted(self) -> list[Json]:
         """Every object in its desired form, except those that must stay unchanged."""
-        candidates, environment = self._candidate_deployment(), self.observed.environment
+        candidates, environment = self._candidate_deployments(), self.observed.environment
         routing = self._routing(has_candidates=bool(candidates))
         least = self.counts.autoscaler_least
         wanted = surrounding_objects(self.workspace, environment, routing, least=least)
@@ -330,7 +359,7 @@ class _Reconciliation:
             ServerPart.ON_DEMAND: has_floor or self.beside is not None,
             ServerPart.REST: True,
         }
-        least = self.counts.least_ready
+        least = {**self.counts.least_ready, **self.candidate_counts.least_ready}
         return Routing(
             role=wanted_role(self.workspace, self.observed, goal=self.goal),
             ports=server_ports(self.workspace, self.observed, versions),
@@ -351,6 +380,7 @@ class _Reconciliation:
         wanted = [(self.target, self._new_servers())] if isinstance(self.target, Revision) else []
         if self.rollout is not None and self.rollout.status.is_open and self.active is not None:
             wanted.append((self.active, self.rollout.own))
+        # At 0 replicas a Workspace that is scaled keeps one node warm, and one that is stopped none.
         found = [
             (each, node)
             for each, count in wanted

@@ -106,6 +106,8 @@ async def _stop(api: KubernetesApi, deployment: Json, sleep: Sleep) -> None:
     namespace = metadata["namespace"]
     await _scale(api, deployment, 0)
     for _ in range(_STOP_SECONDS):
+        # The pods themselves, not the Deployment's count: one that is still
+        # ending may write labels once more.
         pods = await _all(api, "Pod")
         if not any(p["metadata"]["namespace"] == namespace and has_labels(p, labels) for p in pods):
             return
@@ -136,6 +138,8 @@ async def _unmark(api: KubernetesApi, name: str) -> bool:
                 node_labels.NodeLabels.from_document(node), node_labels.NodeLabels()
             )
             if patch is not None:
+                # Each write starts from the answer to the one before: an old
+                # resourceVersion would be a conflict.
                 node, changed = await api.merge("Node", name, patch), True
             if NodeCondition.from_document(node) is not None:
                 node, changed = await _without_condition(api, name), True
@@ -152,6 +156,7 @@ async def _unmark(api: KubernetesApi, name: str) -> bool:
 
 
 async def _without_condition(api: KubernetesApi, name: str) -> Json:
+    # Apply removes what its manager owned and states no more: here the condition.
     document = node_condition.to_apply(name, None, None, "")
     return await api.apply(document, status=True, manager=node_condition.MANAGER)
 

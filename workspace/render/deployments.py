@@ -38,6 +38,7 @@ def deployment(
             # Versions are kept in ControllerRevisions, so old ReplicaSets aren't needed for
             # `rollout undo`.
             "revisionHistoryLimit": 2,
+            # More than a start may take: a Deployment that is late counts as failed, however healthy.
             "progressDeadlineSeconds": startup_seconds + environment.quiet_seconds,
             "strategy": {
                 "type": "RollingUpdate",
@@ -62,7 +63,8 @@ def group_set(
 
 
 def candidate_deployment(
-    workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int, environment: SystemSettings
+    workspace: Workspace, template: Json, *, replicas: int, startup_seconds: int, environment: SystemSettings,
+    surge: int = 0,
 ) -> Json:  # fmt: skip
     """The Deployment of a new version's servers beside the Workspace's own. Their label tells the two apart."""
     labels = template["metadata"]["labels"] | {names.TRACK: names.CANDIDATE}
@@ -74,8 +76,10 @@ def candidate_deployment(
         startup_seconds=startup_seconds,
         environment=environment,
         selector={**selector, names.TRACK: names.CANDIDATE},
+        surge=surge,
     )
-    return {**made, "metadata": _queued(workspace, names.candidate(workspace.name))}
+    metadata = {**made["metadata"], **_queued(workspace, names.candidate(workspace.name))}
+    return {**made, "metadata": metadata}
 
 
 def on_demand_deployment(made: Json, *, replicas: int, surge: int = 0) -> Json:
@@ -90,6 +94,7 @@ def on_demand_deployment(made: Json, *, replicas: int, surge: int = 0) -> Json:
     return {
         **made,
         "metadata": {
+            # The surge of the other Deployment isn't this one's.
             **{name: each for name, each in metadata.items() if name != "annotations"},
             "name": names.on_demand(metadata["name"]),
             **({"annotations": _surged(replicas, surge)} if surge else {}),
@@ -97,6 +102,8 @@ def on_demand_deployment(made: Json, *, replicas: int, surge: int = 0) -> Json:
         "spec": {
             **spec,
             "replicas": replicas + surge,
+            # The other's selector matches these pods too, which is safe: ReplicaSets select by a hash of
+            # their template as well, and adopt only pods without an owner.
             "selector": {"matchLabels": {**spec["selector"]["matchLabels"], **labels}},
             "template": {
                 "metadata": {

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
-from tests.workspace.controller.evictions import may_evict, selecting
+from tests.workspace.controller.evictions import evict, may_evict, selecting
+from tests.workspace.controller.fakeapi import Conflict
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.test_capacity_floor import SPOT, V2, resources
 from tests.workspace.controller.test_drain import cordon, crashing, drain, seen
-from workspace.controller.observation.objects import node_of
+from workspace.analysis import AnalysisResult, Judgement, Outcome
+from workspace.controller.observation.objects import has_labels, is_candidate, node_of
 from workspace.controller.observation.observed import Action
+from workspace.controller.rollouts.rollout_plan import window_of
+from workspace.controller.rollouts.rollout_view import rollout_before
 from workspace.render import names
 
 Json = dict[str, Any]
@@ -119,3 +123,62 @@ def test_trouble_with_spot_capacity_leaves_the_floor_its_budget() -> None:
     )
     made.reconcile()
     assert may_evict(made.api, pod)
+
+
+# Without a route: at 90 percent the new version's servers stand in for some of the others.
+MOVING: tuple[Json, ...] = (
+    {
+        "strategy": "canary",
+        "steps": [{"weight": 25}, {"pause": {"seconds": 10}}, {"weight": 90}, {"analysis": {"seconds": 5}}],
+    },
+    {"strategy": "blueGreen", "keepSeconds": 30},
+)  # fmt: skip
+
+
+def answering(made: Cluster) -> list[Json]:
+    """The ready servers behind the Workspace's Service."""
+    selector = made.api.get("Service", NAMESPACE, NAME)["spec"]["selector"]
+    return [pod for pod in made.ready_servers() if has_labels(pod, selector)]
+
+
+def moved_on(made: Cluster) -> None:
+    """A pass, what the cluster does then, and some seconds: analyses pass."""
+    state = rollout_before(made.api.get("Workspace", NAMESPACE, NAME))
+    if state is not None and state.is_open:
+        made.analysis = AnalysisResult(window_of(state), 1e6, Judgement(Outcome.PASSED, "no worse"))
+    made.reconcile()
+    made.step()
+    made.later(5)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+@pytest.mark.parametrize("rollout", MOVING)
+@pytest.mark.parametrize("which", ["new", "both"])
+def test_a_drain_in_any_moment_of_a_rollout_leaves_as_many_servers_as_are_wanted(
+    which: str, rollout: Json, replicas: int
+) -> None:
+    """Law: from the pass that sees a drain, no eviction leaves fewer ready servers behind the Service than wanted."""
+    drained = 0
+    for moment in range(14):
+        made = cluster(floor=moment % 2, replicas=replicas, rollout=rollout)
+        made.change_spec(model=V2)
+        for _ in range(moment):
+            moved_on(made)
+        new = [pod for pod in made.ready_servers() if is_candidate(pod)][:1]
+        old = [pod for pod in made.ready_servers() if not is_candidate(pod)][:1]
+        nodes = {str(node_of(pod)) for pod in (new if which == "new" else new + old)}
+        for node in nodes:
+            cordon(made, node)
+        for _ in range(14):
+            moved_on(made)
+            for pod in made.servers():
+                if node_of(pod) in nodes:
+                    try:
+                        evict(made.api, pod)
+                    except Conflict:
+                        continue
+                    drained += 1
+                    assert len(answering(made)) >= replicas, f"moment {moment}"
+        made.settle()
+        assert not {node_of(pod) for pod in made.servers()} & nodes, f"moment {moment}"
+    assert drained

@@ -276,6 +276,23 @@ def test_a_document_that_cannot_be_read_leaves_everything_as_it_is() -> None:
     assert condition(made, "Cached")["status"] == "True"
 
 
+@pytest.mark.parametrize(
+    ("gpu", "says"), [("L44", "did you mean 'L4'?"), ("MI300X", "is by amd, and vendor is nvidia")]
+)
+def test_a_gpu_that_there_is_none_of_leaves_what_serves_as_it_is(gpu: str, says: str) -> None:
+    made = Cluster(labels_nodes=True)
+    for number in range(3):
+        made.add_node(f"n{number}")
+    made.create_workspace(replicas=1)
+    made.settle()
+    made.change_spec(resources={"gpu": gpu})
+    made.settle()
+    found = condition(made, "ModelResolved")
+    assert found["reason"] == "InvalidInput"
+    assert says in found["message"]
+    assert len(made.ready_servers()) == 1
+
+
 ANALYSED: Json = {"steps": [{"weight": 50}, {"analysis": {"seconds": 60}}]}
 
 

@@ -26,6 +26,7 @@ Json = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
+# The API server refuses an Event about an object without a namespace in any other one.
 _CLUSTER_WIDE: Final = "default"  # namespace of Events about objects without one
 _SOURCE: Final = "weightyard-controller"
 _CAUSE: Final = f"{names.DOMAIN}/cause"
@@ -77,6 +78,7 @@ class EventRecorder:
             )
             return
         self.recorded(news.reason.value)
+        # Created without asking whether it is there: most news is new, and what repeats has the same name.
         try:
             await self.api.create(document)
         except Conflict:
@@ -114,6 +116,7 @@ def _event(about: Json, news: News, cause: str, now: str) -> Json:
     namespace = metadata.get("namespace")
     digest = _hash(metadata["uid"], news.type, news.reason, news.message)
     made = {
+        # A name may have 253 characters: 200 of the object's leave place for the dot and the hash.
         "name": f"{metadata['name'][:200]}.{digest}", "namespace": namespace or _CLUSTER_WIDE,
         "annotations": {_CAUSE: cause},
     }  # fmt: skip

@@ -41,6 +41,7 @@ class FairSlots:
         await self._turn(wanted)
         try:
             running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        # A pool that has been closed refuses work, and nobody would ever free this slot.
         except BaseException:
             self._give_back(wanted)
             raise
@@ -81,6 +82,8 @@ class FairSlots:
     def _wake(self) -> None:
         # Who holds least goes first, then who came first.
         for turn, names in sorted(self._waiting.items(), key=lambda each: self._weight(each[1])):
+            # The future of a cancelled waiter is done at once; the waiter takes
+            # itself off the list only when it runs.
             if self.is_free(names) and not turn.done():
                 del self._waiting[turn]
                 self._take(names)

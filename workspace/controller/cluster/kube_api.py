@@ -27,6 +27,7 @@ class ApiResource:
     namespaced: bool = True
 
     def path(self, namespace: str | None, name: str | None = None) -> str:
+        # The core group has no name, and its own prefix instead.
         base = f"/api/{self.api}" if "/" not in self.api else f"/apis/{self.api}"
         where = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
         return f"{base}{where}/{self.plural}" + (f"/{name}" if name else "")
@@ -126,6 +127,7 @@ class KubernetesApi:
             path + ("/status" if status else ""),
             document,
             content_type=APPLY_PATCH,
+            # Without force, a field that somebody has set by hand would make every later pass a conflict.
             query={"fieldManager": manager, "force": "true"},
         )
 

@@ -109,6 +109,7 @@ class Leadership:
             async with asyncio.timeout(RETRY_SECONDS):
                 lease = await self._read()
                 if (lease.get("spec") or {}).get("holderIdentity") == self._me:
+                    # The shortest that is valid (coordination/v1 refuses 0), as client-go writes it.
                     freed = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
                     # A Conflict means that another controller has it already.
                     await self._api.replace({**lease, "spec": freed})

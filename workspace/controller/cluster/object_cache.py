@@ -103,6 +103,8 @@ class WatchCache:
             self._documents.pop((document["metadata"]["namespace"], name), None)
             self._told.pop((document["metadata"]["namespace"], name), None)
             self._labels.pop((document["metadata"]["namespace"], name), None)
+            # No pass for it: the garbage collector deletes its objects, and each of
+            # those brings one, which forgets it.
             return set()
         if kind == "Pod":
             metadata = document["metadata"]
@@ -224,6 +226,7 @@ class WatchCache:
 
         When only held models changed, those Workspaces are affected that serve them; otherwise all are.
         """
+        # The Event and the Node's own sign come in either order, so each of the two looks for the other.
         node = node.taken_back() if node.uid in self._interrupted else node
         before = self._nodes.get(node.name)
         self._nodes[node.name] = node

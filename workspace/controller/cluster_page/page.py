@@ -52,6 +52,7 @@ class _Made(Generic[K, V]):
     def of(self, key: K, source: object, make: Callable[[], V]) -> V:
         """The value of a key, made from `source`."""
         known = self._values.get(key)
+        # Identity first: comparing values is the cost that is to be saved.
         if known is None or (known[0] is not source and known[0] != source):
             known = self._values[key] = source, make()
         return known[1]
@@ -149,6 +150,7 @@ def reviewing(app: web.Application, review: CallerReview) -> web.Application:
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        # The page itself has no content: all that it shows comes by its events.
         if request.path != EVENTS:
             return await handler(request)
         refused = await refusal_of_review(review, request)
@@ -162,6 +164,7 @@ def reviewing(app: web.Application, review: CallerReview) -> web.Application:
 
 
 async def _to_page(_: web.Request) -> web.Response:
+    # Relative: proxies, kubectl's among them, serve the page below a path of their own.
     raise web.HTTPFound("page/", headers=HEADERS)
 
 
@@ -174,6 +177,7 @@ async def serving_page(
     app = reviewing(web.Application(), CallerReview(client, time.monotonic))
     app.add_routes([web.get("/", _to_page), *page.routes()])
     runner = web.AppRunner(
+        # A stream of events ends with its client, and not when the next one can't be written.
         app, access_log=None, handler_cancellation=True, auto_decompress=False,
         shutdown_timeout=_SHUTDOWN_SECONDS,
     )  # fmt: skip

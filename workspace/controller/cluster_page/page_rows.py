@@ -114,6 +114,7 @@ def _steps(status: Json) -> list[Row]:
 def _versions(objects: Iterable[Json], status: Json) -> list[Row]:
     """The newest versions first. One that was edited by hand shows what it has."""
     revisions = [each for each in objects if each["kind"] == "ControllerRevision"]
+    # By the number and not by age: a version that returns gets the highest number again.
     revisions.sort(key=lambda each: -_number(each.get("revision")))
     found = []
     for each in revisions[:_MOST_VERSIONS]:
@@ -146,6 +147,8 @@ def _pod(pod: Json, mounts: Mapping[str, MountNews]) -> Row:
     metadata = pod["metadata"]
     news = mounts.get(str(metadata.get("uid")))
     problem = pod_problem(pod, news)
+    # The first that applies counts: a ready pod serves whatever its past, and
+    # one that is deleted isn't failing.
     state = "starting" if node_of(pod) else "waiting for a node"
     if is_ready(pod):
         state = "ready"

@@ -11,6 +11,7 @@ from cache_agent.api.page.view import Row
 from workspace.controller.observation.revisions import version_id
 from workspace.controller.rollouts.rollout_steps import Stage, stages
 from workspace.controller.rollouts.rollout_view import rollout_before
+from workspace.field_types import STORED
 from workspace.rollout_spec import Rollout
 from workspace.rollout_status import RolloutPhase, RolloutStatus
 
@@ -72,7 +73,7 @@ def _spec(document: Json) -> Rollout | None:
     """How versions are rolled out; None where the spec can't be read: its state still can."""
     found = (document.get("spec") or {}).get("rollout") or {}
     try:
-        return Rollout.model_validate(found)
+        return Rollout.model_validate(found, context=STORED)
     except ValidationError:
         return None
 
@@ -88,6 +89,7 @@ def _stages(spec: Rollout | None, state: RolloutStatus) -> list[Row]:
     over = state.phase in (RolloutPhase.PROMOTING, RolloutPhase.COMPLETED)
     here = len(titles) - 1 if over else min(state.step, len(titles) - 1)
     now = "failed" if state.is_withdrawn else "now"
+    # There is no title behind the last one, so what is completed shows there.
     if state.phase is RolloutPhase.COMPLETED:
         now = "done"
     return [

@@ -99,6 +99,7 @@ class AnalysisLoop:
             spec = workspace_of(document).spec.rollout
         except InvalidInput:
             return  # the Workspace's condition has the reason
+        # Set before the servers are read: a comparison that fails waits its interval too.
         self._due[key] = self._clock() + spec.analysis.interval_seconds
         comparison = self._comparison(key, status)
         if is_reaching_weight(spec, status):
@@ -112,6 +113,7 @@ class AnalysisLoop:
             comparison.leave_out()
             return
         objects = self._runner.cache.objects(key)
+        # For both versions together: the limit is the Workspace's.
         places = asyncio.Semaphore(AT_ONCE)
         stable, candidate, answers = await asyncio.gather(
             self._readings(key, ready_servers(objects, status.stable), places),
@@ -171,5 +173,6 @@ class AnalysisLoop:
         began = self._clock()
         try:
             return parse_counts(page)
+        # Also when it fails: a page that can't be parsed has taken the loop's time all the same.
         finally:
             self._spent[key] = self._spent.get(key, 0.0) + self._clock() - began

@@ -64,8 +64,10 @@ class DrainLoop:
         servers = ready_servers(self._runner.cache.objects(key), version)
         places = asyncio.Semaphore(AT_ONCE)
         are_idle = await asyncio.gather(*(self._is_idle(each, places) for each in servers))
+        # While servers were read, the drain may have ended, or another version's begun.
         if self._runner.draining.get(key) != version:
             return
+        # `all` of no servers holds: a version without a ready one has nothing to finish.
         if not all(are_idle):
             self._quiet.pop(key, None)
             return

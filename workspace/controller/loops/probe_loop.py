@@ -146,6 +146,7 @@ class ProbeLoop:
         # While servers answered, the rollout may have ended, or the Workspace.
         if self._asked.get(key) is not asked or self._is_over(key, asked):
             return
+        # From now on once more: a round may have taken longer than the wait itself.
         asked.due = self._clock() + min(wait, _LONGEST_WAIT)
         self._runner.probes[key] = result
         self._runner.queue.add(key)
@@ -197,6 +198,8 @@ class ProbeLoop:
         objects = self._runner.cache.objects(key)
         new = _Servers(self._session, ready_servers(objects, status.version))
         serving = _Servers(self._session, ready_servers(objects, status.stable))
+        # One iterator for all tasks: each takes the next probe. Between two awaits no other
+        # task runs, so none is taken twice.
         waiting = iter(left)
 
         async def ask_some() -> None:

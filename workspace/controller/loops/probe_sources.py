@@ -70,6 +70,8 @@ def attached_probes(reader: ImageReader, image: str) -> ProbeSet:
             f"no probes are attached to {image}", hint="Attach some: `weightyard probes attach`."
         )
     newest = max(found, key=_created)
+    # By the size in the manifest, before anything is fetched: whoever may push to
+    # the image attaches what he likes.
     files = read_artifact(reader, newest, wanted=lambda layer: layer.size <= MOST_BYTES)
     if len(files) != 1:
         raise InvalidInput(
@@ -83,4 +85,5 @@ def attached_probes(reader: ImageReader, image: str) -> ProbeSet:
 
 
 def _created(artifact: Descriptor) -> str:
+    # RFC 3339 sorts as text; what states no time counts as the oldest.
     return artifact.annotations.get(mediatypes.ANNOTATION_CREATED, "")

@@ -46,6 +46,7 @@ class PrometheusAddress:
         """Raises InvalidInput."""
         try:
             parts = urlsplit(url)
+            # Messages show the address, and a password in it; a token has a file.
             known = parts.scheme in ("http", "https") and parts.hostname and not parts.username
         except ValueError:
             known = False
@@ -95,6 +96,8 @@ class Prometheus:
             self._session, _query_url(self._address.url, query, names), headers=headers,
             most=_MOST_BYTES, seconds=_SECONDS, tls=self._address.tls,
         )  # fmt: skip
+        # Prometheus' HTTP API: 400 for a query that it can't parse, 422 for one
+        # that it can't execute. Both say why.
         if status in (400, 422):
             raise RemoteRefused(f"isn't a query that Prometheus answers: {_error(data)}")
         if status != 200:
@@ -116,6 +119,7 @@ def one_number(data: bytes) -> float:
         samples = [found["result"]] if found["resultType"] == "scalar" else [
             each["value"] for each in found["result"]
         ]  # fmt: skip
+        # JSON has no NaN and no infinity, so Prometheus writes a sample's value as text, behind its time.
         values = [float(value) for _, value in samples]
     except MALFORMED as error:
         raise RemoteRefused("got an answer from Prometheus that can't be read") from error
@@ -123,16 +127,19 @@ def one_number(data: bytes) -> float:
         raise RemoteRefused("has no sample")
     if len(values) > 1:
         raise RemoteRefused(f"has {len(values)} samples, not one: aggregate them")
+    # 0/0 in PromQL is NaN. No comparison with it holds, so it would count as a broken bound.
     if not math.isfinite(values[0]):
         raise RemoteRefused(f"is {values[0]}")
     return values[0]
 
 
 def _query_url(url: str, query: str, names: Mapping[str, str]) -> str:
+    # Parameters that the operator's address has already, such as a proxy's for the tenant, stay.
     base, _, given = filled(url, names).partition("?")
     more = f"{given}&" if given else ""
     path = base.rstrip("/")
     path = path if path.endswith("/api/v1/query") else f"{path}/api/v1/query"
+    # Prometheus gives up at the same time, instead of evaluating for a client that has gone.
     return f"{path}?{more}timeout={_SECONDS:g}s&query={quote(query, safe='')}"
 
 

@@ -121,6 +121,7 @@ async def read_load(
     held, trace = await _held(session, targets.activator) if targets.activator else (0, "")
     readings = tuple(each for each in pages if isinstance(each, Reading))
     refused = next((each for each in pages if isinstance(each, RemoteRefused)), None)
+    # By server too: of those with few requests one is stopped first.
     by_server = {
         server.uid: each.running
         for server, each in zip(targets.servers, pages, strict=True)

@@ -116,7 +116,9 @@ async def get_answer(
     """
     sent = {**_PLAIN, "headers": {**_PLAIN["headers"], **headers}}
     timeout = aiohttp.ClientTimeout(total=seconds)
+    # Quoted already. yarl would decode it and quote it again by rules of its own.
     request = session.get(URL(url, encoded=True), timeout=timeout, ssl=tls or True, **sent)
+    # Messages leave the query out: it is a tenant's, and long.
     status, data, _ = await _exchange(request, url.partition("?")[0], most)
     return status, data
 
@@ -125,8 +127,10 @@ async def _exchange(request: Any, url: str, most: int) -> tuple[int, bytes, str]
     """The answer's status and body, and its `traceparent`."""
     try:
         async with request as answer:
+            # Nothing is unpacked here, where a few kilobytes could become gigabytes.
             if answer.headers.get("Content-Encoding", "identity") != "identity":
                 raise RemoteRefused(f"{url} sent a compressed answer that wasn't requested")
+            # Counted as it arrives: what the server says of its length may be missing, or wrong.
             data = bytearray()
             async for chunk in answer.content.iter_any():
                 data += chunk

@@ -62,6 +62,7 @@ class StartWatch:
             while True:
                 watched = dict(self._runner.starts.watched)
                 uids = frozenset[str]().union(*watched.values())
+                # Times of pods that aren't watched any more would make the table grow with every pod.
                 self._due = {uid: at for uid, at in self._due.items() if uid in uids}
                 now = self._clock()
                 for key, pods in watched.items():
@@ -98,6 +99,7 @@ class StartWatch:
             news = await self._with_log(pod, known)
         if is_ready(pod) and news.first_token is None and await self._has_generated(pod):
             news = replace(news, first_token=self._clock())
+        # What is kept of a pod goes when its watch ends: news that come later would stay for ever.
         if news != known and uid in self._runner.starts.watched.get(key, ()):
             self._runner.starts.news[uid] = news
             self._runner.queue.add(key)
@@ -121,6 +123,7 @@ class StartWatch:
                 ),
             )
             return replace(known, log_read=is_last)
+        # Not read yet, even if this was to be the last time: the next look tries again.
         except Unreachable:
             return known
         except WeightyardError as error:

@@ -80,6 +80,7 @@ class ClusterView:
         """Removes a deleted object; returns the keys to handle immediately."""
         kind, name = document["kind"], document["metadata"]["name"]
         if kind == MODEL:
+            # The model that is gone may be the last for which nodes with the startup taint wait.
             return self._starting_nodes() if self.models.pop(name, None) else set()
         if kind == NODE:
             self.nodes.pop(name, None)
@@ -133,6 +134,7 @@ class ClusterView:
         if before is None:
             return {(NODE, name), *self._all_models()}, set()
         now: set[Key] = set() if _marks_agree(before.cache, cache) else {(NODE, name)}
+        # What counts for every model on this node changes with that, and not only what its report has.
         if is_silent(before.cache) != is_silent(cache):
             now |= self._all_models()
         later: set[Key] = set()
@@ -158,6 +160,7 @@ def _known(document: Json) -> ParsedModel:
     metadata = document["metadata"]
     model: CachedModel | InvalidInput
     try:
+        # A status that another version wrote must not make the spec unreadable.
         model = CachedModel.parse({**document, "status": {}})
         require_registry(parse_image(model.spec.image))
     except ValidationError as error:

@@ -40,6 +40,7 @@ def status_of(
     model: CachedModel, entries: Mapping[str, DesiredModelStatus | None], *, before: Json, now: str
 ) -> Json:
     """The whole status. `entries` are the selected nodes' reports of this model; `before` is the current status."""
+    # In order: the status has the first few failures only, and must not name others in each pass.
     phases = {node: phase_of(model, entry) for node, entry in sorted(entries.items())}
     count = Counter(phases.values())
     known = {n: e for n, e in entries.items() if e is not None and _is_fresh(model, e)}

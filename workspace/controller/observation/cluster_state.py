@@ -77,6 +77,7 @@ def cached_state(
     own = nodes_of(of_version(others, revision.id))
     left = [node for node in possible if node.name not in second.chosen or node.name in own]
     first = _state(revision, observed, left, others, replicas=replicas - on_demand)
+    # One node at least is chosen for any version, and here no server is left to run on it.
     chosen = first.chosen if replicas > on_demand else ()
     return CachedState(
         eligible=tuple(node.name for node in possible),
@@ -129,11 +130,15 @@ def _state(
     labelled = {node.name for node in observed.nodes if node.holds(label)} & usable
     chosen = choose_warm(
         possible,
+        # Those of one server at least: scaled to zero, one node keeps the model
+        # for the server that comes first.
         max(
             revision.nodes,
             len(serving & usable) + max(0, replicas * revision.nodes - len(placed)),
         ),
         label=label,
+        # What has begun is kept: nodes that serve it, hold it, fetch it. Last those
+        # where servers of another version go.
         preference=(serving, labelled, nodes_of(warming), nodes_of(servers)),
     )
     everywhere = _nodes_with(serving_pods(observed), revision)

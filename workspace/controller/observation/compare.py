@@ -49,6 +49,8 @@ def holds(actual: Any, wanted: Any, field: str = "") -> bool:
     """Whether `actual` contains everything in `wanted`."""
     # The server drops empty fields, so an empty value equals a missing one.
     if wanted in _EMPTY:
+        # An empty dict that was filled with the server's defaults, such as an
+        # emptyDir's, is no difference either.
         return True if actual in _EMPTY else isinstance(actual, dict)
     if isinstance(wanted, dict):
         return isinstance(actual, dict) and all(

@@ -79,6 +79,7 @@ def to_apply(
         document["status"]["conditions"] = [
             {
                 "type": TYPE, "status": wanted.status, "reason": wanted.reason, "message": wanted.message,
+                # Kubernetes' rule for conditions: this time changes with the status alone.
                 "lastTransitionTime": (before.since if same and before else "") or now,
             }
         ]  # fmt: skip

@@ -94,6 +94,8 @@ def missing_pinned(
     # Synced is required: until the agent has the current desired state, its reports may omit a
     # model.
     if any(_condition(cache, each) != "True" for each in _ALL_TRUE):
+        # With a pinned model missing the agent's own PinnedReady isn't True,
+        # which is knowledge and not ignorance.
         return missing if missing and _condition(cache, "Synced") == "True" else None
     return missing
 

@@ -137,6 +137,7 @@ def hardware(nodes: Iterable[KubeNode], resources: Resources) -> Hardware:
         )
     # The weakest, since the scheduler may put a replica on any of these nodes.
     weakest = min((gpu for gpu, _ in found), key=lambda gpu: (gpu.memory_bytes, gpu.capability))
+    # With the fewest of any: a pod that asks for more fits some of the nodes only.
     most = min(count for _, count in found) * resources.nodes
     return Hardware(weakest, resources.gpus or most)
 
@@ -229,6 +230,7 @@ def tolerates_all(accepted: Sequence[Json], taints: Iterable[Json]) -> bool:
 
 def tolerates(accepted: Iterable[Json], taint: Json) -> bool:
     """Whether pods with these tolerations may be placed on a node with a taint."""
+    # The scheduler only ranks by such a taint.
     if taint.get("effect") == "PreferNoSchedule":
         return True
     return any(_tolerates(each, taint) for each in accepted)
@@ -242,6 +244,7 @@ def _taints(spec: Json) -> tuple[Json, ...]:
 
 
 def _tolerates(toleration: Json, taint: Json) -> bool:
+    # Kubernetes' rule: what a toleration leaves out matches any, but `Equal`, the default, needs a key.
     if toleration.get("effect") not in (None, taint.get("effect")):
         return False
     if toleration.get("key") not in (None, taint.get("key")):

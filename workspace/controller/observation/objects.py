@@ -40,6 +40,7 @@ def is_candidate(pod: Json) -> bool:
 def is_owned(document: Json, uid: str) -> bool:
     """Whether the Workspace with this uid controls the object."""
     owners: Iterable[Json] = document["metadata"].get("ownerReferences") or ()
+    # Several owners keep an object from being collected; the one marked `controller` manages it.
     return any(each.get("uid") == uid and each.get("controller") for each in owners)
 
 
@@ -66,6 +67,7 @@ def has_ended(pod: Json) -> bool:
 def is_mounted(pod: Json) -> bool:
     """Whether a pod's volumes are mounted: a container starts, or fails to start, only afterwards."""
     states: Iterable[Json] = (pod.get("status") or {}).get("containerStatuses") or ()
+    # A container between two runs is waiting again: that it has run before shows in its restarts alone.
     return any(
         each.get("restartCount") or {"running", "terminated"} & set(each.get("state") or ())
         for each in states

@@ -101,6 +101,7 @@ class Observed:
         """
         wanted = names.selector(self.document["metadata"]["name"], role, self.bound_uid)
         found = [
+            # Pre-warm pods end once the model is there: one that has ended is the answer, not a remnant.
             each
             for each in self.objects
             if each["kind"] == "Pod"
@@ -108,6 +109,8 @@ class Observed:
             and "deletionTimestamp" not in each["metadata"]
             and (role == names.PREWARM or has_ended(each) == ended)
         ]
+        # In one order, whatever that of the watch: a status that names the first
+        # pod must not change without news.
         return sorted(found, key=lambda each: str(each["metadata"]["name"]))
 
 

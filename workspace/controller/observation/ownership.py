@@ -28,6 +28,7 @@ def owned_by(document: Json, workspace: Json) -> Json:
         "name": workspace["metadata"]["name"],
         "uid": workspace["metadata"]["uid"],
         "controller": True,
+        # With foreground deletion, the Workspace stays until this object is gone.
         "blockOwnerDeletion": True,
     }
     return {**document, "metadata": {**document["metadata"], "ownerReferences": [owner]}}

@@ -43,6 +43,7 @@ class Starts:
 
     def watch(self, key: tuple[str, str], pods: frozenset[str]) -> None:
         """Watch these pods of a Workspace, by uid, from now on and no others of it."""
+        # Or what is known of pods that are gone would stay for as long as the controller runs.
         for gone in self.watched.get(key, frozenset()) - pods:
             self.news.pop(gone, None)
         if pods:
@@ -71,6 +72,7 @@ def startup_of(
         ends = {**ends, **same.ends} if same.total is not None else {**same.ends, **ends}
         parts = same.parts or parts
     healthy = ends.get(StageName.HEALTH)
+    # Not before the log has been read: from then on the entry's times are never amended.
     is_complete = healthy is not None and (news.log_read or (same and same.total is not None))
     stages = timeline(ends, parts)
     entry = Startup(
@@ -84,6 +86,7 @@ def startup_of(
 
 def newest(pods: Sequence[Json]) -> Json | None:
     """The pod that began to start last; None without pods."""
+    # Creation times have whole seconds: between equals the name decides, and decides the same next time.
     return max(pods, key=lambda pod: (_began(pod) or 0.0, pod["metadata"]["name"]), default=None)
 
 
@@ -113,6 +116,7 @@ def seconds_of(text: object) -> float | None:
         found = datetime.fromisoformat(text)
     except ValueError:
         return None
+    # `timestamp()` would take a time without a zone for local time; Kubernetes' always have one.
     return None if found.tzinfo is None else found.timestamp()
 
 

@@ -80,6 +80,8 @@ def requested(workspace: Workspace) -> Json:
     spec = workspace.to_document()["spec"]
     parts = {name: spec[name] for name in POD_PARTS if name in spec}
     _drop_counts(parts.get("resources", {}))
+    # The time of a restart is asked for too: nothing else tells the new pods of
+    # the same spec from the old ones.
     restarted = workspace.spec.rollout.restarted_at
     return {**parts, **({"rollout": {"restartedAt": restarted}} if restarted else {})}
 
@@ -141,6 +143,7 @@ def to_document(workspace: Workspace, revision: Revision) -> Json:
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
         "metadata": meta(workspace, revision.name),
+        # The API server lets this number alone change: the data of a ControllerRevision is immutable.
         "revision": revision.number,
         "data": {
             "requested": revision.requested,
@@ -173,6 +176,7 @@ def from_document(document: Json) -> Revision:
         startup_seconds=data["startupSeconds"],
         reasons=tuple(data["reasons"]),
         template=data["template"],
+        # Versions that were stored without these fields never get them: they are of one node.
         nodes=data.get("nodes", 1),
         worker=data.get("worker"),
     )

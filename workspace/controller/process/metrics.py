@@ -168,6 +168,8 @@ class Metrics:
         """Counts a start that became healthy. `trace`: its version's `traceparent`."""
         self._starts.observe(start.total or 0.0, _exemplar(trace))
         for stage in start.stages:
+            # Parts by tier overlap and are within the volume's stage: counted
+            # too, they would double its seconds.
             if stage.tier is None and stage.name != StageName.FIRST_TOKEN:
                 self._stages.labels(stage.name).observe(stage.seconds)
 
@@ -202,6 +204,7 @@ class Metrics:
 
 
 def _exemplar(trace: str) -> dict[str, str] | None:
+    # Without tracing no trace was stored under this id.
     return exemplar(trace) if spans.provider() is not None else None
 
 

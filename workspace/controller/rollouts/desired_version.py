@@ -20,6 +20,7 @@ def desired_version(
     """The one of `kept` with the same spec, else one planned from what the registry answered, or why there is none."""
     name = revisions.revision_name(workspace)
     newest = max((each.number for each in kept if each.name != name), default=0)
+    # As it was planned then. Resolved or rendered anew, a moved tag or an upgrade would restart every server.
     for each in kept:
         if each.name == name:
             # A version that returns gets the highest number again, as `rollout history` orders by it.
@@ -28,8 +29,8 @@ def desired_version(
     if not isinstance(resolved, ResolvedImages):
         return resolved
     tracing, resources = observed.environment.tracing, workspace.spec.resources
-    read_rate = nodes.read_rate(observed.nodes, resources)
     try:
+        read_rate = nodes.read_rate(observed.nodes, resources)
         release = plan_release(
             with_tracing(workspace, tracing.servers),
             resolved,

@@ -20,7 +20,7 @@ from workspace.controller.rollouts.traffic import (
     is_settled,
 )
 from workspace.probes.verdicts import ProbeResult
-from workspace.rollout_spec import Rollout, Strategy
+from workspace.rollout_spec import EVEN_WEIGHT, Rollout, Strategy
 from workspace.rollout_status import RolloutPhase, RolloutStatus
 
 
@@ -79,6 +79,7 @@ def advance(seen: RolloutInput, before: RolloutStatus | None) -> RolloutStatus:
         before = _begun(seen)
     plan = stages(seen.spec)
     state = _with(refitted(seen.spec, before, seen.now), steps=len(plan), replicas=seen.goal)
+    # An edit begins a rollout of its own: nothing moves this one any more.
     if state.phase is RolloutPhase.COMPLETED:
         return state
     if state.is_withdrawn:
@@ -101,6 +102,7 @@ def split(state: RolloutStatus, seen: RolloutInput) -> ReplicaSplit:
         return ReplicaSplit(goal, goal)
     weight = state.weight
     if state.in_place:
+        # One of each at least: a version without a server gets no requests, and can't be judged.
         candidate = _clamp(round(goal * weight / 100), 1, goal - 1)
         # One after the other: an old server goes for each new one that is to come.
         return ReplicaSplit(max(goal - candidate, goal - seen.candidate_ready - 1, 1), candidate)
@@ -109,7 +111,7 @@ def split(state: RolloutStatus, seen: RolloutInput) -> ReplicaSplit:
         math.ceil(goal * weight / 100) if seen.traffic else round(goal * weight / (100 - weight))
     )
     candidate = _clamp(needed, 1, goal)
-    if weight <= 50 or seen.traffic or not seen.movable:
+    if weight <= EVEN_WEIGHT or seen.traffic or not seen.movable:
         return ReplicaSplit(goal, candidate)
     fewer = math.ceil(goal * (100 - weight) / weight)
     return ReplicaSplit(max(fewer, goal - seen.candidate_ready, 1), candidate)
@@ -123,6 +125,7 @@ def serving(state: RolloutStatus, seen: RolloutInput) -> str | None:
     if seen.traffic is not None:
         alone = state.is_open or state.is_withdrawn or _holds(seen, state)
         return state.stable if alone and seen.stable_ready else None
+    # Never a version alone that has no ready server: the Service would lead nowhere.
     before = state.stable if seen.stable_ready else None
     if state.is_withdrawn or (state.is_open and state.weight == 0):
         return before
@@ -223,6 +226,7 @@ def _is_finished(
     if stage.kind == "weight":
         are_ready = seen.warm and seen.candidate_ready >= split(state, seen).candidate
         return are_ready and (seen.traffic is None or is_settled(state, seen.traffic))
+    # Behind the weights: no word of anybody makes servers ready that aren't.
     if seen.commands.resume == state.token:
         return True
     if stage.kind == "probes":
@@ -353,6 +357,7 @@ def _attained(seen: RolloutInput, state: RolloutStatus) -> int:
     if seen.traffic is not None:
         if state.phase is RolloutPhase.COMPLETED:
             return 100
+        # Until all Gateways have taken new weights over, the last that all had taken still holds.
         return state.attained if seen.traffic.settled is None else seen.traffic.settled
     alone = serving(state, seen)
     if alone is not None:

@@ -27,6 +27,7 @@ def stages(spec: Rollout) -> tuple[Stage, ...]:
     """
     found, weight = [], 0
     probed = spec.analysis.probes is not None and spec.strategy.has_steps
+    # Probes and blueGreen's move of all requests need servers that are ready: a weight of 0 waits for them.
     if spec.strategy is Strategy.BLUE_GREEN or probed:
         found.append(Stage("weight", 0))
     if probed:

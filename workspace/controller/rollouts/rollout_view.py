@@ -140,6 +140,7 @@ def active_rollout(
     known = before if before is not None and before.version == target.name else None
     stable = deployed.name
     if stable == target.name:
+        # Once the own Deployment is switched to the new version, only the status still names the one before.
         if known is None or known.phase not in (RolloutPhase.PROMOTING, RolloutPhase.COMPLETED):
             return None
         stable = known.stable
@@ -150,6 +151,7 @@ def active_rollout(
         switched=deployed.name == target.name,
     )  # fmt: skip
     # Under another strategy the weight that it had may be none.
+    # The state first, without `warm`: it says how many servers there are to be nodes for.
     state = refitted(seen.spec, known, seen.now) if known else advance(seen, None)
     count = split(state, seen).candidate
     seen = replace(seen, warm=is_warm(max(1, count)))

@@ -36,6 +36,8 @@ def route_objects(
         return [*services, http_route(workspace, route, found, weight=None)]
     new = left or (version_id(rollout.status.version) if rollout else newest)
     weight = rollout.new_weight if rollout else 0
+    # Services first: a Gateway refuses a route to one that doesn't exist. `none` is no
+    # version's id: it selects nothing.
     return [
         *version_services(workspace, route, routing, new or "none"),
         http_route(workspace, route, found, weight=0 if left else weight),

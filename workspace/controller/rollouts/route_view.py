@@ -136,6 +136,7 @@ def _report(ref: ParentRef, found: Json | None, observed: Observed) -> ParentRep
     """What the controllers of one Gateway say of the route as it is now."""
     document = {"name": ref.name, "namespace": ref.namespace, "sectionName": ref.section_name}
     name = _name(document, observed)
+    # Gateway API: a parent has an entry of each controller that has something to say of it.
     said = [
         each for each in _parents(found or {}) if _name(each.get("parentRef") or {}, observed) == name
     ]  # fmt: skip
@@ -164,6 +165,7 @@ def _parents(found: Json) -> Iterable[Json]:
 
 def _name(ref: Json, observed: Observed) -> str:
     """A Gateway as namespace/name, and /listener."""
+    # Gateway API: without a namespace a parent is in the route's own. A Gateway may answer with it filled in.
     namespace = ref.get("namespace") or observed.document["metadata"].get("namespace", "")
     section = f"/{ref['sectionName']}" if ref.get("sectionName") else ""
     return f"{namespace}/{ref.get('name', '')}{section}"
@@ -171,6 +173,7 @@ def _name(ref: Json, observed: Observed) -> str:
 
 def _current(condition: Json, generation: int) -> str:
     """A condition's status, if it is about the route as it is now."""
+    # Its controller hasn't handled this generation yet: the answer is to an earlier one.
     if int(condition.get("observedGeneration") or 0) < generation:
         return "Unknown"
     status = condition.get("status")
@@ -181,4 +184,5 @@ def _all_of(words: Iterable[str]) -> str:
     found = set(words)
     if "False" in found:
         return "False"
+    # No answer at all is no consent: no controller may know of the route.
     return "True" if found == {"True"} else "Unknown"

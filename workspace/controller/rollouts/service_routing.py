@@ -26,6 +26,8 @@ def wanted_role(workspace: Workspace, observed: Observed, *, goal: int) -> str:
         return names.SERVER
     holds_requests = any(map(is_ready, observed.pods(names.ACTIVATOR)))
     _, ready_count = server_count(observed)
+    # Before the last server stops the activator has to be ready, or the Service
+    # would have no endpoint in between.
     if ready_count == 0 or (goal == 0 and holds_requests):
         return names.ACTIVATOR
     return names.SERVER

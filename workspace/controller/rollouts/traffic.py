@@ -63,6 +63,7 @@ def draining(state: RolloutStatus, seen: RoutedTraffic, now: str) -> str | None:
     """
     if state.is_withdrawn and seen.asked and seen.candidate:
         version, weight = state.version, 0
+    # Not once the Deployment is switched: from then on each old server finishes as it is stopped.
     elif _takes_all(state, seen) and not seen.switched and seen.stable:
         version, weight = state.stable, 100
     else:

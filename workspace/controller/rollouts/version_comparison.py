@@ -93,6 +93,7 @@ class VersionComparison:
 
     def add(self, stable: Readings, candidate: Readings, now: float) -> None:
         """Take one reading of every ready server of both versions."""
+        # Both take their readings: after a restart in the first, `or` would leave the second's out.
         both = (self.stable.add(stable), self.candidate.add(candidate))
         if any(both):
             self.restarted, self.began = True, now

@@ -22,14 +22,20 @@ PATIENCE: Final = 600.0  # seconds
 
 
 def patience(
-    replacements: Iterable[Json], observed: Observed, *, deployment: str, makes_nodes: bool
+    replacements: Iterable[Json],
+    observed: Observed,
+    *,
+    deployments: Iterable[str],
+    makes_nodes: bool,
 ) -> float | None:
     """Seconds for which drains may still wait for these servers; 0 when no longer, None while nothing is wrong.
 
-    `deployment` is the name of what makes them. `makes_nodes`: something is known to make nodes for those that have
+    `deployments` are the names of what makes them. `makes_nodes`: something is known to make nodes for those that have
     none. Otherwise none is waited for.
     """
-    if worst_problem((), observed.find("Deployment", deployment)) is not None:
+    found = (observed.find("Deployment", name) for name in deployments)
+    # What a Deployment itself can't create, such as under a quota, doesn't come by waiting.
+    if any(worst_problem((), each) is not None for each in found):
         return 0.0
     left = [
         _left(pod, observed, makes_nodes=makes_nodes)

@@ -30,6 +30,7 @@ OURS: Final[Mapping[str, str]] = {
 # Costs: of servers whose node goes, of those on spot nodes, of the others; to each its running requests are added.
 _LEAVING: Final = -20_000
 _SPOT: Final = -10_000
+# Below the distance of two costs, so that requests never lift a server into the next class.
 _MOST_REQUESTS: Final = 9_999
 
 
@@ -78,6 +79,7 @@ def disruption_marks(
     found: dict[str, str | None] = {}
     for pod in pods:
         news = mounts.get(_uid(pod))
+        # Whoever set a mark first means it, whatever it says.
         if _is_others(pod, DO_NOT_DISRUPT):
             continue
         comes = marked and not gone.takes(pod) and not (news and news.failed) and _is_starting(pod)
@@ -108,6 +110,7 @@ def _is_starting(pod: Json) -> bool:
     if node_of(pod) is None or is_ready(pod) or has_ended(pod):
         return False
     states = (pod.get("status") or {}).get("containerStatuses") or ()
+    # `started` stays true from the startup probe's success to the container's end; readiness comes and goes.
     return not any(
         each.get("started") or each.get("restartCount") or "terminated" in (each.get("state") or {})
         for each in states

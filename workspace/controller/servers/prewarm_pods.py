@@ -20,6 +20,7 @@ Json = dict[str, Any]
 
 
 def pod_name(workspace: Workspace, revision: Revision, node: str) -> str:
+    # From version and node alone, so that a pass which repeats another makes no second pod.
     digest = hashlib.sha256(f"{revision.name}/{node}".encode()).hexdigest()
     return f"{workspace.name}-warm-{digest[:8]}"
 
@@ -34,6 +35,7 @@ def prewarm_pod(
     held = {each["name"] for each in wanted}
     metadata = meta(workspace, pod_name(workspace, revision, node), names.PREWARM, uid)
     metadata["labels"] |= {names.REVISION: revision.id}
+    # A namespace with a quota refuses pods that don't state them.
     small = {"cpu": "10m", "memory": "32Mi"}
     return {
         "apiVersion": "v1",

@@ -59,6 +59,8 @@ def departures(nodes: Iterable[KubeNode], resources: Resources, *, gpus: int) ->
             leaving.add(node.name)
             if node.departure is Departure.INTERRUPTED:
                 ending.add(node.name)
+        # Of a node that isn't ready Kubernetes itself evicts the pods, after the
+        # time for which they tolerate that.
         elif node.ready and not tolerates_all(accepted, lasting(node.taints)):
             leaving.add(node.name)
     return Departures(leaving=frozenset(leaving), interrupted=frozenset(ending))
@@ -98,6 +100,7 @@ def interrupted(
 
     A server on several nodes goes with any of its `workers`; its leader's end lets it finish its requests.
     """
+    # Servers on their own have no group in common.
     broken = {group_of(pod) for pod in workers if gone.interrupts(pod)} - {None}
     return [
         Delete(Reference("Pod", str(pod["metadata"]["name"])), str(pod["metadata"]["uid"]))

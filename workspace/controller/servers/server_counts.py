@@ -1,4 +1,4 @@
-"""How many servers the Workspace's own Deployments are asked for, and how many evictions must leave. Pure.
+"""How many servers the Workspace's Deployments are asked for, and how many evictions must leave. Pure.
 
 Three things change the numbers that a scaler or a spec wants: nodes that don't hold the model yet, servers that must
 not run on spot capacity, and nodes that go.
@@ -6,6 +6,7 @@ not run on spot capacity, and nodes that go.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +48,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ServerCounts:
-    """What the own Deployments are asked for, and the surge that replaces servers on nodes that go.
+    """What Deployments are asked for, and the surge that replaces servers on nodes that go.
 
     In `wake_after` seconds time alone lowers `least_ready`; None if it doesn't.
     """
@@ -78,43 +79,68 @@ def server_counts(
         ready = Shares(sum(map(is_ready, rest)), sum(map(is_ready, beside)))
         asked = moved(allowed, before, ready, total=goal)
         if _can_replace(workspace, servers, active, state):
-            marked = all(is_cheapest(pod) for pod in servers if gone.drains(pod))
-            more = Shares(
-                surge(rest, gone, wanted=asked.rest, marked=marked),
-                surge(beside, gone, wanted=asked.on_demand, marked=marked),
-            )
+            more = _surge(servers, gone, asked)
     wanted = divided(goal, floor(workspace, active, goal))
     # What still stands in for the other part's servers stays too.
     parts = (
         (ServerPart.REST, rest, max(wanted.rest, asked.rest)),
         (ServerPart.ON_DEMAND, beside, max(wanted.on_demand, asked.on_demand)),
     )
-    waits = {part: _waits(workspace, observed, part, pods, gone) for part, pods, _ in parts}
+    made_by = zip(parts, names.with_on_demand(workspace.name), strict=True)
+    waits = {
+        part: _waits(workspace, observed, [deployment], pods, gone)
+        for (part, pods, _), deployment in made_by
+    }
     least = {
         part: _least_ready(workspace, pods, gone, state, goal, needed=needed, waits=waits[part])
         for part, pods, needed in parts
     }
+    # A wait of 0 is over, and counted above already: waking up for it would never end.
     wake_after = min(filter(None, waits.values()), default=None)
     return ServerCounts(asked, more, least, gone, wake_after)
 
 
+def candidate_counts(
+    workspace: Workspace, observed: Observed, *, candidate: Revision, state: CachedState, count: int
+) -> ServerCounts:
+    """The numbers for a new version's servers beside the Workspace's own, of which `count` may run now.
+
+    Requests may depend on them as on the others, so a drain moves them in the same way. Evictions count them as one
+    part.
+    """
+    servers = _candidates(observed)
+    gone = departures(observed.nodes, candidate.resources, gpus=candidate.gpus)
+    asked = divided(count, floor(workspace, candidate, count))
+    replaced = _can_replace(workspace, servers, candidate, state)
+    more = _surge(servers, gone, asked) if replaced else Shares()
+    made_by = names.with_on_demand(names.candidate(workspace.name))
+    waits = _waits(workspace, observed, made_by, servers, gone)
+    least = _least_ready(workspace, servers, gone, state, count, needed=count, waits=waits)
+    return ServerCounts(asked, more, {ServerPart.CANDIDATE: least}, gone, waits or None)
+
+
 def pod_marks(
-    workspace: Workspace, observed: Observed, counts: ServerCounts, *, deployed: Shares
-) -> list[Annotate]:
-    """The annotations of servers and pre-warm pods to write. `deployed` are the Deployments' numbers of replicas."""
-    # A StatefulSet, which keeps groups, has an order of its own.
-    alone = [pod for pod in _own_servers(observed) if group_of(pod) is None]
-    rest, beside = by_capacity(alone)
+    workspace: Workspace, observed: Observed, *, own: ServerCounts, deployed: Shares, candidates: ServerCounts,
+    deployed_candidates: Shares,
+) -> list[Annotate]:  # fmt: skip
+    """The annotations of servers and pre-warm pods to write. `deployed…` are the Deployments' numbers of replicas."""
     spot = [node.name for node in observed.nodes if is_spot(node.labels)]
     by_other = workspace.spec.scale is not None and is_scaled_elsewhere(workspace)
     costs: dict[str, str | None] = {}
-    for pods, there, wanted in (
-        (rest, deployed.rest, counts.asked.rest + counts.surge.rest),
-        (beside, deployed.on_demand, counts.asked.on_demand + counts.surge.on_demand),
+    for servers, counts, there in (
+        (_own_servers(observed), own, deployed),
+        (_candidates(observed), candidates, deployed_candidates),
     ):
-        costs |= deletion_costs(
-            pods, counts.gone, spot=spot, running=observed.running, ordered=by_other or wanted < there
-        )  # fmt: skip
+        # A StatefulSet, which keeps groups, has an order of its own.
+        rest, beside = by_capacity(pod for pod in servers if group_of(pod) is None)
+        others_scale = by_other and counts is own
+        for pods, before, after in (
+            (rest, there.rest, counts.asked.rest + counts.surge.rest),
+            (beside, there.on_demand, counts.asked.on_demand + counts.surge.on_demand),
+        ):
+            costs |= deletion_costs(
+                pods, counts.gone, spot=spot, running=observed.running, ordered=others_scale or after < before
+            )  # fmt: skip
     servers = observed.pods(names.SERVER)
     pods = [
         *servers,
@@ -122,7 +148,7 @@ def pod_marks(
         *observed.pods(names.PREWARM),
     ]
     marked = disruption_marks(
-        pods, counts.gone, observed.mounts, marked=workspace.spec.resources.by_karpenter
+        pods, own.gone, observed.mounts, marked=workspace.spec.resources.by_karpenter
     )
     return marking(pods, {COST: costs, DO_NOT_DISRUPT: marked})
 
@@ -138,8 +164,20 @@ def ended_servers(workspace: Workspace, observed: Observed, counts: ServerCounts
 
 def _own_servers(observed: Observed) -> list[Json]:
     """The servers that aren't those of a new version beside them."""
-    servers = observed.pods(names.SERVER)
-    return [pod for pod in servers if not is_candidate(pod)]
+    return [pod for pod in observed.pods(names.SERVER) if not is_candidate(pod)]
+
+
+def _candidates(observed: Observed) -> list[Json]:
+    return [pod for pod in observed.pods(names.SERVER) if is_candidate(pod)]
+
+
+def _surge(servers: list[Json], gone: Departures, asked: Shares) -> Shares:
+    rest, beside = by_capacity(servers)
+    marked = all(is_cheapest(pod) for pod in servers if gone.drains(pod))
+    return Shares(
+        surge(rest, gone, wanted=asked.rest, marked=marked),
+        surge(beside, gone, wanted=asked.on_demand, marked=marked),
+    )
 
 
 def _can_replace(
@@ -153,7 +191,7 @@ def _can_replace(
 def _waits(
     workspace: Workspace,
     observed: Observed,
-    part: ServerPart,
+    deployments: Iterable[str],
     servers: list[Json],
     gone: Departures,
 ) -> float | None:
@@ -161,9 +199,8 @@ def _waits(
     if not any(map(gone.drains, servers)):
         return None
     others = [pod for pod in servers if not gone.takes(pod)]
-    own = names.on_demand(workspace.name) if part is ServerPart.ON_DEMAND else workspace.name
     makes_nodes = workspace.spec.resources.makes_nodes
-    return patience(others, observed, deployment=own, makes_nodes=makes_nodes)
+    return patience(others, observed, deployments=deployments, makes_nodes=makes_nodes)
 
 
 def _least_ready(

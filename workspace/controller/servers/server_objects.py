@@ -7,7 +7,7 @@ from typing import Any
 from workspace.controller.observation.objects import asked_replicas
 from workspace.controller.observation.revisions import Revision
 from workspace.controller.servers.server_counts import ServerCounts
-from workspace.controller.servers.shares import Shares, divided, floor
+from workspace.controller.servers.shares import Shares
 from workspace.controller.servers.workloads import workload
 from workspace.render.deployments import candidate_deployment, on_demand_deployment
 from workspace.render.routing import SystemSettings
@@ -30,19 +30,19 @@ def own_servers(
 
 
 def candidate_deployments(
-    workspace: Workspace, candidate: Revision, count: int, environment: SystemSettings
+    workspace: Workspace, candidate: Revision, counts: ServerCounts, environment: SystemSettings
 ) -> list[Json]:
     """The same of a new version beside it, with a floor of its own: it may get all requests."""
-    if not count:
+    asked, surge = counts.asked, counts.surge
+    if not asked.total:
         return []
-    shares = divided(count, floor(workspace, candidate, count))
     made = candidate_deployment(
-        workspace, candidate.template, replicas=shares.rest, startup_seconds=candidate.startup_seconds,
-        environment=environment,
+        workspace, candidate.template, replicas=asked.rest, startup_seconds=candidate.startup_seconds,
+        environment=environment, surge=surge.rest,
     )  # fmt: skip
-    if not shares.on_demand:
+    if not asked.on_demand:
         return [made]
-    return [on_demand_deployment(made, replicas=shares.on_demand), made]
+    return [on_demand_deployment(made, replicas=asked.on_demand, surge=surge.on_demand), made]
 
 
 def asked_shares(own: Json | None, beside: Json | None) -> Shares:

@@ -67,6 +67,7 @@ def workload(
             workspace, version.template, version.worker, size=version.nodes, replicas=replicas,
             surge=surge,
         )  # fmt: skip
+    # Immutable in apps/v1: one that was made with other labels keeps those for its life.
     selector: Mapping[str, str] | None = None
     if current is not None and current["kind"] == "Deployment":
         selector = current["spec"]["selector"]["matchLabels"]

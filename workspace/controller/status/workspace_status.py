@@ -74,6 +74,7 @@ def report(report_input: ReportInput) -> Json:
     workspace, observed = report_input.workspace, report_input.observed
     route = route_status(workspace, observed, wanted=report_input.new_weight)
     parts += routed_conditions(workspace, observed, route)
+    # What keeps objects from being written explains whatever the conditions below lack, so it is told first.
     ready = (
         _refused(report_input)
         or _conflicting(report_input)
@@ -88,6 +89,7 @@ def report(report_input: ReportInput) -> Json:
         "conditions": conditions.merge(before, found, generation=generation, now=observed.now),
         "replicas": total,
         "readyReplicas": ready_count,
+        # The scale subresource names this field: autoscalers find the pods to count by it.
         "selector": ",".join(f"{name}={value}" for name, value in selector.items()),
         **_version(report_input),
         **startups(report_input.observed, report_input.versions),
@@ -133,6 +135,7 @@ def _version(report_input: ReportInput) -> Json:
         **({"notChosen": list(shown.reasons[:MOST_REASONS])} if shown.reasons else {}),
         "revision": shown.number,
         "url": f"http://{workspace.name}.{workspace.metadata.namespace}.svc",
+        # Of the chosen nodes alone: others may hold the model as well.
         "cached": f"{len(set(cached_state.chosen) & cached_state.warm)}/{len(cached_state.chosen)}",
     }
 
@@ -164,6 +167,7 @@ def _cached(report_input: ReportInput) -> StatusCondition:
     kind, cached_state = conditions.CACHED, report_input.cached_state
     if cached_state is None:
         return StatusCondition(kind, None, Reason.UNRESOLVED, "No model to cache is known yet.")
+    # An autoscaler's 0 is no such case: a node keeps the model for the server that comes first.
     if not report_input.goal and report_input.workspace.spec.scale is None:
         return StatusCondition(
             kind, True, Reason.NOT_NEEDED, "No replicas are requested, so no node needs the model."
@@ -258,6 +262,7 @@ def _available(report_input: ReportInput) -> StatusCondition:
         return StatusCondition(kind, True, Reason.SERVING, f"{_replicas(ready_count)} ready.")
     if not report_input.goal:
         return _at_zero(report_input)
+    # Of the version that should run first: what is wrong with those before it ends with them.
     problem = _server_problem(report_input) or _server_problem(report_input, active=False)
     if problem is not None:
         return StatusCondition(kind, False, problem.reason, problem.message)

@@ -17,8 +17,9 @@ from tests.workspace.controller.rollouts.test_canary import (
     status,
 )
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster, setting
+from tests.workspace.controller.test_drain import cordon
 from workspace.analysis import Outcome
-from workspace.controller.observation.objects import has_labels
+from workspace.controller.observation.objects import has_labels, is_candidate, node_of
 from workspace.controller.observation.observed import GATEWAY_GROUP
 from workspace.controller.rollouts.rollout_view import rollout_before
 from workspace.render import names
@@ -30,14 +31,15 @@ PAUSED_AT_90 = [{"weight": 90}, {"pause": {}}]
 cluster_of = partial(test_canary.cluster_of, labels_nodes=True)
 
 
-def fewest_behind(cluster: Cluster) -> int:
-    """The fewest ready servers that the Service had until all came to rest."""
+def fewest_behind(cluster: Cluster, *, without: str = "") -> int:
+    """The fewest ready servers that the Service had until all came to rest, beside those of a node."""
     found = []
     for _ in range(40):
         for happens in (cluster.reconcile, cluster.step):
             happens()
             selector = cluster.api.get("Service", NAMESPACE, NAME)["spec"]["selector"]
-            found.append(sum(has_labels(pod, selector) for pod in cluster.ready_servers()))
+            there = [pod for pod in cluster.ready_servers() if node_of(pod) != without]
+            found.append(sum(has_labels(pod, selector) for pod in there))
     return min(found)
 
 
@@ -216,3 +218,15 @@ def test_faults_of_the_version_before_are_not_those_of_the_next() -> None:
     cluster.change_spec(model={"image": "registry.example/team/llama:v3"})
     cluster.settle()
     assert (status(cluster).phase, status(cluster).step) == (RolloutPhase.PAUSED, 1)
+
+
+@pytest.mark.parametrize("edit", [{}, {"model": {"image": "registry.example/team/llama:v3"}}])
+def test_a_drained_server_makes_up_for_none_that_stood_in_for_others(edit: Json) -> None:
+    cluster = cluster_of(nodes=8, replicas=2, strategy="canary", steps=PAUSED_AT_90)
+    assert (count(cluster, samples.IMAGE), count(cluster, V2)) == (1, 2)
+    (own,) = (pod for pod in cluster.ready_servers() if not is_candidate(pod))
+    cordon(cluster, str(node_of(own)))
+    cluster.reconcile()
+    cluster.step()
+    cluster.change_spec(**{"model": {"image": samples.IMAGE}, "rollout": {}} | edit)
+    assert fewest_behind(cluster, without=str(node_of(own))) >= 2
