@@ -45,5 +45,6 @@ def provenances(
     file = ArtifactFile(provenance.FILE_NAME, provenance.MEDIA_TYPE, data)
     stated = {"in-toto.io/predicate-type": provenance.PREDICATE_TYPE}
     by_digest = {each.descriptor.digest: each.descriptor for each in published.manifests}
+    # Several tags may name one manifest, which needs one statement.
     for digest in dict.fromkeys(published.tags.values()):
         yield make_artifact(by_digest[digest], provenance.MEDIA_TYPE, [file], stated)

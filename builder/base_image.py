@@ -37,4 +37,5 @@ def mount_source(base: ImageReference, destination: ImageReference) -> tuple[str
     """The base's repository if it is in the destination's registry: its layers are then mounted, not sent."""
     if not isinstance(base, RegistryReference) or not isinstance(destination, RegistryReference):
         return ()
+    # A registry mounts blobs of its own repositories alone (distribution-spec, "Mounting a blob").
     return (base.repository,) if base.registry == destination.registry else ()

@@ -203,6 +203,7 @@ def select(
             case Pickle():
                 pickles.append(path)
     selection = Classification(roles, ignored, tuple(pickles))
+    # Once all are known: whether a file is a copy depends on what else is in its folder.
     others = [path for path, role in roles.items() if role is not Role.WEIGHT]
     selection = selection.also_ignored(copies(selection.weights, selection.pickles, others))
     check_paths((*selection.roles, *selection.pickles))

@@ -84,6 +84,7 @@ def convert(source: Path, target: Path, *, name: str, tied: bool) -> None:
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with pending_file(target.parent) as pending:
+            # transformers refuses a file whose metadata doesn't name the framework.
             pending.write(build_header(layout, {"format": "pt"}))
             for each in ordered:
                 for piece in _pieces(tensors[each]):
@@ -135,6 +136,7 @@ def _torch_load(source: Path) -> Any:
     import torch  # noqa: PLC0415 - as above
 
     try:
+        # Mapped: of a file larger than the memory, each tensor is read when it is written.
         return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
         if "mmap" not in str(error):

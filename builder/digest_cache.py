@@ -54,6 +54,8 @@ class DigestCache:
             location = locations[file.path]
             with durable.reading(location):
                 status = location.stat()
+            # `cp -p` and `touch` set the one time to any value; nothing sets the time
+            # of the last change of the inode.
             newest = max(newest, status.st_mtime, status.st_ctime)
             state.append(
                 [

@@ -65,6 +65,7 @@ def plan_layers(files: Iterable[PlannedFile]) -> tuple[PlannedLayer, ...]:
 
     Law: every file is in exactly one layer, whatever their order.
     """
+    # Sorted: layers, and so their digests, must not depend on the order of a listing.
     ordered = sorted(files)
     shared = [file for file in ordered if file.role in SHARED_ROLES]
     config = [file for file in ordered if file.role is Role.CONFIG]

@@ -118,4 +118,5 @@ def _file_ref(file: RecordFile) -> str:
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:
+    # CycloneDX's schema allows no null, and an empty value would state what isn't known.
     return {name: value for name, value in values.items() if value}

@@ -27,6 +27,7 @@ def check_is_model(paths: Iterable[str], source: str) -> None:
     """Raise InvalidCheckpoint if models are in folders and the root isn't one. `source` is the user's name for it."""
     names = sorted(paths)
     root = [path for path in names if "/" not in path]
+    # The root decides: beside what a model has there, folders are parts of it.
     if any(path in _ASSEMBLED or path.endswith((*_WEIGHTS, *_OWN)) for path in root):
         return
     found = model_folders(names)
@@ -46,6 +47,7 @@ def model_folders(paths: Iterable[str]) -> list[str]:
         folder, _, name = path.rpartition("/")
         if match := _SNAPSHOT.fullmatch(path):
             snapshots.add(match[1])
+        # Such a document names folders that have the weights.
         elif name in ("model_index.json", "modules.json"):
             configs.add(folder)
             weights.add(folder)

@@ -38,6 +38,7 @@ def adapter_warnings(stated: Mapping[str, Any]) -> list[str]:
     if more := [each for each in modules if each not in _SAVED]:
         refused.append(f"whole modules ({', '.join(more[:5])})")
     start = stated.get("init_lora_weights")
+    # True and false choose PEFT's own start, and need no word.
     if isinstance(start, str) and start.lower() not in _STARTS:
         refused.append(f"weights that start with {start}")
     if not refused:

@@ -38,6 +38,7 @@ def named_files(documents: Mapping[str, str], candidates: Iterable[str]) -> dict
     """The candidates that a document quotes by name or path, with their roles. `documents`: texts by path."""
     by_role: dict[Role, set[str]] = {Role.TOKENIZER: set(), Role.CODE: set()}
     for path, text in documents.items():
+        # By the Hub's names: tokenizer_config.json, and tokenization_x.py for its code.
         role = Role.TOKENIZER if "token" in path.rpartition("/")[2] else Role.CODE
         by_role[role].update(each.rpartition("/")[2] for each in _TEXT.findall(text))
     return {

@@ -83,5 +83,6 @@ def as_uri(text: str) -> str:
 
 
 def _escaped(text: str, also: str = "") -> str:
+    # A `%` that begins no escape is a character, and has to be escaped itself.
     lone = re.sub("%(?![0-9A-Fa-f]{2})", "%25", text)
     return quote(lone, safe=_UNESCAPED + also)

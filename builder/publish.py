@@ -89,6 +89,7 @@ def send(
     # Registries refuse a manifest whose blobs are missing, so all blobs come first.
     for blob in publication.blobs:
         put_document(writer, blob)
+    # In their order, indexes last: registries refuse one that lists a manifest which they lack.
     for manifest in publication.manifests:
         writer.put_manifest(manifest.descriptor, manifest.data)
     return Sent(plan.size, held)

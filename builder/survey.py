@@ -95,6 +95,7 @@ def survey(
     # Before any file is fetched.
     _check_weights(selection, source, convert_pickle=convert_pickle)
     documents = _Documents(source, files)
+    # A directory may hold Git LFS's pointers in place of files: told now, and not after hours.
     if source.is_local:
         for path in (*selection.roles, *selection.pickles):
             documents.path(path)

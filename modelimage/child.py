@@ -111,6 +111,7 @@ def work_of(pid: int, *, written: int = 0) -> ProcessActivity:
     for each, fields in stats.items():
         if fields:
             children.setdefault(int(fields[_PARENT]), []).append(each)
+    # By the parents of now: a process that outlived its parent belongs to init, and isn't found.
     family, found = set[int](), [pid]
     while found:
         each = found.pop()

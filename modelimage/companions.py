@@ -70,6 +70,8 @@ class _Search:
     def run(self, trees: Iterable[ImageTree]) -> Companions:
         left = [document.descriptor for tree in trees for document in tree.manifests]
         self._seen.update(each.digest for each in left)
+        # Companions have companions, such as the signature of an SBOM. Each is
+        # looked at once, so a cycle ends.
         while left and len(self._found) < _MOST_TREES:
             left += self._about(left.pop())
         if left:

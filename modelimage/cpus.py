@@ -121,6 +121,7 @@ def parse_cpuinfo(text: str) -> frozenset[str] | None:
         name, _, value = line.partition(":")
         if name.strip().lower() in _FLAG_LINES:
             found.append(frozenset(value.split()))
+    # Of all: the kernel may run a thread on any of them.
     return frozenset.intersection(*found) if found else None
 
 

@@ -182,6 +182,7 @@ def release_locals(error: BaseException) -> None:
 
     For errors that are kept. Their tracebacks stay.
     """
+    # By `raise ... from`, errors can be each other's cause in a circle.
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:

@@ -170,7 +170,9 @@ class _Reader:
             values = self.take(count * struct.calcsize(form))
             return [each for (each,) in struct.iter_unpack(form, values)]
         if item != _STRING:
+            # No key that is read here has arrays of arrays, and a file could nest them without end.
             raise _Truncated
+        # A false count makes no long loop: each string takes its 8 bytes of length at least.
         for _ in range(count):
             self.text()
         return None
@@ -188,6 +190,7 @@ def _metadata(start: bytes) -> dict[str, Any]:
             if key.startswith(_TOKENIZER):
                 break
             found[key] = reader.value(reader.number("<I"))
+    # After a value of an unknown type nothing can be found: its size is unknown too.
     except (_Truncated, KeyError):
         pass
     return found

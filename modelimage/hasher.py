@@ -145,6 +145,7 @@ def _file_digests(files: FileStage, chunks: ChunkStage) -> dict[str, FileDigests
 def hash_file(path: Path, *, progress: Progress | None = None) -> FileDigests:
     """Compute the digests of one file. Raises the same errors as `hash_layer`."""
     size = regular_file_size(path)
+    # The stages learn of a file by its first block, and this one has none.
     if size == 0:
         return EMPTY_FILE
     name = str(path)
@@ -244,6 +245,7 @@ def _buffers(
         buffer = pipeline.buffer(wanted)
         view = memoryview(buffer)[:wanted]
         with reading(path):
+            # readv reads into the buffer itself: `read` would make a copy of every byte.
             count = fill(view, lambda rest: os.readv(descriptor, [rest]))
         if count:
             yield buffer, view[:count]

@@ -32,6 +32,7 @@ _TOKEN_VARIABLES: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 SIGN_IN: Final = "Set HF_TOKEN or run `hf auth login`."
 # A commit or a variant: one part of a path.
 _PART: Final = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+# At most 96 characters for each part, as huggingface-hub has it.
 _NAME = re.compile(r"[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./-]{0,254}", re.ASCII)
 
@@ -84,6 +85,7 @@ def hub_repository(source: str) -> str | None:
     if not source.startswith(HUB):
         return None
     name = source.removeprefix(HUB).split("@", maxsplit=1)[0]
+    # Two dots in a row are in no name on the Hub, and could lead out of a directory.
     return name if _NAME.fullmatch(name) and ".." not in name else None
 
 

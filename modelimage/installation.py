@@ -59,6 +59,7 @@ class InstalledCopy:
             case Installer.UV_TOOL:
                 words = ["uv", "tool", "install", "--force", *what]
             case Installer.PIPX:
+                # pipx takes a package that is installed for done, whatever extras it has.
                 words = ["pipx", "install", "--force", *_for_pipx(what)]
             case Installer.PIP:
                 words = [self.python, "-m", "pip", "install", *what]

@@ -57,6 +57,7 @@ class ModelConfig:
         row = _classes().get(self.model_type, {})
         names = dict.fromkeys((row.get("names", {}).get(key, key), key))
         given = [self.stated[name] for name in names if name in self.stated]
+        # A stated null is a value: transformers' classes take it in place of their default.
         if given:
             return next((each for each in given if each is not None), None)
         defaults = row.get("defaults", {})

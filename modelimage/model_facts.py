@@ -128,6 +128,7 @@ def file_facts(sizes: Mapping[str, int], read: ReadRange) -> ModelFacts:
     Raises InvalidImage if there is neither or if they are malformed, and any error of `read`.
     """
     weights = [path for path in sizes if path.endswith(".safetensors") and "/" not in path]
+    # First: where a model has both, GGUF is a copy for other engines.
     if weights:
         headers = [_header(path, sizes[path], read) for path in sorted(weights)]
         documents = {name: _beside(name, sizes, read) for name in DOCUMENTS if name in sizes}

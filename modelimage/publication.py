@@ -287,6 +287,7 @@ def _modelpack_config(
         "quantization": record.variant if record.quantization else None,
     }
     return {
+        # ModelPack requires none of these: what a checkpoint doesn't tell is left out, not written as empty.
         "descriptor": {name: value for name, value in descriptor.items() if value},
         "config": {name: value for name, value in config.items() if value},
         "modelfs": {"type": "layers", "diffIds": [str(layer.digest) for layer in layers]},

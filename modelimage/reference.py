@@ -118,6 +118,7 @@ def parse_image(text: str) -> ImageReference:
 
     `oci:DIR` is a directory, `oci://REGISTRY/REPOSITORY` a registry reference.
     """
+    # Only these words are schemes: `localhost:5000/model` has a colon too.
     scheme, colon, rest = text.partition(":")
     if colon and scheme in ("oci", "docker") and rest.startswith("//"):
         return _parse_url(scheme, rest[2:])

@@ -94,6 +94,8 @@ def parse_header(data: bytes, *, file_size: int, name: str) -> Header:
     metadata = document.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _invalid(name, f"{METADATA} is not a map of strings")
+    # By `stop` too: an empty tensor begins where the next one does, and after that
+    # one it would seem to overlap it.
     tensors = sorted(
         (_tensor(name, tensor, value) for tensor, value in document.items()),
         key=lambda tensor: (tensor.start, tensor.stop, tensor.name),

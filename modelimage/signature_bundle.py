@@ -74,6 +74,7 @@ def _encoded(kind: str, payload: bytes) -> bytes:
 
 
 def _hint(key: PublicKey) -> str:
+    # As sigstore-go makes hints: of the key in DER, so that a PEM file's line ends don't matter.
     der: Any = key.public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )

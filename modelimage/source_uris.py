@@ -42,6 +42,7 @@ def hub_uri(text: str) -> str:
 
 def instead_of_image(text: str) -> str:
     """The hint for a text that isn't an image reference: what was likely meant, and how it is written."""
+    # The most telling first: a page of the Hub is a URL too.
     if any(text.startswith(scheme) for scheme in (HUB, S3, GS, MLFLOW)):
         return f"It names weights, not an image of them: build one with `weightyard build {text} --to oci:DIR:TAG`."
     if text.startswith(_HUB_PAGES) and hub_uri(text):

@@ -78,6 +78,7 @@ def open_provider(environ: Mapping[str, str], service: str) -> Any:
 def close(provider: Any, environ: Mapping[str, str]) -> None:
     """Send what a provider still has, and give it up where the collector takes too long: there may be many batches."""
     given = environ.get("OTEL_EXPORTER_OTLP_TIMEOUT", "")
+    # In seconds, as OpenTelemetry for Python reads it; its specification has milliseconds.
     patience = float(given) if _SECONDS.fullmatch(given) else _PATIENCE_SECONDS
     # A daemon: a collector that hangs must not keep the process.
     closing = threading.Thread(target=provider.shutdown, name="spans", daemon=True)

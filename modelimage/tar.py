@@ -57,6 +57,7 @@ def header(entry: TarEntry) -> bytes:
 
 
 def _gnu(entry: TarEntry, name: bytes, target: bytes) -> bytes:
+    # GNU's magic: by it readers know that base-256 sizes and long names may follow.
     magic = b"ustar  \x00"
     long_name = b""
     if len(name) > _NAME:

@@ -88,6 +88,7 @@ def _listeners(family: str, port: int) -> Iterator[str]:
         return
     for line in lines:
         fields = line.split()
+        # The kernel writes a port as four hexadecimal digits in upper case.
         if len(fields) > 9 and fields[3] == _LISTENS and fields[1].endswith(f":{port:04X}"):
             yield fields[9]
 

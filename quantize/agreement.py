@@ -71,6 +71,7 @@ def comparison(
 def windows(source: Path, text: Calibration) -> Iterator[list[int]]:
     """The text's token ids, WINDOW at a time. Raises InvalidInput for text that is too short."""
     tokenizer = AutoTokenizer.from_pretrained(source)
+    # Without the tokenizer's special tokens: the text is one stream, and a window may begin anywhere in it.
     ids: list[int] = tokenizer("\n\n".join(text.samples), add_special_tokens=False)["input_ids"]
     if len(ids) < MIN_TOKENS:
         raise InvalidInput(f"the evaluation text has {len(ids)} tokens, below {MIN_TOKENS}")

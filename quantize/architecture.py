@@ -38,6 +38,7 @@ _REASONS: Final[Sequence[tuple[str, re.Pattern[str]]]] = (
     ("projector", re.compile(r"\w*projector|connector|aligner|merger|modality_projection")),
     ("embedding", re.compile(r"\w*embed\w*|wte|wpe")),
     ("norm", re.compile(r"\w*norm\w*|ln_\w+|ln\d*")),
+    # Whole segments are compared: `gate` is a router, and an MLP's `gate_proj` is none.
     ("router", re.compile(r"gate|router|shared_expert_gate|wg")),
     ("convolution", re.compile(r"\w*conv1d\w*|\w*conv")),
     ("linear attention", re.compile(r"linear_attn|mamba|ssm")),
@@ -74,6 +75,7 @@ class TensorSelection:
         # Loaders never quantize these kinds, so they needn't be listed.
         silent = {"embedding", "norm", "convolution"}
         names = {name for name, reason in self.kept.items() if reason not in silent}
+        # Loaders make an output head also where it is tied to the embedding, and no tensor has its name.
         return tuple(sorted(names | {"lm_head"}))
 
 

@@ -46,6 +46,7 @@ def read_texts(path: Path, limit: int) -> list[str]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             column = _column(path, file.schema_arrow.names)
+            # By batches: of a file of many gigabytes only as much is read as is needed.
             return _first(file.iter_batches(_BATCH_ROWS, columns=[column]), limit)
     except (pyarrow.ArrowException, OSError) as error:
         raise InvalidInput(f"{path.name} can't be read as Parquet: {error}") from error

@@ -76,6 +76,8 @@ def read_quantized(file: TensorFile, module: str) -> Quantized:
     """Read a module's quantized matrix in any supported format. Raises InvalidCheckpoint."""
     names = file.tensors
     if f"{module}.qweight" in names:
+        # GPTQ stores [in, out], all other formats [out, in]. Its zero points and `g_idx` say nothing here:
+        # values are symmetric, and columns in their order.
         packed = np.ascontiguousarray(file.matrix(f"{module}.qweight").T)
         scales = _float_matrix(file, f"{module}.scales").T
         return Quantized(_unpack(packed, 4), np.ascontiguousarray(scales))

@@ -72,6 +72,7 @@ def _logits(model: Path, tokens: list[list[int]], job: dict[str, Any]) -> Iterat
     )
     computed: list[Any] = []
     engine.apply_model(lambda served: _listen(served, computed))
+    # `prompt_logprobs` alone makes vLLM compute logits of the prompt, and one token has to be generated.
     parameters = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
     for done, window in enumerate(tokens):
         on_stage(Stage(f"evaluating: vLLM runs {what}", done, len(tokens)))

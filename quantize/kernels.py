@@ -83,6 +83,7 @@ def _from_f16(bits: Any) -> Any:
     """Exact for all finite values, subnormals included: a multiplication rebases the exponent."""
     sign = (np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16)
     rest = (np.uint32(bits) & np.uint32(0x7FFF)) << np.uint32(13)
+    # 112 is the difference between the biases of their exponents, 127 and 15.
     return np.uint32(sign | rest).view(np.float32) * np.float32(2.0**112)
 
 

@@ -76,6 +76,7 @@ def summarize(energies: Mapping[str, Energies]) -> SqnrSummary:
     """Summarize a checkpoint with at least one matrix."""
     ratios = {name: energies[name].decibels for name in sorted(energies)}
     worst = min(ratios, key=lambda name: ratios[name])
+    # Rounded once, at the end: the sum doesn't depend on the order in which threads finish.
     total = Energies(
         math.fsum(each.signal for each in energies.values()),
         math.fsum(each.error for each in energies.values()),

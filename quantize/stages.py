@@ -39,6 +39,7 @@ def stage_writer(path: Path | None) -> OnStage:
         return ignore_stage
 
     def write(stage: Stage) -> None:
+        # Opened for each line: the reader sees it at once, and a worker that dies loses none.
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([stage.name, stage.done, stage.total]) + "\n")
 

@@ -33,6 +33,7 @@ COPY_BYTES: Final = 64 << 20
 WIDE_ROWS: Final = 2048
 WIDE_BYTES: Final = 8 << 20
 
+# What the kernel, a filesystem or a container's seccomp profile answers that doesn't copy.
 _CANT_COPY_IN_KERNEL = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 )
@@ -166,6 +167,7 @@ class ShardFiles:
             write_at(self._target, np.full(zeros.shape, GPTQ_ZEROS, "<i4").tobytes(),
                    job.targets["qzeros"])  # fmt: skip
             group = matrix.columns // zeros.shape[0]
+            # Columns keep their order here (no act-order): a column's group follows from its number.
             index = np.arange(matrix.columns, dtype="<i4") // group
             write_at(self._target, index.astype("<i4").tobytes(), job.targets["g_idx"])
 

@@ -33,6 +33,7 @@ def trust(ca_file: Path, environ: MutableMapping[str, str]) -> None:
         raise InvalidInput(
             f"{ca_file} can't be read: {error.strerror}", hint="Correct --ca-file."
         ) from error
+    # Stays when it is closed: clients open it by its name, and later.
     with tempfile.NamedTemporaryFile(
         prefix="weightyard-ca-", suffix=".pem", delete=False
     ) as bundle:

@@ -17,6 +17,7 @@ def shown_plan(
 ) -> tuple[dict[str, Any], str]:
     """What would be packed, as a document and as text."""
     tags = published_tags(target.tag or DEFAULT_TAG, options.variants)
+    # Numbered, since layers have no digests before their files are read.
     files = [
         {"path": file.path, "role": file.role.value, "size": file.size, "layer": number}
         for number, layer in enumerate(plan.layers, start=1)

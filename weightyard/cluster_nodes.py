@@ -26,6 +26,7 @@ def node_facts(cluster: Kubectl, document: Json) -> NodeFacts:
     # A group waits with any of its pods.
     selector = f"{names.WORKSPACE}={name},{names.ROLE} in ({names.SERVER},{names.WORKER})"
     pods = _items(cluster, f"{core}/pods?labelSelector={quote(selector)}")
+    # Most calls end here, after one question: where each pod has its node nothing needs to be explained.
     if not waiting(pods):
         return NodeFacts(pods=pods)
     events = [
@@ -45,6 +46,8 @@ def node_facts(cluster: Kubectl, document: Json) -> NodeFacts:
             return NodeFacts(pods, events, pools, claims)
         case Provisioner.KUEUE:
             workloads = all_of(cluster, KUEUE, "workloads", space)
+            # By its version: the group has CapacityBuffers too, and may
+            # prefer a version that only those have.
             requests = all_of(cluster, REQUESTS, "provisioningrequests", space, version="v1")
             return NodeFacts(pods, events, workloads=workloads, requests=requests)
     return facts

@@ -53,6 +53,7 @@ def find_starts(cluster: Kubectl, subject: str, namespace: str | None) -> Worksp
     space, _, name = subject.rpartition("/")
     space = space or namespace or cluster.namespace()
     try:
+        # A Workspace first: a pod is asked for only where no Workspace has the name.
         return _of(cluster, _workspace(cluster, space, name))
     except NotFound:
         pod = cluster.get(f"/api/v1/namespaces/{quote(space)}/pods/{quote(name)}")

@@ -71,6 +71,7 @@ def evaluation_options(command: Callable[..., R]) -> Callable[..., R]:
         **kwargs: Any,
     ) -> R:
         choices = EvaluationChoices(evaluation_text, max_kl, max_ppl_ratio, min_top1, evaluator)
+        # By value: a detail that is given with its default implies nothing.
         wanted = evaluate or choices != EvaluationChoices()
         return command(*args, evaluation=choices if wanted else None, **kwargs)
 

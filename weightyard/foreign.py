@@ -49,6 +49,7 @@ def foreign_document(image: str, model: ForeignModel) -> dict[str, Any]:
 
 def foreign_text(image: str, model: ForeignModel, *, files: bool) -> str:
     """The output of `inspect`."""
+    # As they are transferred, so compressed ones count with their compressed size.
     packed = sum(layer.descriptor.size for layer in model.layers)
     held = (
         f"{format_bytes(model.size)} in {plural(len(model.files), 'file')}"

@@ -49,6 +49,7 @@ def read_workspace(given: str, *, name: str | None, here: bool = True) -> GivenW
         return GivenWorkspace(_from_text(read_stdin(), "stdin", Path() if here else None, name))
     if path.is_dir():
         return _of_directory(path, given, name)
+    # What ends like a document and isn't there is a misspelt file, and never an image.
     if path.exists() or given.endswith(DOCUMENTS):
         base = path.parent if here else None
         return GivenWorkspace(_from_text(_read(path), given, base, name))
@@ -60,6 +61,7 @@ def workspace_name(model: str) -> str:
     base = model.partition("@")[0].rstrip("/").rpartition("/")[2] or model
     words = re.findall(r"[a-z0-9]+", base.removeprefix("oci:").partition(":")[0].lower())
     name = "-".join(words)[:_NAME_LENGTH].strip("-")
+    # Its Service has the same name, which must begin with a letter.
     return name if name[:1].isalpha() else f"model-{name}"[:_NAME_LENGTH].strip("-")
 
 

@@ -92,6 +92,7 @@ def node_lines(document: Json, facts: NodeFacts) -> list[str]:
 
 def _karpenter(document: Json, facts: NodeFacts) -> Iterator[str]:
     resources = workspace_of(document).spec.resources
+    # What the controller planned counts; before that, the least that the spec allows.
     planned = (document.get("status") or {}).get("gpus")
     gpus = least_gpus(resources) if planned is None else int(planned) // resources.nodes
     fitting = []
@@ -103,12 +104,14 @@ def _karpenter(document: Json, facts: NodeFacts) -> Iterator[str]:
         yield f"  NodePool {name}: {quoted(why) if why else 'makes such nodes'}"
     if not facts.pools:
         yield "  no NodePool is there, or may be read"
+    # A claim is of one pool: those of pools that make no such nodes are for others.
     mine = [each for each in facts.claims if _label(each, POOL_LABEL) in fitting]
     for claim in [each for each in mine if _status(each, "Initialized") != "True"][:_MOST]:
         yield f"  NodeClaim {claim['metadata']['name']}: {_conditions(claim, _CLAIM)}"
 
 
 def _kueue(pods: Sequence[Json], facts: NodeFacts) -> Iterator[str]:
+    # By owner: a Workload's name has a hash that only Kueue knows.
     uids = {each["metadata"].get("uid") for each in pods}
     mine = [each for each in facts.workloads if uids & _owners(each)]
     if not mine:

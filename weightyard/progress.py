@@ -200,6 +200,8 @@ class _Reporter:
             moved = done != self._stage.done
             begun = self._stage.update(name, done, total, now)
             since = now - self._written
+            # A stage that stands still says so more rarely to people; programs see
+            # by each event that the job lives.
             due = begun or since >= (
                 self._interval if moved or self._output.json else QUIET_INTERVAL
             )
@@ -269,6 +271,7 @@ class _Reporter:
 def _reported(reporter: _Reporter) -> Iterator[Progress]:
     try:
         yield reporter
+    # After Ctrl-C too: each job that has begun has an end among the events.
     except BaseException:
         reporter.end("failed")
         raise

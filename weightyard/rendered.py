@@ -86,6 +86,7 @@ _Plain.add_representer(str, _text)
 
 def rendered_text(documents: Sequence[Json], header: Iterable[str]) -> str:
     """The documents as YAML below a header of comments."""
+    # In the order in which they are made, `apiVersion` and `kind` first, as people write them.
     body = yaml.dump_all(documents, Dumper=_Plain, sort_keys=False, width=_WIDTH)
     return "\n".join([*_comments(header), body.rstrip("\n")])
 
@@ -131,6 +132,7 @@ def _needs(workspace: Workspace, release: Release, target: str) -> Iterator[str]
         elif release.plan.gpus:
             yield "nodes labelled by GPU feature discovery, or as nodeSelector says."
         yield from _others(workspace, release, target)
+    # A NodePool starts no server, so it needs none of the above.
     elif target == "karpenter":
         yield from _agents(workspace, gpus=release.plan.gpus)
     elif target == "compose":
@@ -142,6 +144,7 @@ def _others(workspace: Workspace, release: Release, target: str) -> Iterator[str
     provisioning, scale = workspace.spec.resources.provisioning, workspace.spec.scale
     if provisioning and provisioning.by is Provisioner.KARPENTER:
         yield "Karpenter with a NodePool that fits, such as `weightyard render --to karpenter` makes of the same file."
+    # The values of llm-d's chart have neither queues nor groups nor autoscalers.
     if target != "kubernetes":
         return
     if provisioning and provisioning.queue:
@@ -169,6 +172,7 @@ def without_effect(workspace: Workspace, target: str) -> list[str]:
         for path, targets in _NO_EFFECT.items()
         if target in targets and _given(spec, path.split(".")) not in (None, {}, [])
     ]
+    # The built-in scaler is the controller; the objects of the others are in the file.
     if target == "kubernetes" and scale and scale.by is Autoscaler.BUILTIN:
         found.append("scale")
     if target in _MACHINES and (workspace.spec.replicas or 1) > 1:

@@ -75,6 +75,7 @@ class Setting:
         kind = click.Option if self.name in COMMON else AdvancedOption
         if self.kind is bool:
             both = f"{self.flags[0]}/--no-{self.flags[0][2:]}"
+            # None, not False: where the option isn't given, the file's value counts.
             return click.option(both, self.parameter, cls=kind, default=None, help=text + shown)
         return click.option(
             *self.flags,
@@ -116,6 +117,7 @@ def setting_options(command: Callable[..., R]) -> Callable[..., R]:
 
     gathered.__name__, gathered.__doc__ = command.__name__, command.__doc__
     gathered.__dict__.update(command.__dict__)  # click stores a command's options here
+    # Reversed, as the option that is added last is listed first: help has them in the file's order.
     return reduce(lambda inner, each: each.option()(inner), reversed(every), gathered)
 
 

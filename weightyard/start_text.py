@@ -16,6 +16,7 @@ def start_lines(start: Startup, *, is_over: bool = False) -> list[str]:
         how = f"healthy after {format_duration(start.total)}"
     lines = [f"start {' '.join([*who, 'at', start.started_at])}: {how}"]
     for each in start.stages:
+        # Parts of the volume by tier overlap, so their seconds don't add up to its own.
         if each.tier is not None:
             size = format_bytes(each.bytes or 0)
             lines.append(f"    {each.tier:<9} {format_duration(each.seconds):>11}  {size}")

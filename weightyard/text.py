@@ -66,6 +66,7 @@ def parse_bytes(text: str) -> int:
 
 def format_duration(seconds: float) -> str:
     """`0.42` -> `0.4 s`, `75` -> `1 min 15 s`, `7300` -> `2 h 1 min`."""
+    # From here on one decimal would print 60.0 s.
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

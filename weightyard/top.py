@@ -57,6 +57,7 @@ class Frame:
         ]
         for section in self.sections:
             lines += ["", *section.lines(width)]
+        # What is longer than the terminal would scroll its own beginning away.
         if height is not None and len(lines) > height:
             left = len(lines) - height + 1
             lines = [*lines[: height - 1], f"… {left} more lines: weightyard top --once"[:width]]

@@ -49,6 +49,7 @@ What it does now, and by hand:
   weightyard rollout status|history|pause|resume|promote|abort|undo WORKSPACE -n NAMESPACE"""
 
 
+# Each page imports what it shows only then: completion reads the table below at every Tab.
 def _workspace() -> str:
     from workspace.starter import starter  # noqa: PLC0415
 

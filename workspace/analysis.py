@@ -145,6 +145,7 @@ def parse_counts(text: str) -> ServerTotals:
             bounds[bound] = bounds.get(bound, 0.0) + value
         elif name != _ANSWERS:
             sums[name] = sums.get(name, 0.0) + value
+        # Not health checks and scrapes: they never fail, and would thin every error rate out.
         elif labels.get("handler", "").startswith("/v1/"):
             answered += value
             failed += value if labels.get("status", "").startswith("5") else 0.0
@@ -154,6 +155,8 @@ def parse_counts(text: str) -> ServerTotals:
             hint="Versions are compared by vLLM's metrics; for other engines use pauses and promote by hand.",
         )
     return ServerTotals(
+        # The engine counts what it finished, the HTTP server also what never
+        # reached it: either may have more.
         requests=max(sums[_FINISHED], answered),
         failed=failed + sums.get(_CORRUPTED, 0.0),
         preemptions=sums.get(_PREEMPTIONS, 0.0),
@@ -203,6 +206,7 @@ def with_queries(verdict: Judgement, answers: Sequence[QueryAnswer]) -> Judgemen
     measures = (*verdict.measures, *told)
     broken = [each for each in told if not each.passed]
     if broken:
+        # Of the counts only a failure is told as well: words that say nothing yet would hide the bound.
         words = f"{verdict.text} " if verdict.outcome is Outcome.FAILED else ""
         said = "; ".join(map(str, broken))
         return Judgement(Outcome.FAILED, f"{words}A query's bound is broken: {said}.", measures)
@@ -224,6 +228,7 @@ def quantile(buckets: Buckets, share: float) -> float | None:
             if math.isinf(bound):
                 return lower  # all that is known: it is longer than the last bound
             within = buckets[bound] - below
+            # Counts are taken as evenly spread within a bucket, as Prometheus' `histogram_quantile` does.
             return lower + (bound - lower) * (share * count - below) / within if within else bound
         below, lower = buckets[bound], bound
     return lower
@@ -273,6 +278,7 @@ def _minus(now: Buckets, earlier: Buckets) -> Buckets:
 
 def _count(buckets: Buckets) -> float:
     """All that a histogram counted."""
+    # Buckets are cumulative: the greatest count is that of all.
     return max(buckets.values(), default=0.0)
 
 

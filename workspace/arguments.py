@@ -107,6 +107,7 @@ def document_of(user: Iterable[str], flag: str) -> dict[str, Any]:
     found = _json(value_of(words, flag) or "")
     document: dict[str, Any] = found if isinstance(found, dict) else {}
     for name in sorted(each for each in given(words) if each.startswith(f"{flag}.")):
+        # `flag_name` has made `-` of `_`, and the keys of vLLM's settings have `_`.
         *above, last = name.removeprefix(f"{flag}.").replace("-", "_").split(".")
         place = document
         for key in above:
@@ -119,6 +120,7 @@ def document_of(user: Iterable[str], flag: str) -> dict[str, Any]:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
+    # Thousands of brackets raise RecursionError in Python's parser.
     except (ValueError, RecursionError):
         return text
 

@@ -34,11 +34,15 @@ PLURAL: Final = "workspaces"
 MOST_REASONS: Final = 64
 CONDITIONS: Final = ("ModelResolved", "Cached", "Scheduled", "Available", "Routed", "Ready")
 
+# 52: the longest name of a Service that is derived from it, NAME--candidate, is
+# then a DNS label of 63 characters.
 _NAME_RULE: Final = (
     "self.metadata.name.matches('^[a-z](-?[a-z0-9])*$') && self.metadata.name.size() <= 52",
     "a Workspace's name is at most 52 lower-case letters, digits and single '-', and starts with a letter",
 )
 
+# Each level has its own `has`: an absent field is no null to CEL but an error, and a
+# rule that errs refuses the object.
 _SPREAD: Final = "has({0}resources) && has({0}resources.nodes) && {0}resources.nodes > 1"
 _GROUP_NAME_RULE: Final = (
     f"!({_SPREAD.format('self.spec.')}) || self.metadata.name.size() <= {MOST_GROUP_NAME}",
@@ -206,6 +210,7 @@ RULES: Final[Rules] = {
             "the first of steps must be a weight: before it no request tells anything",
         ),
         (
+            # `isSorted` is of Kubernetes' own library for CEL.
             "!has(self.steps) || "
             "self.steps.filter(step, has(step.weight)).map(step, step.weight).isSorted()",
             "weights of steps never fall: let each be at least the one before",
@@ -213,6 +218,7 @@ RULES: Final[Rules] = {
     ),
     ("route",): (
         (
+            # A rule can't read the Workspace's own namespace, so '' stands for it.
             "self.parentRefs.all(one, self.parentRefs.filter(other, other.name == one.name && "
             "(has(other.namespace) ? other.namespace : '') == (has(one.namespace) ? one.namespace : '') && "
             "(!has(other.sectionName) || !has(one.sectionName) || other.sectionName == one.sectionName)"
@@ -236,6 +242,7 @@ RULES: Final[Rules] = {
 # Lists keyed by name: the API server refuses duplicates and merges items by key.
 _KEYED: Final = (("runtime", "env"), ("runtime", "adapters"), ("rollout", "analysis", "queries"))
 
+# The last number is the priority: `kubectl get` shows columns above 0 only with `-o wide`.
 _COLUMNS: Final = (
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
     ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 0),
@@ -263,6 +270,8 @@ def definition() -> Json:
             columns=_COLUMNS,
             rules=(_NAME_RULE, _GROUP_NAME_RULE),
             subresources={
+                # Autoscalers can scale a custom resource only where labelSelectorPath
+                # is set: by it they find the pods.
                 "scale": {
                     "specReplicasPath": ".spec.replicas",
                     "statusReplicasPath": ".status.replicas",

@@ -104,6 +104,7 @@ def _vllm(launch: Launch) -> list[Argument]:
         arguments.append(("--otlp-traces-endpoint", launch.traces))
     if launch.adapters:
         arguments.append(("--enable-lora",))
+        # vLLM reserves memory on the GPU for this rank, for each adapter that it holds.
         if launch.lora_rank > DEFAULT_LORA_RANK:
             arguments.append(("--max-lora-rank", str(launch.lora_rank)))
         arguments.append(("--lora-modules", *(f"{name}={path}" for name, path in launch.adapters)))

@@ -254,6 +254,7 @@ def _gpu_counts(hardware: Hardware, demand: Demand) -> Iterator[int]:
 
 def _refused(variant: str, facts: ModelFacts, hardware: Hardware, engine: Engine) -> str | None:
     """Why the hardware doesn't run a variant. A checkpoint that came quantized needs kernels for its own format."""
+    # First what no other variant of the model would change.
     if hardware.gpu is None and (unserved := cpu_model_refusal(engine.value, facts.model_type)):
         return unserved
     if engine is Engine.VLLM and not _is_loaded(facts):

@@ -93,6 +93,8 @@ def _nvidia(name: str, gib: float, capability: int) -> Gpu:
     return Gpu(name, int(gib * _GIB), capability)
 
 
+# With ECC, GDDR memory keeps a sixteenth for itself: data centres' cards of 16,
+# 24 and 48 GB have 15, 22.5 and 45.
 _KNOWN: Final = (
     _nvidia("V100", 32, 70), _nvidia("V100-16GB", 16, 70),
     _nvidia("T4", 15, 75), _nvidia("RTX-6000", 24, 75), _nvidia("RTX-2080-Ti", 11, 75),
@@ -153,6 +155,7 @@ def refusal(
     gpu = hardware.gpu
     if gpu is None:
         kernels = _SAME_CPU_KERNELS.get(variant, variant)
+        # The scheduler may choose any of these CPUs: one that can't run it is enough.
         refused = (
             cpu_refusal(engine.value, kernels, flags, experts=experts) for flags in hardware.cpus
         )

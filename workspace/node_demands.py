@@ -108,6 +108,7 @@ def kept_off_spot(affinity: Json) -> Json:
     found = dict(affinity.get("nodeAffinity") or {})
     required = (found.pop(_REQUIRED, None) or {}).get("nodeSelectorTerms") or ()
     terms: list[Term] = [each["matchExpressions"] for each in required]
+    # Terms are alternatives, so the demand is added to each of them.
     found[_REQUIRED] = {
         "nodeSelectorTerms": [{"matchExpressions": term} for term in both(terms, [_elsewhere()])]
     }

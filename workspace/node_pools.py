@@ -54,6 +54,7 @@ def trouble(pool: Json) -> str:
     """Why a pool makes no nodes now, whoever asks: it isn't ready, or its limit is used up; empty without a reason."""
     status = pool.get("status") or {}
     for each in status.get("conditions") or ():
+        # Unknown is no refusal: Karpenter may not have looked at the pool yet.
         if each.get("status") == "False" and each.get("type") in ("NodeClassReady", "Ready"):
             return f"{each['type']} is false: {each.get('message') or each.get('reason')}"
     limits, used = (pool.get("spec") or {}).get("limits") or {}, status.get("resources") or {}

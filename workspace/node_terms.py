@@ -32,6 +32,7 @@ def is_above(key: str, value: int) -> Json:
 
 def both(first: Sequence[Term], second: Sequence[Term]) -> list[Term]:
     """The terms of which one holds where one of each side holds."""
+    # A side without terms demands nothing, so that the other's are all.
     if not first or not second:
         return [list(term) for term in (*first, *second)]
     return [[*mine, *theirs] for mine in first for theirs in second]

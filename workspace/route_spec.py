@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cache_agent.api.kube_objects import LABEL_PATTERN, Namespace, ObjectName, Strict
 
+# Gateway API: a wildcard stands for the first label alone.
 _HOSTNAME: Final = rf"^(\*\.)?{LABEL_PATTERN}(\.{LABEL_PATTERN})*$"
 Hostname = Annotated[str, StringConstraints(pattern=_HOSTNAME, max_length=253)]
 
@@ -41,6 +42,7 @@ class InferencePools(Strict):
 class Route(Strict):
     """An HTTPRoute of the Workspace's name: requests of these Gateways and hostnames reach its servers."""
 
+    # Gateway API allows an HTTPRoute 32 of these and 16 hostnames.
     parent_refs: tuple[ParentRef, ...] = Field(
         strict=False, min_length=1, max_length=32, description="The Gateways that take requests."
     )
@@ -56,6 +58,7 @@ class Route(Strict):
         for each in self.parent_refs:
             sections.setdefault((each.namespace, each.name), []).append(each.section_name)
         for found in sections.values():
+            # Gateway API: of several references to one Gateway, each must name a listener of its own.
             if len(found) > 1 and (None in found or len(set(found)) < len(found)):
                 raise ValueError("parentRefs has a Gateway twice: give each its own sectionName")
         return self

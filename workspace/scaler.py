@@ -140,6 +140,7 @@ def wanted(policy: Policy, load: Load) -> int:
     if load.waiting:
         # Never fewer than requested: replicas that are still starting will take part of the queue.
         by_queue = max(load.current, 1, _ceil(load.waiting / policy.queue_depth))
+    # Servers that start, or don't answer, may take what others have: nothing is concluded meanwhile.
     elif not load.is_complete or load.ready < load.current:
         return load.current
     # With a queue too: what runs already may need more replicas than a short queue does.

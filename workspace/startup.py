@@ -55,6 +55,7 @@ MEANINGS: Final[Mapping[StageName, str]] = {
 # Seconds since a start began at which stages ended.
 Ends = Mapping[StageName, float]
 
+# Cut, not refused: one clock that is years off must not make a whole status unreadable.
 Seconds = Annotated[
     float,
     Field(ge=0),
@@ -107,6 +108,8 @@ class Startup(Reported):
         at = 0.0
         for each in self.stages:
             if each.tier is None and each.name in _NAMES:
+                # Rounded like the ends in `timeline`: sums of tenths drift in
+                # binary, and the law wouldn't hold.
                 at = round(at + each.seconds, _DIGITS)
                 found[StageName(each.name)] = at
         return found

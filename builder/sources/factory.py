@@ -42,6 +42,7 @@ def open_source(
     """
     scheme = next((each for each in SCHEMES if text.startswith(each.prefix)), None)
     if scheme is None:
+        # Not tried as a directory, which would be reported as missing.
         if "://" in text:
             meant = hub_uri(text[:200]) or source_forms("or")
             raise InvalidInput(f"unknown kind of source: {text[:200]!r}", hint=f"Give {meant}.")

@@ -94,6 +94,8 @@ class GoogleStorage:
             refreshed = () if isinstance(credentials, AnonymousCredentials) else (401,)
             session: Any = AuthorizedSession(credentials, refresh_status_codes=refreshed)  # type: ignore[no-untyped-call]
             self._session = session
+            # More connections than the 10 that requests keeps by default: it would
+            # close the others after each use.
             adapter = HTTPAdapter(pool_maxsize=settings.connections)
             session.mount("https://", adapter)
             session.mount("http://", adapter)

@@ -25,6 +25,7 @@ from modelimage.ranges import ByteRange
 from modelimage.source_uris import GS
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+# Of each object only what is used: an object has many fields more, and a bucket thousands of objects.
 _FIELDS: Final = "items(name,size,generation,crc32c,contentEncoding),nextPageToken"
 
 

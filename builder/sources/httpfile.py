@@ -41,6 +41,7 @@ class HttpFile:
                     raise
 
     def _pieces(self, wanted: ByteRange) -> Iterator[bytes]:
+        # A range of a compressed answer would be one of other bytes (RFC 9110, section 14.2).
         headers = {**self.headers, "Range": wanted.header, "Accept-Encoding": "identity"}
         response = self.connections.sender(TlsOptions()).send(Request("GET", self.url, headers))
         self._check(response, wanted)

@@ -268,6 +268,7 @@ def _mapped(what: str) -> Iterator[None]:
         raise _error(what, status, error) from error
     except (requests.RequestException, ConnectionError, TimeoutError) as error:
         raise _error(what, 500, error) from error
+    # MLflow imports the client of a store (boto3 for S3, say) only when it is used.
     except ModuleNotFoundError as error:
         raise InvalidInput(
             f"MLflow lacks a package to read {what}: {error.name}", hint=f"Install {error.name}."

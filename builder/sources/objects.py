@@ -332,5 +332,6 @@ class _Stopped(Exception):
 
 
 def _revision(objects: Mapping[str, StoredObject]) -> str:
+    # Not by pin: the same bytes, uploaded again, have another, and are the same checkpoint.
     listed = [[path, each.size, each.content] for path, each in sorted(objects.items())]
     return hashlib.sha256(canonical.to_bytes(listed)).hexdigest()

@@ -95,6 +95,7 @@ class DerivedRecord:
 
     @cached_property
     def _layers(self) -> Mapping[Digest, DerivedLayer]:
+        # Reversed, so that of layers with one digest the first is found.
         return {layer.digest: layer for layer in reversed(self.layers)}
 
     def layer(self, digest: Digest) -> DerivedLayer | None:

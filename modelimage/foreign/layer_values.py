@@ -14,11 +14,14 @@ from modelimage.foreign.tarwalk import MemberKind, TarMember
 from modelimage.path_rules import check_path
 from modelimage.record import Role
 
+# OCI's types end in `tar+gzip`, Docker's in `tar.gzip`; what stands before that is each format's own.
 _SUFFIXES: Final = (
     (("tar+gzip", "tar.gzip", "tar+gz", "tar.gz"), Packing.TAR_GZIP),
     (("tar+zstd", "tar.zstd"), Packing.TAR_ZSTD),
     (("tar",), Packing.TAR),
 )
+# In this order: ModelPack's annotation, the name that it had at first, and the
+# title by which ORAS names files.
 _FILEPATHS: Final = (
     mediatypes.ANNOTATION_FILEPATH,
     "org.cnai.model.filepath",

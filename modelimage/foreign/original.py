@@ -98,6 +98,7 @@ def carried_record(
     layer = layers[place]
     if layer.descriptor.size > MAX_RECORD_BYTES:
         return None
+    # Besides the record, which is one member, eStargz adds its own.
     most = 1 + len(ESTARGZ_NAMES)
     bounds = Limits(members=most, file_bytes=MAX_RECORD_BYTES, total_bytes=2 * MAX_RECORD_BYTES)
     try:

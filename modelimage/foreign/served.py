@@ -41,6 +41,7 @@ def served_from_image(reader: ImageReader, root: Descriptor, platform: Platform)
     model = describe_foreign(reader, root, platform=platform)
     if model.record and not model.is_listed:
         return ServedModel(model.key, model.record.facts, model.record.files, model.record.variant)
+    # A file in a compressed layer has no offset in the blob, so no range of it can be asked for.
     if not model.is_listed or any(file.offset is None for file in model.files):
         raise InvalidImage(
             "the image's layers are compressed, so its weights can't be read before it is pulled",
@@ -60,6 +61,7 @@ def served_from_image(reader: ImageReader, root: Descriptor, platform: Platform)
 
 def _variant(model: ForeignModel) -> str:
     stated = {file.path: file.size for file in model.record.files} if model.record else None
+    # By sizes: before a pull, no digest of a file has been computed.
     same = stated == {file.path: file.size for file in model.files}
     return model.record.variant if model.record and same else AS_PUBLISHED
 

@@ -44,6 +44,7 @@ class MemberKind(Enum):
 _KINDS: Final = {
     b"0": MemberKind.FILE,
     b"\x00": MemberKind.FILE,
+    # 7 is a contiguous file, which POSIX lets programs treat like any other.
     b"7": MemberKind.FILE,
     b"1": MemberKind.HARDLINK,
     b"2": MemberKind.SYMLINK,
@@ -104,6 +105,7 @@ _EXTENSIONS: Final = {
     b"L": _Need.LONG_NAME,
     b"K": _Need.LONG_TARGET,
     b"x": _Need.PAX,
+    # Solaris' name for the same.
     b"X": _Need.PAX,
     b"g": _Need.PAX_GLOBAL,
 }

@@ -59,6 +59,7 @@ def parse_token(data: bytes, now: float) -> Token:
     # It becomes part of a header: a line break would inject others.
     if not isinstance(value, str) or not value.isascii() or not value.isprintable():
         raise RemoteRefused("the token server answered with a malformed token")
+    # The last tenth is left for requests that are on their way.
     return Token(value, now + 0.9 * lifetime)
 
 

@@ -24,6 +24,7 @@ def main() -> None:
     config = QuantizeConfig(
         bits=4,
         group_size=job["group"],
+        # Columns stay in their order: with another one a server has to permute its activations.
         desc_act=False,
         sym=True,
         dynamic={f"-:^{name}$": {} for name in job["ignored"]} or None,

@@ -76,8 +76,10 @@ def _recipe(job: dict[str, Any]) -> list[Any]:
     scheme = {"config_groups": {"group_0": group}, "ignore": job["ignored"]}
     if job["method"] == "awq":
         return [AWQModifier(), QuantizationModifier(**scheme)]
+    # Static: columns are rounded by their weight, and stored in their own order.
     calibrated = GPTQModifier(**scheme, actorder="static")
     if job["method"] == "smoothquant":
+        # The strength of llm-compressor's own example for W8A8.
         return [SmoothQuantModifier(smoothing_strength=0.8), calibrated]
     return [calibrated]
 

@@ -24,6 +24,7 @@ TAIL_BYTES: Final = 2000
 _LOOK_SECONDS: Final = 0.5
 # Asks the kernel for SIGKILL when the parent ends (prctl(2), PR_SET_PDEATHSIG), which execve keeps, then becomes the
 # worker. A program of its own: code between fork and exec isn't safe in a process with threads.
+# The parent may end before the request, and no signal comes then: so it is compared after it.
 _BOUND: Final = """
 import ctypes, os, signal, sys
 parent, *command = sys.argv[1:]

@@ -25,6 +25,7 @@ class BackgroundCommand:
     def __init__(self, arguments: Sequence[str], log: Path, environ: Mapping[str, str]) -> None:
         self._name = arguments[0]
         self._log = log
+        # A file, not a pipe: nobody reads meanwhile, and a command whose pipe is full stops.
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*python_module("weightyard"), *arguments],

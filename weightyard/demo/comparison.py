@@ -86,6 +86,7 @@ def measured_variants(image: str) -> list[VariantBar]:
             VariantBar(
                 name,
                 model.record.facts.weight_bytes,
+                # The others are compared with this one, and it is never compared with itself.
                 (1.0, 1.0) if name == VARIANTS[0] else ratios,
                 refused or "",
             )

@@ -107,6 +107,7 @@ def unpermute(weights: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 def _write_weights(reader: GGUFReader, architecture: _Architecture, path: Path) -> None:
     sources = {checkpoint_name(tensor.name): tensor for tensor in reader.tensors}
+    # In the order of names, so that one file always gives the same bytes.
     names = sorted(sources)
     permuted = {"q_proj": architecture.heads, "k_proj": architecture.kv_heads}
 
@@ -153,6 +154,7 @@ def _config(architecture: _Architecture) -> dict[str, object]:
         "rms_norm_eps": architecture.norm_epsilon,
         "rope_scaling": None,
         "rope_theta": architecture.rope_theta,
+        # The file has no `output.weight`: the embeddings are the output layer too.
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
         "use_cache": True,

@@ -126,6 +126,7 @@ class Demo:
             measuring = ("--evaluate", "--evaluation-text", str(text))
         else:
             self.console.say("quality isn't measured: torch and transformers aren't installed")
+        # Rounding alone: it needs neither torch nor calibration data.
         arguments = (
             "build", str(checkpoint), "--to", self.image, "--variant", "int8", "--variant", "int4",
             "--engine", "rtn", *measuring,

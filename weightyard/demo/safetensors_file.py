@@ -27,6 +27,7 @@ def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Rounds finite float32 values to the nearest bfloat16, ties to even; returns the bits as uint16."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     lowest_kept_bit = (bits >> np.uint32(16)) & np.uint32(1)
+    # One less than half of what is cut off, and one more where the kept part is odd: so ties become even.
     return ((bits + np.uint32(0x7FFF) + lowest_kept_bit) >> np.uint32(16)).astype(np.uint16)
 
 

@@ -67,6 +67,7 @@ def smollm2_checkpoint(cache: Path) -> Path:
     # In the same directory as the target, so that the rename is atomic.
     building = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache))
     try:
+        # mkdtemp lets nobody but its owner in.
         building.chmod(0o755)
         _converter()(gguf_path, building)
         (building / "LICENSE").write_text(_licence())
@@ -78,6 +79,8 @@ def smollm2_checkpoint(cache: Path) -> Path:
 
 
 def _is_current(target: Path) -> bool:
+    # Its text names the GGUF file's digest and the layout's version, so it
+    # tells whether the files are of these.
     readme = target / "README.md"
     return readme.is_file() and readme.read_text() == README
 

@@ -112,6 +112,7 @@ def namespace(facts: ClusterFacts, expected: Expected) -> Finding:
             f"kubectl create namespace {facts.namespace} && {label}",
         )
     level = facts.namespace_labels.get(_ENFORCE)
+    # Both levels forbid hostPath volumes, which agents need.
     if level in ("baseline", "restricted"):
         return fail(
             "namespace",
@@ -197,6 +198,7 @@ def driver(facts: ClusterFacts, expected: Expected) -> Finding:
     spec = facts.driver.get("spec", {})
     other = [k for k, v in DRIVER_SPEC.items() if spec.get(k) != v]
     if other:
+        # The API server lets some of these fields never change: no upgrade of the chart could correct them.
         return fail(
             "CSI driver",
             f"the CSIDriver differs in {', '.join(other)}",
@@ -340,6 +342,7 @@ def _is_served(document: Json) -> bool:
 
 
 def _gpus_of(node: Json) -> int:
+    # With the device plugin's strategy `mixed` each MIG profile is a resource of its own.
     allocatable = node.get("status", {}).get("allocatable") or {}
     return sum(
         int(v) for k, v in allocatable.items() if k in _GPUS or k.startswith("nvidia.com/mig-")

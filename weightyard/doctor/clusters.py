@@ -61,6 +61,7 @@ def ask(cluster: Kubectl, questions: ClusterQuery) -> ClusterFacts:
 def _provisioners(cluster: Kubectl, groups: frozenset[str]) -> ProvisionerFacts:
     """What there is of those who make nodes, as far as the caller may read it."""
     kinds: dict[str, frozenset[str]] = {}
+    # Only of groups that are there: each other one would cost a request, and a 404.
     for use in USES:
         for version in use.versions if use.group in groups else ():
             found = _allowed(lambda path=f"/apis/{use.group}/{version}": cluster.get(path)) or {}  # type: ignore[misc]
@@ -84,6 +85,7 @@ def _provisioners(cluster: Kubectl, groups: frozenset[str]) -> ProvisionerFacts:
 def _dra_nodes(cluster: Kubectl) -> Iterable[str]:
     for each in _all(cluster, f"/apis/{_DRA}/v1/resourceslices", "ResourceSlice"):
         spec = each.get("spec") or {}
+        # Drivers are named after their devices: gpu.nvidia.com, gpu.amd.com.
         if str(spec.get("driver", "")).startswith("gpu.") and spec.get("nodeName"):
             yield str(spec["nodeName"])
 
@@ -134,6 +136,7 @@ def _all(cluster: Kubectl, path: str, kind: str) -> Iterable[Json]:
 
 
 def _has_policies(cluster: Kubectl) -> bool:
+    # By what is served, not by the version: before Kubernetes 1.30 it is a feature that may be on.
     found = _allowed(lambda: cluster.get("/apis/admissionregistration.k8s.io/v1")) or {}
     return "validatingadmissionpolicies" in {e["name"] for e in found.get("resources", ())}
 

@@ -31,6 +31,7 @@ def try_disk(directory: Path, size: int, *, clock: Callable[[], float] = time.mo
     """
     try:
         free = os.statvfs(directory)
+        # Twice the size: a trial must not bring a disk that is in use near its end.
         if size * 2 > free.f_bavail * free.f_frsize:
             return Trial(problem=f"less than {2 * size} bytes are free")
         with tempfile.TemporaryDirectory(prefix=".weightyard-doctor-", dir=directory) as folder:

@@ -295,6 +295,7 @@ CHECKS: Final[Mapping[MachineRole, tuple[Check, ...]]] = {
 def _threshold(facts: HostFacts) -> tuple[str, int | None]:
     """The highest of kubelet's thresholds that apply to the cache's disk, in bytes."""
     shared = {"nodefs.available": facts.disk.nodefs, "imagefs.available": facts.disk.imagefs}
+    # Once one threshold is set, kubelet takes the default of no other.
     given = facts.kubelet.eviction_hard or DEFAULT_THRESHOLDS
     found = [
         (name, amount.of(facts.disk.total))

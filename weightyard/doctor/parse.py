@@ -37,6 +37,7 @@ def mount_of(mountinfo: str, path: PurePosixPath) -> MountPoint | None:
 
 def _mounts(text: str) -> Iterator[MountPoint]:
     for line in text.splitlines():
+        # proc(5): a lone hyphen ends the optional fields, of which a line may have any number.
         fields, _, rest = line.partition(" - ")
         parts, kind = fields.split(" "), rest.split(" ")
         if len(parts) >= 6 and len(kind) >= 3:
@@ -55,6 +56,7 @@ def containerd_of(where: str, text: str) -> Containerd:
     plugins = _mapping(document.get("plugins"))
     registry: dict[str, Any] = {}
     for name in _REGISTRIES:
+        # The later one wins: a file that was carried over to containerd 2 may still have the table of before.
         registry |= _mapping(_mapping(plugins.get(name)).get("registry"))
     path = registry.get("config_path")
     return Containerd(

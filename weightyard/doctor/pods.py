@@ -78,6 +78,7 @@ def manifest(probe: PodProbe, node: str, name: str) -> Json:
             "terminationGracePeriodSeconds": 0,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            # `nodeName` passes by the scheduler, but a NoExecute taint would still end the pod.
             "tolerations": [{"operator": "Exists"}],
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [container],

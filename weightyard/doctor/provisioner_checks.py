@@ -90,6 +90,7 @@ def apis(facts: ProvisionerFacts, asking: Sequence[Workspace]) -> Finding:
     for use in USES:
         mine = use.of(asking)
         served = [v for v in use.versions if use.plural in facts.kinds.get(f"{use.group}/{v}", ())]
+        # What no Workspace asks for may be missing.
         if mine and served:
             used.append(f"{use.name} {served[0]}")
         elif mine:
@@ -170,6 +171,7 @@ def _no_queue(workspace: Workspace, facts: ProvisionerFacts) -> str:
         return f"there is no LocalQueue {asked} in its namespace"
     held = (queue.get("spec") or {}).get("clusterQueue")
     cluster = _find(facts.cluster_queues or (), held, None)
+    # Where ClusterQueues may not be read, none being found says nothing.
     if cluster is None and facts.cluster_queues is not None:
         return f"there is no ClusterQueue {held}, which LocalQueue {asked} names"
     return next(_inactive(each for each in (cluster, queue) if each is not None), "")

@@ -52,6 +52,7 @@ def start(arguments: Sequence[str], directory: WorkspaceDirectory) -> Iterator[B
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
+                # Closing the terminal sends SIGHUP to its own session alone.
                 start_new_session=True, env=os.environ,
             )  # fmt: skip
             yield Background(process, events)
@@ -146,6 +147,7 @@ class _EventDisplay:
             )
         self._progress.describe(str(event.get("text") or ""))
         done, already = int(event.get("done") or 0), int(event.get("already") or 0)
+        # Before the rest, so that what was there already doesn't count as fetched in a moment.
         if already > self._already:
             self._progress.resume(already - self._already)
             self._done += already - self._already

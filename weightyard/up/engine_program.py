@@ -102,6 +102,8 @@ def find_program(engine: Engine, python: Path, *, gpu: bool) -> EngineProgram:
 
 def _is_for_cuda(beside: dict[str, str]) -> bool:
     """Whether what is installed beside an engine shows a build for NVIDIA's GPUs; a build without a sign is tried."""
+    # PyTorch's own index labels its builds (`+cu128`, `+cpu`); that of PyPI has no
+    # label, and brings CUDA as packages.
     torch = beside.get("torch", "").partition("+")[2]
     return torch.startswith("cu") or (
         torch != "cpu" and any(name in beside for name in _CUDA_RUNTIMES)

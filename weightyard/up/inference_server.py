@@ -75,6 +75,7 @@ class Server:
                 self._check_progress(stall)
             for stage in self._new_stages():
                 describe(stage)
+        # The last lines too: the first health check may come before they are read.
         self._new_stages()
 
     def has_generated(self) -> bool:
@@ -167,6 +168,8 @@ def start(
             child = subprocess.Popen(
                 [*program, *plan.args],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches the supervisor alone, and the
+                # server's children are found by it.
                 env=environment, cwd=log.parent, start_new_session=True,
             )  # fmt: skip
         except OSError as error:

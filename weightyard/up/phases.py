@@ -41,6 +41,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Event], Phase]] = {
     (Phase.STARTING, Event.BROKE): Phase.FAILED,
     (Phase.READY, Event.ASKED_TO_STOP): Phase.STOPPING,
     (Phase.READY, Event.BROKE): Phase.FAILED,
+    # A second request shortens the grace period, and changes no phase.
     (Phase.STOPPING, Event.ASKED_TO_STOP): Phase.STOPPING,
     (Phase.STOPPING, Event.GONE): Phase.STOPPED,
     (Phase.STOPPING, Event.BROKE): Phase.FAILED,

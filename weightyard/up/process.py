@@ -41,6 +41,7 @@ class ProcessIdentity:
 def identify(pid: int) -> ProcessIdentity | None:
     """The identity of a live process; None when it doesn't exist or is a zombie."""
     fields = read_stat(pid)
+    # A zombie has ended, and is only kept until its parent asks how.
     if fields is None or fields[_STATE] in ("Z", "X"):
         return None
     return ProcessIdentity(pid, int(fields[START_TIME]), _boot())

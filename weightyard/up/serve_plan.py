@@ -74,6 +74,7 @@ def check_start(workspace: Workspace, target: Target) -> EngineProgram:
     engine = workspace.spec.runtime.engine
     program = find_program(engine, target.python, gpu=target.hardware.gpu is not None)
     port = chosen_port(workspace, target)
+    # 0 is chosen at the start: until then no port is known that could be taken.
     if port:
         servers.check_port(target.host, port)
         check_neighbours(target.root, workspace.name, port)

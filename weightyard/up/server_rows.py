@@ -89,6 +89,7 @@ def server_row(state: State, load: ServerLoad | None) -> dict[str, Any]:
 def _steps(state: State, said: str) -> list[dict[str, Any]]:
     """The way of a local server: its model, then its first health check."""
     running = is_running(state)
+    # One that failed after it was started had its model.
     cached = state.phase not in (Phase.PULLING, Phase.FAILED) or bool(state.server)
     steps = []
     blocked = False

@@ -101,6 +101,7 @@ def condition(state: State) -> str:
     """The phase, or the condition of missing processes."""
     if state.phase.over or is_alive(state.supervisor):
         return state.phase.value
+    # The whole session: workers may outlive the server's first process, and hold its port and GPU memory.
     if state.server is not None and session_members(state.server):
         return ProcessState.ORPHANED
     return ProcessState.DIED
@@ -167,6 +168,7 @@ class WorkspaceDirectory:
         """Holds the lock of this name's supervisor. Raises Busy, NotWritable."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            # The file is never removed: a lock on a file without a name would keep nobody out.
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _not_writable(self.path, error) from error

@@ -142,6 +142,8 @@ class Supervisor:
             self._directory.write(self._state)
             server: Server | None = None
             try:
+                # After the state of this one was written: of two that start at once, at least one
+                # then sees the other's port.
                 check_neighbours(self._options.root, self._state.name, self._state.port)
                 server = self._start()
                 self._serve(server, on_ready)

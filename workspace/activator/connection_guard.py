@@ -72,6 +72,7 @@ class ConnectionGuard:
             # At its first look a connection is at most one interval old.
             since = self._silent_since.setdefault(transport, now - self.seconds / _LOOKS)
             if now - since >= self.seconds:
+                # Not `close`, which waits for a client to take what is still buffered.
                 transport.abort()
 
     def watched(self) -> int:

@@ -46,6 +46,7 @@ class RequestQueue:
             address = await self._wait()
         finally:
             self.waiting -= 1
+        # Not counted as waiting from here on: the server has a queue of its own.
         yield address
 
     async def _wait(self) -> str:
@@ -71,6 +72,7 @@ class RequestQueue:
     async def _ask(self, found: asyncio.Future[str]) -> None:
         """Probes on behalf of all waiting requests, until a server is ready or no request waits."""
         while self.waiting:
+            # Not at once: `_wait` has just asked.
             await asyncio.sleep(self.limits.interval)
             address = await self._upstream()
             if address is not None:

@@ -38,6 +38,7 @@ class ActivatorMetrics:
 
     def __init__(self, gate: RequestQueue) -> None:
         self.registry = CollectorRegistry()
+        # Read at each scrape, so that no way out of the queue can forget to lower it.
         Gauge(*WAITING, registry=self.registry).set_function(lambda: gate.waiting)
         self.entered = Counter(*ENTERED, registry=self.registry)
         self.refused = Counter(*REFUSED, registry=self.registry)

@@ -30,6 +30,7 @@ from workspace.activator.gate import QueueLimits, RequestQueue
 from workspace.activator.metrics import ActivatorMetrics
 
 PREFIX: Final = "/activator"
+# RFC 9110, section 7.6.1. The last two are set anew, by the address and the body that are sent.
 _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
      "transfer-encoding", "upgrade", "host", "content-length"}
@@ -90,6 +91,7 @@ class Activator:
             timeout=timeout, connector=connector, auto_decompress=False
         )
         yield
+        # In this order: until it is closed, the gate asks servers by this session.
         await self.gate.close()
         await self._session.close()
 
@@ -177,10 +179,14 @@ class Activator:
             raise RuntimeError("the application isn't started")
         return self._session.request(
             request.method,
+            # As the client wrote it: a path that is decoded and quoted again may be another path.
             URL(upstream + request.path_qs, encoded=True),
             headers=_with_trace(request.headers),
+            # As a file, which aiohttp sends in pieces; it warns of large bytes, which it writes in one.
             data=io.BytesIO(body) if body else None,
+            # aiohttp adds these where the client sent none, and servers act on them.
             skip_auto_headers=("User-Agent", "Accept-Encoding", "Content-Type"),
+            # A redirect is the client's to follow.
             allow_redirects=False,
         )
 
@@ -217,6 +223,8 @@ class _NotTaken(Exception):
 async def _relay(request: web.Request, answer: aiohttp.ClientResponse) -> web.StreamResponse:
     """Forwards a response as it arrives: streamed tokens must not be batched."""
     response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
+    # Dropped above with the headers of one connection. Without it the client
+    # gets chunks, and learns no length.
     if "Content-Length" in answer.headers:
         response.content_length = answer.content_length
     await response.prepare(request)

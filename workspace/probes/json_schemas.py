@@ -24,7 +24,9 @@ _TYPES: Final[Mapping[str, Callable[[Any], bool]]] = {
     "string": lambda value: isinstance(value, str),
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
+    # To Python a bool is an int; to JSON Schema it is no number.
     "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    # Since draft 6 a number without a fraction is an integer, however it is written.
     "integer": lambda value: (
         (not isinstance(value, bool) and isinstance(value, int)) or (isinstance(value, float) and value.is_integer())
     ),
@@ -110,6 +112,7 @@ class JsonSchema:
                 raise InvalidInput(f"the JSON schema's {keyword} isn't what it should be")
 
     def _is_sound(self, keyword: str, value: Any, deeper: int) -> bool:
+        # Compiled now, so that a pattern which can't be used is refused with the schema.
         if keyword == "pattern" and isinstance(value, str):
             self._patterns[value] = Pattern(value)
         if keyword in _INNER:
@@ -145,6 +148,7 @@ class JsonSchema:
         if keyword == "not":
             return not self._accepts(argument, value, steps)
         if keyword in _LISTS:
+            # oneOf needs their number, so all are tried.
             fitting = sum(self._accepts(each, value, steps) for each in argument)
             enough = {
                 "anyOf": fitting > 0,
@@ -172,6 +176,7 @@ class JsonSchema:
         if keyword == "required":
             steps.spend(len(argument))
             return all(each in value for each in argument)
+        # Each keyword below looks at every member.
         steps.spend(len(value))
         if keyword == "properties":
             steps.spend(len(argument))
@@ -195,8 +200,10 @@ class JsonSchema:
         return _size(keyword, argument, len(value), "Items")
 
     def _string(self, keyword: str, argument: Any, value: str, steps: StepBudget) -> bool:
+        # Searched: JSON Schema's patterns aren't anchored.
         if keyword == "pattern":
             return self._patterns[argument].search(value, steps)
+        # In characters of Unicode (RFC 8259), which is what Python counts.
         return _size(keyword, argument, len(value), "Length")
 
 
@@ -227,4 +234,5 @@ def _same(one: Any, other: Any, steps: StepBudget) -> bool:
         )
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_same, one, other, [steps] * len(one)))
+    # JSON compares numbers by value: 1 and 1.0 are the same.
     return bool(one == other)

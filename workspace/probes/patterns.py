@@ -45,10 +45,12 @@ def _at_start(text: str, index: int) -> bool:
 
 
 def _at_end(text: str, index: int) -> bool:
+    # As Python's: also before the line feed that ends a text.
     return index == len(text) or (index == len(text) - 1 and text[index] == "\n")
 
 
 _ANCHORS: Final[dict[str, _Holds]] = {"^": _at_start, "$": _at_end}
+# As `re` has them for text: decimal digits of every script, and every white space.
 _CLASSES: Final[dict[str, _Accepts]] = {
     "d": str.isdecimal, "w": _is_word, "s": str.isspace,
     "D": lambda each: not each.isdecimal(), "W": lambda each: not _is_word(each), "S": lambda each: not each.isspace(),
@@ -189,6 +191,7 @@ class _Parser:
             if number >= least:
                 before = copies[number - 1].last if number else first
                 self.states[before].following.append(final)
+        # The part was read for its errors alone: nothing may lead into it.
         if most == 0:
             self.states[first].following = [final]
         return _Part(first, final)
@@ -218,6 +221,7 @@ class _Parser:
         if (
             not closed
             or not low
+            # Digits of other scripts are decimal too, and `int` would read them.
             or not all(each.isascii() and each.isdecimal() and len(each) <= 3 for each in numbers)
         ):
             raise self._wrong(
@@ -239,6 +243,7 @@ class _Parser:
         if character == "[":
             begin = self._at
             accepts = self._class()
+            # A class tries its items one after the other, so it costs as many steps.
             return self._reading(accepts, cost=self._at - begin)
         if character in "*+?{":
             raise self._wrong("a repetition of nothing")
@@ -269,6 +274,7 @@ class _Parser:
         return self._reading(self._escaped(character).__eq__)
 
     def _escaped(self, character: str) -> str:
+        # As in Python: what has no meaning yet after a backslash may get one, and must not pass as itself.
         if character.isalnum() and character not in _ESCAPED:
             raise self._wrong(f"\\{character}, which isn't supported")
         return _ESCAPED.get(character, character)
@@ -278,6 +284,7 @@ class _Parser:
         self._at += negated
         tests: list[_Accepts] = []
         begin = self._at
+        # As in Python, a `]` that comes first stands for itself.
         while not self._next_is("]") or self._at == begin:
             tests.append(self._class_item())
         self._at += 1
@@ -290,6 +297,7 @@ class _Parser:
             if low in _CLASSES:
                 return _CLASSES[low]
             low = self._escaped(low)
+        # As in Python, a `-` before the end of the class stands for itself.
         if self._text[self._at : self._at + 1] != "-" or self._text[
             self._at + 1 : self._at + 2
         ] in ("]", ""):

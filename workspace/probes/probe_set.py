@@ -77,6 +77,7 @@ class Probe(Strict):
     messages: (
         Annotated[tuple[Message, ...], Field(min_length=1, max_length=32, strict=False)] | None
     ) = None
+    # `server_answers.MOST_BYTES` is sized for so many.
     max_tokens: Annotated[int, Field(ge=1, le=512)] = 64
     exact: _Expected | None = None
     contains: _Expected | None = None

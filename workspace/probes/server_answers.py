@@ -82,6 +82,8 @@ def request_of(probe: Probe, model: str | None = None) -> dict[str, Any]:
     else:
         asked["messages"] = [each.model_dump() for each in probe.messages]
     if probe.agreement is not None:
+        # The two APIs ask for alternatives in different ways: completions by a
+        # number, chat by a switch and a number.
         chat = {"logprobs": True, "top_logprobs": _ALTERNATIVES}
         asked |= {"logprobs": _ALTERNATIVES} if probe.messages is None else chat
     return asked

@@ -61,6 +61,8 @@ class ProbeResult:
         """The verdict, if as many of them may not pass."""
         if self.count(ProbeOutcome.FAILED) > allowed:
             return Outcome.FAILED
+        # What both versions fail counts as missing: probes that hardly any version
+        # passes prove nothing of the new one.
         missing = len(self.verdicts) - self.count(ProbeOutcome.PASSED)
         if (
             self.problem
@@ -158,6 +160,7 @@ def _wrong(probe: Probe, answer: Answer) -> str:
     """What is wrong with an answer by itself."""
     try:
         right = _is_right(probe, answer.text.strip(), StepBudget())
+    # Brackets nested thousands deep end `json.loads` before any step is counted.
     except (TooManySteps, RecursionError) as error:
         raise _Untold("checking the answer takes too many steps") from error
     return "" if right else _WRONG[probe.expectation]

@@ -81,6 +81,7 @@ def _horizontal_autoscaler(
         "metadata": metadata,
         "spec": {
             "scaleTargetRef": _scaled(workspace, grouped=grouped),
+            # A HorizontalPodAutoscaler takes 0 only with the feature gate HPAScaleToZero.
             "minReplicas": max(1, bounds[0]),
             "maxReplicas": bounds[1],
             "metrics": [metric],
@@ -101,6 +102,7 @@ def _scaled_object(
     servers = f'{namespace},pod=~"{pods}"'
     # Without a server only the activator knows of requests. Names with `--` are derived from the Workspace's own.
     held = f'{HELD}{{{namespace},pod=~"{workspace.name}--.+"}}'
+    # In one sum: `or` takes the samples of both, as their labels differ.
     queue = f"sum({waiting}{{{servers}}}" + (f" or {held})" if scale.min == 0 else ")")
     return {
         "apiVersion": "keda.sh/v1alpha1",
@@ -112,6 +114,7 @@ def _scaled_object(
             else {"name": workspace.name},
             "minReplicaCount": bounds[0],
             "maxReplicaCount": bounds[1],
+            # KEDA's cooldown is for the step to 0 alone; the behavior below has the windows of all others.
             "cooldownPeriod": scale.down_window_seconds,
             **({"pollingInterval": _KEDA_PERIOD} if scale.min == 0 else {}),
             "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(scale)}},
@@ -131,6 +134,7 @@ def _trigger(scale: Scale, query: str, threshold: int) -> Json:
             "serverAddress": scale.prometheus or "",
             "query": query,
             "threshold": str(threshold),
+            # KEDA starts a server when the value is above this: one request is enough.
             "activationThreshold": "0",
         },
     }

@@ -84,6 +84,7 @@ def _template(
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": pod_security(),
+            # The only policy with which a Job may have a podFailurePolicy (batch/v1).
             "restartPolicy": "Never",
             "containers": [_container(workspace, environment, trace)],
             "volumes": volumes,
@@ -119,6 +120,7 @@ def _container(workspace: Workspace, environment: SystemSettings, trace: str) ->
         ],
         # The builder's last words, its error and hint, become the pod's status.
         "terminationMessagePolicy": "FallbackToLogsOnError",
+        # `env` wins over `envFrom`: a tenant's Secret can't replace what the operator sets above.
         **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
         "resources": {
             "requests": canonical_all(settings.requests),
@@ -141,5 +143,6 @@ def _login_volumes(workspace: Workspace) -> list[Json]:
     name = workspace.spec.model.pull_secret
     if name is None:
         return []
+    # docker and what is like it look for this name; a Secret of this type has the other.
     item = {"key": ".dockerconfigjson", "path": "config.json"}
     return [{"name": "login", "secret": {"secretName": name, "items": [item]}}]

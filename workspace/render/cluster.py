@@ -36,6 +36,7 @@ def render_kubernetes(
     """
     nodes = release.plan.nodes
     template = _standalone(
+        # Without a ControllerRevision nothing names the version, so the model's key stands for it.
         pod_template(workspace, release, revision=release.key.hex[:10]),
         workspace, release, hardware, scraped=scraped_from is not None,
     )  # fmt: skip

@@ -75,6 +75,7 @@ def _pull(environment: SystemSettings, image: str, variant: str | None) -> Json:
         "volumes": _cache_volumes(),
         "environment": {"DOCKER_CONFIG": "/docker"},
         "mem_limit": _AGENT_MEMORY,
+        # One that has succeeded stays ended, which is the condition that the server waits for.
         "restart": "on-failure",
         "depends_on": {"agent": {"condition": "service_healthy"}},
     }
@@ -88,6 +89,7 @@ def _server(workspace: Workspace, release: Release, pulls: list[str]) -> Json:
     plan, port = release.plan, server_port(workspace)
     health = f"http://127.0.0.1:{port}{plan.probes.path}"
     check = f"import urllib.request; urllib.request.urlopen({health!r}, timeout=20)"
+    # It runs inside the container: images of Python engines are sure to have Python, llama.cpp's has curl.
     probe = (
         ["CMD", "python3", "-c", check] if plan.template.module else ["CMD", "curl", "-fsS", health]
     )
@@ -101,6 +103,7 @@ def _server(workspace: Workspace, release: Release, pulls: list[str]) -> Json:
         "ports": [f"127.0.0.1:{port}:{port}"],
         "restart": "unless-stopped",
         "mem_limit": parse_quantity(memory_limit(workspace, release)),
+        # Docker's default of 64 MiB is too small for what workers of a server exchange.
         "shm_size": f"{max(1, plan.gpus)}gb",
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
@@ -127,6 +130,7 @@ def _devices(workspace: Workspace, release: Release) -> Json:
         device = {"driver": "nvidia", "count": count, "capabilities": ["gpu"]}
         return {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
     if vendor is Vendor.AMD:
+        # What ROCm's containers need: the compute and render devices, and the group that may open them.
         return {"devices": [f"{path}:{path}" for path in _AMD_DEVICES], "group_add": ["video"]}
     return {
         "devices": ["/dev/dri:/dev/dri"]

@@ -46,6 +46,7 @@ def worker_template(workspace: Workspace, release: Release, template: Json) -> J
     without = {**queue_label(workspace.spec.resources), **inference_pool_labels(workspace.name)}
     made = _member(workspace, template, without=without)
     metadata, spec = made["metadata"], made["spec"]
+    # A worker has no HTTP server that could be scraped.
     scraped = names.scraped("", 0)
     shown = {k: v for k, v in metadata["annotations"].items() if k not in scraped}
     (server,) = spec["containers"]
@@ -113,6 +114,7 @@ def group_policy(workspace: Workspace, metadata: Json, uid: str | None) -> Json:
 
 def _member(workspace: Workspace, template: Json, *, without: Json) -> Json:
     labels = template["metadata"]["labels"]
+    # Leaders and workers together: to a node, and to its GPUs, one is like the other.
     spread = [
         {**each, "labelSelector": members(workspace, labels.get(names.UID))}
         for each in template["spec"]["topologySpreadConstraints"]

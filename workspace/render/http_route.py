@@ -52,6 +52,7 @@ def written_weight(workspace: Workspace, route: Route, found: Json) -> int:
     """The percent of the Workspace's requests that a route gives the new version, by its first rule for them."""
     for rule in _rules(found):
         own = [each for each in _backends(rule) if _is_own(workspace, route, each)]
+        # Gateway API: a backend without a weight has 1.
         total = sum(int(each.get("weight", 1)) for each in own)
         new = sum(int(each.get("weight", 1)) for each in own if each["name"] != workspace.name)
         if total:
@@ -122,6 +123,7 @@ def _backend(route: Route, name: str) -> Json:
 
 def _is_own(workspace: Workspace, route: Route, backend: Json) -> bool:
     namespace = workspace.metadata.namespace
+    # Gateway API's defaults: a Service, in the route's own namespace.
     return (
         backend.get("kind", "Service") == ("Service" if route.inference_pools is None else "InferencePool")
         and backend.get("name") in (workspace.name, names.candidate(workspace.name))

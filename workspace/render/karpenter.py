@@ -162,6 +162,7 @@ def _selection(selector: Mapping[str, str], cloud: Cloud) -> tuple[dict[str, str
 
 def _is_foreign(key: str, domain: str) -> bool:
     """Whether nodes have the label from others: another cloud, Kubernetes itself, or what is discovered on them."""
+    # The pool's own name, and what the chart's agents select nodes by: the pool gives its nodes both.
     if key in (POOL_LABEL, GPU_PRESENT):
         return False
     others = any(domain == each.node_class[0] for each in CLOUDS)
@@ -195,6 +196,7 @@ def _requirements(workspace: Workspace, hardware: Hardware, cloud: Cloud, gpus: 
     types = _CAPACITY[capacity.spot if capacity else Spot.PREFERRED]
     found = [{"key": CAPACITY_TYPE, "operator": "In", "values": list(types)}]
     if not gpus:
+        # Karpenter takes any architecture, the cheapest first, unless a requirement names one.
         if _ARCHITECTURE not in resources.node_selector:
             found.append({"key": _ARCHITECTURE, "operator": "In", "values": ["amd64"]})
         return found

@@ -155,6 +155,7 @@ def activator_deployment(
         ],
         **({"env": named_values(traced)} if (traced := environment.tracing.env) else {}),
         "ports": [{"name": names.PORT_NAME, "containerPort": ACTIVATOR_PORT, "protocol": "TCP"}],
+        # A limit on CPU would hold up every request that passes here as soon as many come together.
         "resources": {"requests": limits, "limits": {"memory": limits["memory"]}},
         # Every second: a client's first request waits for it.
         "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 120},
@@ -226,6 +227,7 @@ def service_of(workspace: Workspace, name: str, routing: Routing) -> Json:
     """A Service of some of the Workspace's pods."""
     entry = {"name": names.PORT_NAME, "port": CLIENT_PORT, "protocol": "TCP"}
     selector = selected(workspace, routing.role, routing)
+    # The activator's pods have no version: with its label, the Service would select none of them.
     if routing.version is not None and routing.role == names.SERVER:
         selector[names.REVISION] = routing.version
     metadata = meta(workspace, name)
@@ -238,6 +240,7 @@ def service_of(workspace: Workspace, name: str, routing: Routing) -> Json:
         "spec": {
             "type": "ClusterIP",
             "selector": selector,
+            # By name: while an edit of the port rolls out, each pod has the port of its own version.
             "ports": [{**entry, "targetPort": names.PORT_NAME}],
         },
     }

@@ -122,6 +122,7 @@ def inference_pool(workspace: Workspace) -> Json:
         "spec": {
             "selector": {"matchLabels": _chart_labels(workspace)},
             "targetPorts": [{"number": server_port(workspace)}],
+            # The port at which llm-d's endpoint picker takes the gateway's questions.
             "endpointPickerRef": {"name": f"{workspace.name}-epp", "port": {"number": 9002}},
         },
     }

@@ -118,6 +118,7 @@ def labels(workspace: str, role: str | None = None, uid: str | None = None) -> d
 
 def scraped(path: str, port: int) -> dict[str, str]:
     """Annotations by which a Prometheus finds a pod's metrics page."""
+    # A convention of many Prometheus configurations, and no part of Prometheus.
     return {
         "prometheus.io/scrape": "true",
         "prometheus.io/path": path,

@@ -54,6 +54,7 @@ def activator_policy(workspace: Workspace, environment: SystemSettings, routing:
             "egress": [
                 {"to": [servers]},
                 {"ports": dns},
+                # Without the rule for DNS, which is there already.
                 *environment.tracing.egress(environment.tracing.endpoints)[:1],
             ],
         },
@@ -72,6 +73,7 @@ def build_policy(workspace: Workspace, environment: SystemSettings, uid: str | N
         "metadata": meta(workspace, names.build_policy(workspace.name)),
         "spec": {
             "podSelector": {"matchLabels": names.selector(workspace.name, names.BUILD, uid)},
+            # Ingress without a rule lets nobody in.
             "policyTypes": ["Ingress", "Egress"],
             # Pods of the cluster, such as a registry's, aren't addresses for some network plugins.
             "egress": [{"to": [*outside, {"namespaceSelector": {}}]}],
@@ -90,6 +92,7 @@ def _by_family(networks: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 def _ingress(workspace: Workspace, environment: SystemSettings, ports: Iterable[int]) -> Json:
     allowed = workspace.spec.tenancy.network_policy
+    # A podSelector alone means pods of the policy's own namespace.
     sources: list[Json] = [{"podSelector": {}}, _system_pods(environment, "controller")]
     if allowed is not None and allowed.allow_from_namespaces:
         sources.append({"namespaceSelector": {"matchLabels": dict(allowed.allow_from_namespaces)}})
@@ -102,6 +105,7 @@ def _ingress(workspace: Workspace, environment: SystemSettings, ports: Iterable[
 
 
 def _system_pods(environment: SystemSettings, component: str) -> Json:
+    # Both in one element, or they were alternatives: pods of any namespace could then carry these labels.
     return {
         "namespaceSelector": {
             "matchLabels": {"kubernetes.io/metadata.name": environment.system_namespace}

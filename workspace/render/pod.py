@@ -33,6 +33,7 @@ RESOURCE_NAMES: Final = {
     Vendor.INTEL: "gpu.intel.com/xe",
     Vendor.NEURON: "aws.amazon.com/neuron",
 }
+# The user `nonroot` of distroless images. No engine's image has to define it.
 _USER: Final = 65532
 SCRATCH: Final = "/tmp"  # noqa: S108 - the pod's own emptyDir, and the only place it can write
 _SHARED_MEMORY: Final = 1 << 30  # for each GPU's worker
@@ -79,6 +80,7 @@ def trace_parent(workspace: Workspace, revision: str, uid: str | None) -> str:
     """
     whose = uid or f"{workspace.metadata.namespace}/{workspace.name}"
     found = hashlib.sha256(f"{whose}/{revision}".encode()).hexdigest()
+    # W3C Trace Context: version 00, a trace of 16 bytes and a span of 8 in hex, and the flag for sampled.
     return f"00-{found[:32]}-{found[32:48]}-01"
 
 
@@ -186,6 +188,7 @@ def resources(spec: Spec, release: Release) -> Json:
     if release.plan.gpus:
         count = str(release.plan.node_gpus)
         name = gpu_resource(resources)
+        # Extended resources need equal requests and limits: the API server refuses any other pod.
         requests, limits = {**requests, name: count}, {**limits, name: count}
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
@@ -218,6 +221,7 @@ def affinity(spec: Spec, release: Release, existing: Sequence[Term] = ()) -> Jso
     terms = both(both(must, demanded_terms(spec.resources, gpus=release.plan.node_gpus)), existing)
     preferred = capacity_preferences(spec.resources.provisioning)
     if spec.placement is Placement.PREFERRED:
+        # 100 is the most that Kubernetes lets a preference weigh.
         preferred.insert(0, {"weight": 100, "preference": {"matchExpressions": held}})
     found: Json = {}
     if terms:
@@ -241,6 +245,7 @@ def container(workspace: Workspace, release: Release, parent: str = "") -> Json:
         "env": environment(release, parent),
         "ports": [{"name": names.PORT_NAME, "containerPort": plan.port, "protocol": "TCP"}],
         "resources": resources(workspace.spec, release),
+        # The other two probes begin when this one has succeeded: loading weights may take half an hour.
         "startupProbe": {
             **probe,
             "periodSeconds": plan.probes.period_seconds,

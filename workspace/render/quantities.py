@@ -90,6 +90,7 @@ def _decimal(value: Fraction) -> str:
     nano, exponent = _nano(value), -9
     if nano == 0:
         return "0"
+    # Up to E: Kubernetes has no larger suffix.
     while exponent < 18 and nano % 1000 == 0:
         nano, exponent = nano // 1000, exponent + 3
     suffix = next(s for s, e in _DECIMAL.items() if e == exponent)

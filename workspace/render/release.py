@@ -31,6 +31,7 @@ _GPU_CPUS: Final = 2  # for each GPU
 _BYTES_PER_CPU: Final = 2 << 30
 _MOST_CPUS: Final = 16
 # What LeaderWorkerSet tells each container of a group.
+# Kubernetes replaces $(NAME) in arguments by the container's variable.
 _GROUP: Final = GroupAddress(leader="$(LWS_LEADER_ADDRESS)", worker_rank="$(LWS_WORKER_INDEX)")
 
 

@@ -59,6 +59,7 @@ def _pod_spec(workspace: Workspace, server: Json, gpus: int) -> Json:
         **({"tolerations": accepted} if accepted else {}),
         "affinity": _affinity(workspace, gpus),
         "containers": [
+            # The API server wants an image of every container, although nothing pulls this one.
             {name: each[name] for name in ("name", "image", "resources")}
             for each in server["containers"]
         ],

@@ -64,6 +64,7 @@ class TraceSettings:
         collector = {"namespaceSelector": {"matchLabels": dict(self.namespaces)}}
         return [
             {"to": [collector], "ports": [{"port": port, "protocol": "TCP"} for port in ports]},
+            # To any name server: which of them its pods ask is the cluster's affair.
             {"ports": [dict(each) for each in _DNS]},
         ]
 
