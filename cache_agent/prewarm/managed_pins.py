@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from cache_agent.observability.events import EvictionReason
-from cache_agent.store.disk import is_plain_file, reading
+from cache_agent.store.disk import is_plain_file, read_plain, reading
 from cache_agent.store.roots import Roots
 from modelimage import canonical
 from modelimage.digest import Digest
@@ -60,7 +60,7 @@ class ManagedPins:
         if not is_plain_file(self._path):
             return frozenset()
         with reading(self._path):
-            data = self._path.read_bytes()
+            data = read_plain(self._path)
         try:
             document = canonical.parse(data, what="managed pins")
             return frozenset(Digest.parse(text) for text in document["pinned"])

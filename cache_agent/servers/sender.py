@@ -21,6 +21,7 @@ from aiohttp import web
 
 from cache_agent.fetch.values import ReadablePrefix
 from cache_agent.node.threads import BlockingExecutor
+from cache_agent.store.disk import open_plain
 from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.ranges import ByteRange, parse_range
 from modelimage.repository import BlobStream
@@ -171,7 +172,7 @@ async def following(
 
 def _opened(path: Path) -> FileIO | None:
     try:
-        return path.open("rb", buffering=0)
+        return FileIO(open_plain(path), "rb")
     # Evicted since it was looked up.
     except FileNotFoundError:
         return None
@@ -204,7 +205,7 @@ async def _flush(answer: web.StreamResponse, pending: bytearray) -> None:
 
 
 def _read(piece: FilePiece) -> bytes:
-    with piece.path.open("rb", buffering=0) as file:
+    with FileIO(open_plain(piece.path), "rb") as file:
         data = os.pread(file.fileno(), len(piece.wanted), piece.wanted.start)
     if len(data) != len(piece.wanted):
         raise OSError(f"{piece.path} is shorter than it was")
@@ -213,7 +214,7 @@ def _read(piece: FilePiece) -> bytes:
 
 async def _send_file(request: web.Request, answer: web.StreamResponse, piece: FilePiece) -> None:
     loop = asyncio.get_running_loop()
-    with piece.path.open("rb", buffering=0) as file:
+    with FileIO(open_plain(piece.path), "rb") as file:
         # sendfile blocks the event loop on pages that aren't in memory, so they are read ahead.
         os.posix_fadvise(file.fileno(), piece.wanted.start, _READAHEAD, os.POSIX_FADV_WILLNEED)
         # asyncio's sendfile raises RuntimeError for a closing transport; this is the client's doing, not a bug.

@@ -30,6 +30,7 @@ from cache_agent.store.disk import (
     is_plain_file,
     is_real_directory,
     listed,
+    read_plain,
     reading,
     scan,
     status_of,
@@ -295,7 +296,7 @@ class Checker:
         """Check a bitmap's chunks. A damaged bitmap isn't a finding, since it is
         ignored; one that marks a wrong chunk is."""
         with reading(path):
-            decoded = Bitmap.decode(path.read_bytes(), file.chunk_count())
+            decoded = Bitmap.decode(read_plain(path), file.chunk_count())
         data = path.with_suffix(".data")
         if decoded is None or not data.exists():
             return

@@ -277,6 +277,32 @@ def is_plain_file(path: Path) -> bool:
     return plain_size(path) is not None
 
 
+def open_plain(path: Path, flags: int = 0) -> int:
+    """A descriptor of a regular file, for reading. Raises OSError; FileNotFoundError also for what is none."""
+    fd = _open_if_plain(path, flags)
+    if fd is None:
+        raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
+    return fd
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a regular file. Those of what is none are none, like a damaged file's. Raises OSError."""
+    fd = _open_if_plain(path, 0)
+    if fd is None:
+        return b""
+    with os.fdopen(fd, "rb") as file:
+        return file.read()
+
+
+def _open_if_plain(path: Path, flags: int) -> int | None:
+    # O_NONBLOCK: else the open of a pipe waits for whoever writes to it, perhaps for ever.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
+
+
 def is_real_directory(path: Path) -> bool:
     """Whether a path itself is a directory, and no link to one. Raises DiskFailed."""
     status = status_of(path)

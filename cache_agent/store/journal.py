@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cache_agent.store.disk import reading
+from cache_agent.store.disk import read_plain, reading
 from cache_agent.store.partials import identity
 from modelimage import canonical
 from modelimage.bounds import MALFORMED, positive
@@ -122,7 +122,7 @@ class JournalRefs:
 def read_journal(path: Path) -> AnyRecord | ForeignPullState:
     """Read a pull's journal. Raises InvalidImage, DiskFailed."""
     with reading(path):
-        data = path.read_bytes()
+        data = read_plain(path)
     document = canonical.parse(data, what="a journal", most=canonical.MOST_OF_FILES)
     if document.get("schema") == PULL_STATE_SCHEMA:
         return ForeignPullState.from_json(document)

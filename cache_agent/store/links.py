@@ -20,6 +20,7 @@ from cache_agent.store.disk import (
     is_real_directory,
     listed,
     plain_size,
+    read_plain,
     reading,
     same_file,
     status_of,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 def read_record(path: Path) -> AnyRecord:
     """Read a record: of our own image, or derived on this node from a foreign one. Raises InvalidImage, DiskFailed."""
     with reading(path):
-        data = path.read_bytes()
+        data = read_plain(path)
     from modelimage.foreign import parse_record  # noqa: PLC0415
 
     return parse_record(data)
@@ -49,7 +50,7 @@ def read_record(path: Path) -> AnyRecord:
 def read_origin(path: Path) -> ImageOrigin:
     """Read a publish record. Raises InvalidImage, DiskFailed."""
     with reading(path):
-        return ImageOrigin.parse(path.read_bytes())
+        return ImageOrigin.parse(read_plain(path))
 
 
 def descriptions(paths: StorePaths) -> list[Path]:
@@ -102,7 +103,7 @@ class ModelLinks:
         path, data = self.paths.record(record.key), record.to_bytes()
         self.clear(path)
         with reading(path):
-            same = is_plain_file(path) and path.read_bytes() == data
+            same = is_plain_file(path) and read_plain(path) == data
         if not same:
             self.disk.write_durable(path, data)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from cache_agent.store.disk import READ_ONLY_FILE, Disk, is_plain_file, listed, reading
+from cache_agent.store.disk import READ_ONLY_FILE, Disk, is_plain_file, listed, read_plain, reading
 from cache_agent.store.paths import StorePaths
 from modelimage import canonical
 from modelimage.bounds import MALFORMED
@@ -116,7 +116,7 @@ class ManifestCache:
         if media_type is None or not is_plain_file(path):
             return None
         with reading(path):
-            data = path.read_bytes()
+            data = read_plain(path)
         # On every read: a damaged disk must never serve a wrong manifest.
         if Digest.of(data) != digest:
             self._disk.unlink(path)
@@ -190,7 +190,7 @@ class ManifestCache:
             return None
         try:
             with reading(path):
-                return RepositoryEntry.parse(path.read_bytes())
+                return RepositoryEntry.parse(read_plain(path))
         except WeightyardError:
             return None  # damaged counts as missing
 

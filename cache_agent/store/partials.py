@@ -22,7 +22,15 @@ from blake3 import blake3
 from cache_agent.chunks import chunk_range
 from cache_agent.errors import DiskFailed
 from cache_agent.observability.events import Events, FileDamaged
-from cache_agent.store.disk import SMALL_BYTES, Disk, is_plain_file, plain_size, reading
+from cache_agent.store.disk import (
+    SMALL_BYTES,
+    Disk,
+    is_plain_file,
+    open_plain,
+    plain_size,
+    read_plain,
+    reading,
+)
 from cache_agent.store.paths import StorePaths
 from cache_agent.store.reservations import Reservation
 from modelimage import canonical
@@ -205,7 +213,7 @@ class Partial:
         claimed = set(range(count))
         if is_plain_file(self._bitmap_path):
             try:
-                decoded = Bitmap.decode(self._bitmap_path.read_bytes(), count)
+                decoded = Bitmap.decode(read_plain(self._bitmap_path), count)
             except OSError:
                 decoded = None  # like a damaged one: its chunks are verified again
             if decoded is not None:
@@ -275,15 +283,14 @@ def open_for_reading(path: Path, *, direct: bool = False) -> Iterator[int]:
 
     `direct` bypasses the page cache where the filesystem can, to read the disk's own content.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
     with reading(path):
         try:
-            fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
+            fd = open_plain(path, os.O_NOFOLLOW | (os.O_DIRECT if direct else 0))
         except OSError as error:
             # Some filesystems (tmpfs) refuse O_DIRECT with EINVAL.
             if error.errno != errno.EINVAL:
                 raise
-            fd = os.open(path, flags)
+            fd = open_plain(path, os.O_NOFOLLOW)
     try:
         yield fd
     finally:

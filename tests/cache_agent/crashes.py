@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 from cache_agent.node.node import Node
 from cache_agent.store.disk import Operation
@@ -129,25 +130,23 @@ class FailingRead:
 
 @dataclass
 class UnreadableFile:
-    """A disk that can't read one small file (EIO), until the file is another one. Stands in for `Path.read_bytes`."""
+    """A disk that can't read one small file (EIO), until the file is another one. Stands in for `os.fdopen`."""
 
     path: Path
     failed: int = 0
-    real: Callable[[Path], bytes] = Path.read_bytes
+    real: Callable[..., IO[bytes]] = os.fdopen
 
     def __post_init__(self) -> None:
         # Held open: a file system gives the number of a removed file to the next one.
         self.held = os.open(self.path, os.O_RDONLY)
         self.inode = os.fstat(self.held).st_ino
 
-    def standing_in(self) -> Callable[[Path], bytes]:
-        def read_bytes(path: Path) -> bytes:
-            if path == self.path and path.exists() and path.stat().st_ino == self.inode:
-                self.failed += 1
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return self.real(path)
-
-        return read_bytes
+    def __call__(self, fd: int, *given: Any, **named: Any) -> IO[bytes]:
+        if os.fstat(fd).st_ino == self.inode:
+            self.failed += 1
+            os.close(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.real(fd, *given, **named)
 
 
 @dataclass

@@ -35,6 +35,7 @@ from cache_agent.fetch.job import ChunkSink
 from cache_agent.fetch.pull_services import Progressing, PullServices
 from cache_agent.fetch.range_planner import FileQueue, unique_files
 from cache_agent.sources.source import SourcesOf
+from cache_agent.store.disk import read_plain
 from cache_agent.store.journal import ForeignPullState, staged_name
 from cache_agent.store.publisher import CompletedFile
 from cache_agent.store.reservations import Reservation
@@ -326,7 +327,7 @@ class ForeignFetch:
         computed = self._found[file.layer].contents.files.get(file.member)
         # A layer that a cached model already had wasn't staged.
         with suppress(FileNotFoundError):
-            data = path.read_bytes()
+            data = read_plain(path)
             if computed is not None and Digest.of(data) == computed.digest:
                 return replace(model, record=readable_record(data))
         return model

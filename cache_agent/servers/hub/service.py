@@ -7,6 +7,7 @@ trusts stand in for it.
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -36,6 +37,7 @@ from cache_agent.servers.hub.trusted_images import (
     TrustedImages,
     unknown_revision,
 )
+from cache_agent.store.disk import open_plain
 from cache_agent.store.manifests import ManifestCache
 from cache_agent.store.roots import Roots
 from modelimage import canonical
@@ -226,7 +228,10 @@ class HubService:
             return
         start = secrets.randbelow(max(1, file.size - _SAMPLE + 1))
         wanted = ByteRange(start, min(file.size, start + _SAMPLE))
-        with self._relayed(listing, file, caller)(wanted) as stream, stored.open("rb") as here:
+        with (
+            self._relayed(listing, file, caller)(wanted) as stream,
+            os.fdopen(open_plain(stored), "rb") as here,
+        ):
             here.seek(start)
             given = read_exactly(stream, len(wanted))
             if given != here.read(len(wanted)):

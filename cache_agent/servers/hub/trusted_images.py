@@ -20,6 +20,7 @@ from cache_agent.servers.hub.description import CARD, CONFIG, MAX_DOCUMENT, desc
 from cache_agent.servers.hub.hub_client import Declined
 from cache_agent.servers.hub.repo_files import HubFile, RepoFiles, git_oid, source_repo
 from cache_agent.servers.hub.routes import DEFAULT_REVISION
+from cache_agent.store.disk import read_plain
 from cache_agent.store.roots import Roots
 from cache_agent.store.values import ImageOrigin, repository_of
 from modelimage.digest import Digest
@@ -106,7 +107,7 @@ class TrustedImages:
     def _read(self, digest: Digest) -> bytes | None:
         path = self.store.files.path(digest)
         try:
-            return path.read_bytes()
+            return read_plain(path)
         except FileNotFoundError:
             return None  # evicted since the record was read
 

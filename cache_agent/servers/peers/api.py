@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from cache_agent.peers.request_signatures import Replayed, SignedRequest, Verifi
 from cache_agent.servers.peers.servable_chunks import ServableChunks, ServableRange
 from cache_agent.servers.sender import FilePiece, Piece, answer_of, deliver, hang_up
 from cache_agent.sources.throttle import Throttle
+from cache_agent.store.disk import open_plain
 from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, NotFound, WeightyardError
 from modelimage.ranges import ByteRange
@@ -129,7 +131,7 @@ class PeersApi:
         download may be committed, and so renamed, while it is sent.
         """
         clock = asyncio.get_running_loop().time
-        with offer.path.open("rb", buffering=0) as file:
+        with FileIO(open_plain(offer.path), "rb") as file:
             opened = Path(f"/proc/self/fd/{file.fileno()}")
             for at in range(requested.start, requested.stop, _SLICE):
                 piece = ByteRange(at, min(requested.stop, at + _SLICE))

@@ -79,7 +79,7 @@ def test_notes_of_a_download_that_cannot_be_read_cost_only_what_they_noted(
     pattern = {"journal": "*.json", "bitmap": "*.bitmap"}[name]
     [path] = node.store.first.paths.partial.glob(pattern)
     disk = UnreadableFile(path)
-    monkeypatch.setattr(Path, "read_bytes", disk.standing_in())
+    monkeypatch.setattr(os, "fdopen", disk)
     again = open_node({"reg.test/m": image})
     assert files_of(pull(again).path) == contents
     assert disk.failed >= 1
@@ -95,7 +95,7 @@ def test_notes_of_a_model_that_cannot_be_read_are_found_and_made_again(
     node = open_node({"reg.test/m": image})
     pull(node)
     disk = UnreadableFile(node.store.first.paths.origin(record.key))
-    monkeypatch.setattr(Path, "read_bytes", disk.standing_in())
+    monkeypatch.setattr(os, "fdopen", disk)
     assert [finding.kind for finding in node.check().findings] != []
     node.check(repair=True)
     assert files_of(pull(node).path) == contents
