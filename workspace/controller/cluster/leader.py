@@ -82,23 +82,22 @@ class Leadership:
         self._liveness = liveness
         self._sleep = sleep
         self._seen: Seen | None = None
+        # When the last write that we know of was begun: the server may have stored it at any time since.
+        self._renewed = 0.0
 
     async def acquire(self) -> None:
         """Waits until we hold the Lease."""
-        while not await self._attempt(RENEW_DEADLINE):
+        while not await self._renew(RENEW_DEADLINE):
             await self._sleep(RETRY_SECONDS)
 
     async def keep(self) -> None:
         """Renews the Lease. Raises LeadershipLost when another holds it, or could not be renewed in time."""
-        renewed = self._clock()
         while True:
             await self._sleep(RETRY_SECONDS)
-            # Measured before the request: the server may have stored it at any time since.
-            requested, left = self._clock(), renewed + RENEW_DEADLINE - self._clock()
-            held = await self._attempt(left) if left > 0 else None
-            if held:
-                renewed = requested
-            elif held is False or self._clock() >= renewed + RENEW_DEADLINE:
+            left = self._renewed + RENEW_DEADLINE - self._clock()
+            held = await self._renew(left) if left > 0 else None
+            late = self._clock() >= self._renewed + RENEW_DEADLINE
+            if held is False or (held is None and late):
                 self._liveness.leads = False
                 raise LeadershipLost("leadership was lost: another controller may lead now")
 
@@ -120,8 +119,9 @@ class Leadership:
                 extra=about("lease not released"),
             )
 
-    async def _attempt(self, seconds: float) -> bool | None:
+    async def _renew(self, seconds: float) -> bool | None:
         """Whether we hold the Lease after one attempt; None when it was inconclusive or took too long."""
+        began = self._clock()
         try:
             async with asyncio.timeout(seconds):
                 held = await self._try()
@@ -130,6 +130,8 @@ class Leadership:
             return None
         if held is not None:
             self._liveness.beat(leads=held)
+        if held:
+            self._renewed = began
         return held
 
     async def _try(self) -> bool | None:

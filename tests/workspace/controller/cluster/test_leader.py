@@ -217,6 +217,29 @@ def test_a_leader_that_cannot_renew_stops_before_another_may_lead() -> None:
     asyncio.run(scenario())
 
 
+def test_a_lease_counts_from_the_request_for_it_however_late_its_answer_comes() -> None:
+    class Late(Fast):
+        async def replace(self, document: Json) -> Json:
+            await super().replace(document)
+            # Stored at once; of a write that nobody answers nothing is known.
+            self.now += 8.0
+            self.down = True
+            return document
+
+    async def scenario() -> None:
+        late = Late()
+        leadership = Leadership(
+            cast(KubernetesApi, late), namespace="n", me="a", clock=lambda: late.now,
+            stamp=lambda: "now", liveness=Liveness(lambda: late.now), sleep=late.sleep,
+        )  # fmt: skip
+        await leadership.acquire()
+        with pytest.raises(LeadershipLost):
+            await leadership.keep()
+        assert late.now - late.writes[-1] < LEASE_SECONDS
+
+    asyncio.run(scenario())
+
+
 def test_a_controller_that_loses_its_lease_while_it_is_stopped_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
