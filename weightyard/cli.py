@@ -108,6 +108,7 @@ SECTIONS: Final[tuple[tuple[str, tuple[Entry, ...]], ...]] = (
         (
             Entry("init", "weightyard.commands.init:init", "Write a commented workspace to start from."),
             Entry("validate", "weightyard.commands.validate:validate", "Check files of workspaces and cached models."),
+            Entry("import", "weightyard.commands.import_documents:import_command", "Write KAITO's workspaces as ours."),
             Entry("up", "weightyard.commands.up:up", "Cache a model and serve it here with vLLM."),
             Entry("ps", "weightyard.commands.ps:ps", "List the workspaces that run here."),
             Entry("top", "weightyard.commands.top:top", "Show live what is fetched, served and cached."),

@@ -77,7 +77,7 @@ ARGUMENTS: Final[Mapping[tuple[str, ...], Source]] = {
 }  # fmt: skip
 # Commands whose argument is a file of the user's, which the shell completes itself.
 FILES: Final = frozenset(
-    {("up",), ("render",), ("build",), ("verify",), ("inspect",), ("validate",)}
+    {("up",), ("render",), ("build",), ("verify",), ("inspect",), ("validate",), ("import",)}
 )
 OPTIONS: Final[Mapping[tuple[str, str], Source]] = {
     **{(command, "--variant"): _variants for command in ("build", "pull", "explain", "prewarm")},
