@@ -15,9 +15,9 @@ from modelimage.errors import InvalidInput
 
 Argument = tuple[str, ...]  # a flag, or a flag and its value
 
+_MOST: Final = 10**9
 # Flags with several spellings, by canonical name. Without this table a user's `-tp 2` and a derived
 # `--tensor-parallel-size 1` would both reach the server.
-_MOST: Final = 10**9
 _ALIASES: Final[Mapping[str, str]] = {
     "-tp": "--tensor-parallel-size", "--tp": "--tensor-parallel-size", "--tp-size": "--tensor-parallel-size",
     "-pp": "--pipeline-parallel-size", "--pp-size": "--pipeline-parallel-size",

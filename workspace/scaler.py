@@ -118,7 +118,7 @@ def decide(
         )
     floor = min(_recent(kept, now - policy.up_window))
     if floor > current and _covers(kept, now, policy.up_window):
-        # At most double per step, like the policy in render/kubernetes.py for an HPA.
+        # At most double per step, like the policy in render/autoscalers.py for an HPA.
         replicas = min(floor, current * 2)
         return ScalingDecision(
             replicas, f"{load.waiting:g} requests wait", kept, ScalingCause.QUEUE

@@ -61,7 +61,6 @@ class _Window:
     def __init__(self, reader: ImageReader, descriptor: Descriptor) -> None:
         self._reader = reader
         self._descriptor = descriptor
-        # Only a request close behind the last one doubles the window: headers are dense there.
         self.size = descriptor.size
         self._start = 0
         self._data = b""
@@ -71,6 +70,7 @@ class _Window:
         stop = self._start + len(self._data)
         # Most headers are in the last read: a request for each would cost a round trip per 512 bytes.
         if not self._start <= wanted.start <= wanted.stop <= stop:
+            # Only a request close behind the last one doubles the window: headers are dense there.
             near = wanted.start <= stop + self._length and wanted.start >= self._start
             self._length = min(2 * self._length, _MAX_WINDOW) if near else _WINDOW
             self._fetch(ByteRange(wanted.start, max(wanted.stop, self._ahead(wanted.start))))
@@ -96,8 +96,8 @@ class _Gaps:
         self._bound = bound
         self._literals: list[bytes] = []
         self._current = bytearray()
-        # Still counted when no longer kept: `finish` must see that the bound was exceeded.
         self._position = 0
+        # Still counted when no longer kept: `finish` must see that the bound was exceeded.
         self._total = 0
 
     def read(self, stop: int) -> bytes:

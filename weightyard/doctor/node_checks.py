@@ -25,7 +25,6 @@ SKEW_SECONDS: Final = 5.0
 OLDEST_KERNEL: Final = (5, 12)
 # kubelet's defaults on Linux (its configuration reference, evictionHard).
 DEFAULT_THRESHOLDS: Final = {"nodefs.available": "10%", "imagefs.available": "15%"}
-# What a build makes; published quantizations are many, and a machine lacks nothing that can't serve them all.
 _LOCAL: Final = {"ext4", "xfs", "btrfs", "f2fs", "zfs"}
 _FAR: Final = {"nfs", "nfs4", "cifs", "ceph", "fuse.s3fs", "9p", "virtiofs"}
 

@@ -21,7 +21,6 @@ from workspace.controller.observation.objects import (
     is_owned,
 )
 from workspace.controller.observation.observed import (
-    KEDA_GROUP,
     Annotate,
     Decision,
     Observed,
@@ -42,8 +41,12 @@ from workspace.controller.rollouts.service_routing import server_ports, service_
 from workspace.controller.rollouts.stand_ins import left_servers, stand_ins
 from workspace.controller.servers.group_drain import group_counts
 from workspace.controller.servers.prewarm_pods import prewarm_pod
-from workspace.controller.servers.replacements import Departures, departures
-from workspace.controller.servers.replica_goal import is_external, is_scaled_elsewhere, replica_goal
+from workspace.controller.servers.replica_goal import (
+    is_external,
+    is_keda_missing,
+    is_scaled_elsewhere,
+    replica_goal,
+)
 from workspace.controller.servers.server_counts import (
     ServerCounts,
     candidate_counts,
@@ -75,7 +78,6 @@ from workspace.render import names
 from workspace.render.builder_objects import build_job
 from workspace.render.kubernetes import has_activator, surrounding_objects
 from workspace.render.routing import Routing, ServerPart
-from workspace.scale_spec import Autoscaler
 from workspace.schema import Workspace
 from workspace.sources import NotBuilt
 
@@ -125,8 +127,11 @@ class _Reconciliation:
         self.spares = spares_of(workspace, observed, self.active, self._state_of, goal=self.goal)
         self.allowed = self._allowed()
         self.left_version = left_version(workspace, observed, self.rollout)
-        self.stand_ins = self._stand_ins()
         self.counts = self._counts()
+        self.stand_ins = stand_ins(
+            workspace, observed, self.rollout, goal=self.goal,
+            stays=lambda pod: not self.counts.gone.takes(pod),
+        )  # fmt: skip
         self.candidate_counts = self._candidate_counts()
 
     def decide(self) -> Decision:
@@ -148,7 +153,7 @@ class _Reconciliation:
                 goal=self.goal,
                 allowed=self.allowed.total,
                 conflicts=tuple(f"{each.kind} {each.name}" for each in conflicts),
-                keda_missing=self._keda_missing(),
+                keda_missing=is_keda_missing(self.workspace, self.observed),
                 spares=self.spares,
                 versions=(*self.kept, *self._used()),
                 rollout=self.rollout.status if self.rollout else None,
@@ -242,17 +247,6 @@ class _Reconciliation:
         where = self.observed.environment
         return build_job(self.workspace, where, uid=self.observed.uid, trace=self._trace())
 
-    def _stand_ins(self) -> set[Reference]:
-        gone = Departures()
-        if self.active is not None:
-            gone = departures(
-                self.observed.nodes, self.active.resources, gpus=self.active.node_gpus
-            )
-        return stand_ins(
-            self.workspace, self.observed, self.rollout, goal=self.goal,
-            stays=lambda pod: not gone.takes(pod),
-        )  # fmt: skip
-
     def _candidate_counts(self) -> ServerCounts:
         """What the new version's Deployments beside the Workspace's own are asked for."""
         count, target = self.rollout.candidates if self.rollout else 0, self.spec_target
@@ -330,7 +324,7 @@ class _Reconciliation:
             self.workspace, self.observed, self.rollout, routing=routing, newest=newest,
             left=self.left_version,
         )  # fmt: skip
-        if self._keda_missing():
+        if is_keda_missing(self.workspace, self.observed):
             wanted = [each for each in wanted if each["kind"] != "ScaledObject"]
         if isinstance(self.target, Revision):
             wanted.append(revisions.to_document(self.workspace, self.target))
@@ -369,11 +363,6 @@ class _Reconciliation:
             nodes=self.active.nodes if self.active else 1,
             workers=has_workers(self.observed, *versions),
         )
-
-    def _keda_missing(self) -> bool:
-        scale = self.workspace.spec.scale
-        by_keda = scale is not None and scale.by is Autoscaler.KEDA
-        return by_keda and KEDA_GROUP not in self.observed.groups
 
     def _prewarm_pods(self) -> list[Json]:
         """For the target's servers, and during a rollout for more servers of the version that serves."""

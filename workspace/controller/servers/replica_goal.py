@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workspace.controller.observation.observed import Observed
+from workspace.controller.observation.observed import KEDA_GROUP, Observed
 from workspace.controller.rollouts.rollout_view import rollout_before
 from workspace.render import names
 from workspace.render.kubernetes import wanted_range
@@ -22,6 +22,13 @@ def is_scaled_elsewhere(workspace: Workspace) -> bool:
     scale = workspace.spec.scale
     by_other = scale is not None and scale.by is not Autoscaler.BUILTIN
     return by_other or is_external(workspace)
+
+
+def is_keda_missing(workspace: Workspace, observed: Observed) -> bool:
+    """Whether the spec has KEDA scale, in a cluster that doesn't have it."""
+    scale = workspace.spec.scale
+    by_keda = scale is not None and scale.by is Autoscaler.KEDA
+    return by_keda and KEDA_GROUP not in observed.groups
 
 
 def replica_goal(workspace: Workspace, observed: Observed, current: int | None) -> int:
