@@ -72,6 +72,10 @@ def parse_yaml(text: str | bytes, *, what: str) -> list[Any]:
         found = yaml.load_all(text, Loader)
         documents = [each for each in found if each is not None]
         counted = _count(documents, {})
+    except yaml.MarkedYAMLError as error:
+        # PyYAML's own text has several lines, of a file whose name it doesn't know.
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InvalidInput(f"{what} is not valid YAML: {where}{error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:500]
         raise InvalidInput(f"{what} is not valid YAML: {reason}") from error

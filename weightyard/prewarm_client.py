@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cache_agent.api import cached_model, node_cache
 from cache_agent.api.cached_model import CachedModel
+from cache_agent.api.control_client import AgentClient
 from cache_agent.api.kube_objects import API_VERSION
 from cache_agent.api.node_cache import NodeCache
 from cache_agent.daemon.cache_api import open_cache
@@ -49,6 +50,10 @@ class PrewarmTarget(Protocol):
     @property
     def poll_seconds(self) -> float:
         """Seconds between two status requests."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody is there who reads desired models now."""
 
     def put(self, document: Json) -> None:
         """Creates or updates a desired model. Raises the target's access errors."""
@@ -114,6 +119,10 @@ class LocalTarget:
     access: Access
     poll_seconds: float = 0.3
 
+    @property
+    def is_read(self) -> bool:
+        return AgentClient.from_socket(StorePaths(self.root).socket) is not None
+
     def put(self, document: Json) -> None:
         path = self._path(document["metadata"]["name"])
         text = yaml.safe_dump(document, sort_keys=False)
@@ -176,6 +185,10 @@ class ClusterTarget:
 
     kubectl: Kubectl
     poll_seconds: float = 2.0
+
+    @property
+    def is_read(self) -> bool:
+        return True
 
     def put(self, document: Json) -> None:
         name = document["metadata"]["name"]

@@ -375,6 +375,12 @@ def transfers(jobs: Sequence[Job], since: float) -> Iterator[tuple[str, str, int
                 yield source.tier.value, source.name, size, times[0] - since, times[1] - since
 
 
+def last_byte(jobs: Sequence[Job]) -> float | None:
+    """When the last byte came, by the engine's clock; None before the first."""
+    times = [each for job in jobs for each in job.times_by_source if each is not None]
+    return max((last for _, last in times), default=None)
+
+
 def by_tier(jobs: Sequence[Job]) -> Iterator[tuple[str, int, float]]:
     """(tier, bytes, seconds from its first request to its last byte) of every tier that sent any bytes."""
     found: dict[str, tuple[int, float, float]] = {}

@@ -13,7 +13,15 @@ from typing import Protocol
 
 from cache_agent.errors import cancelled
 from cache_agent.fetch.engine import FetchEngine
-from cache_agent.fetch.job import ChunkSink, Job, SourceRetryPolicy, by_source, by_tier, transfers
+from cache_agent.fetch.job import (
+    ChunkSink,
+    Job,
+    SourceRetryPolicy,
+    by_source,
+    by_tier,
+    last_byte,
+    transfers,
+)
 from cache_agent.fetch.range_planner import FileQueue
 from cache_agent.fetch.values import PRIORITY_WAITING, PullRequest, PullSnapshot, PullState
 from cache_agent.observability.events import PullEnded
@@ -143,6 +151,7 @@ class PullServices:
     def snapshot(self) -> PullSnapshot:
         """The progress so far."""
         parts, jobs = self._parts, list(self._jobs)
+        last = last_byte(jobs)
         return PullSnapshot(
             state=self._state,
             total=self._total,
@@ -151,4 +160,5 @@ class PullServices:
             reused=self._reused,
             by_source=tuple(by_source(jobs)),
             by_tier=tuple(by_tier(jobs)),
+            quiet=None if last is None else max(0.0, self._engine.monotonic() - last),
         )

@@ -75,7 +75,7 @@ class PullSnapshot:
     """The progress of a pull; sizes in bytes. `done` of `total` are on disk.
 
     `by_source` holds (tier, source name, bytes); `by_tier` (tier, bytes, seconds from its first request to its last
-    byte).
+    byte). `quiet` are the seconds since the last byte came; None before the first.
     """
 
     state: PullState
@@ -85,3 +85,4 @@ class PullSnapshot:
     reused: int = 0
     by_source: tuple[tuple[str, str, int], ...] = ()
     by_tier: tuple[tuple[str, int, float], ...] = ()
+    quiet: float | None = None

@@ -10,7 +10,7 @@ from cache_agent.api.node_cache import DesiredModelState
 from cache_agent.api.wire import ExplainView
 from cache_agent.node.activity import Activity, PodVolume, Running
 from cache_agent.node.desired_detail import DesiredDetail
-from cache_agent.node.progress_text import Watched, describe
+from cache_agent.node.progress_text import Watched, describe, stands_still
 from cache_agent.store.roots import Roots
 from cache_agent.store.values import Lease, StoredModel
 from modelimage.errors import InvalidInput, NotFound, WeightyardError
@@ -46,9 +46,13 @@ def explain(
     shown = text
     if any(each.status.name == text for each in named):
         # A desired model's own name is no name of the store's.
-        shown = ""
+        shown = next(each.status.image or "" for each in named if each.status.name == text)
         keys = dict.fromkeys(each.status.model_key for each in named if each.status.model_key)
         cached = [model for key in keys for model in _cached(key, store)]
+        named = [
+            *named,
+            *(each for each in desired if each not in named and each.status.model_key in keys),
+        ]
     found = [
         *(_of_model(shown, each, named, alone=len(cached) == 1) for each in cached),
         *_coming(text, activity, named, {str(each.key) for each in cached}),
@@ -57,7 +61,8 @@ def explain(
         raise NotFound(
             f"{text!r} is unknown on this node: no pod waits for it or uses it, "
             "it is not desired, and it is not cached",
-            hint="See `weightyard ls` and `weightyard status`; for a pod, ask the agent of its own node.",
+            hint="See `weightyard ls` and `weightyard status`, which tells of documents that can't be used as well; "
+            "for a pod, ask the agent of its own node.",
         )
     return found
 
@@ -99,7 +104,8 @@ def _of_pull(subject: str, running: Running, now: float) -> ExplainView:
     at_start = snapshot.resumed + snapshot.reused
     seconds = max(0.0, now - running.began)
     fetched = max(0, snapshot.done - at_start)
-    rate = fetched / seconds if seconds else 0.0
+    # The average of a fetch that stands still says nothing of how long the rest takes.
+    rate = fetched / seconds if seconds and not stands_still(snapshot) else 0.0
     left = max(0, snapshot.total - snapshot.done)
     return ExplainView(
         subject=subject,
@@ -221,15 +227,17 @@ def _of_desired(details: Sequence[DesiredDetail]) -> ExplainView:
         state="failed" if status.state == "Failed" else "waiting",
         image=status.image or "",
         text=status.message or _WORDS[status.state],
-        since=min(each.since for each in details),
+        since=min((each.since for each in details if each.since), default=0.0),
         total=status.bytes_total or 0,
         done=status.bytes_done,
         bytes_per_second=float(status.bytes_per_second),
         seconds_left=None if left is None else float(left),
         desired_by=[each.status.name for each in details],
         reason=status.reason,
-        failures=details[0].failures,
-        retry_at=details[0].retry_at,
+        failures=max(each.failures for each in details),
+        retry_at=min(
+            (each.retry_at for each in details if each.retry_at is not None), default=None
+        ),
     )
 
 

@@ -7,6 +7,7 @@ what hangs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -296,10 +297,11 @@ class Metrics(Events):
 
 
 class _EngineCounters(Collector):
-    """Counters read from the engine at each scrape."""
+    """Counters read from the engine at each scrape. They begin with it."""
 
     def __init__(self, engine: FetchEngine) -> None:
         self._engine = engine
+        self._created = time.time()
 
     def describe(self) -> Iterable[Metric]:
         """Empty: see `_StoreGauges`."""
@@ -309,7 +311,7 @@ class _EngineCounters(Collector):
         for row in ENGINE_COUNTERS:
             family = CounterMetricFamily(PREFIX + row.name, row.help, labels=row.labels)
             for labels, value in row.samples(self._engine):
-                family.add_metric(labels, value)
+                family.add_metric(labels, value, created=self._created)
             yield family
 
 

@@ -8,6 +8,8 @@ from cache_agent.fetch.values import PullSnapshot, PullState
 
 # A rate over less time is meaningless.
 _SHORTEST_SECONDS = 0.01
+# Longer than a source under a cap, or one that is asked for the next range, says nothing.
+_STILL_SECONDS = 10.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -20,8 +22,13 @@ class Watched:
     since: float
 
 
+def stands_still(snapshot: PullSnapshot) -> bool:
+    """Whether no byte has come for so long that its average rate misleads."""
+    return snapshot.quiet is not None and snapshot.quiet >= _STILL_SECONDS
+
+
 def describe(watched: Watched) -> str:
-    """`waiting for 38 of 52 GiB, 1.2 GiB/s, 12 s left`."""
+    """`waiting for 38 of 52 GiB, 1.2 GiB/s, 12 s left`, or `… no bytes for 30 s`."""
     snapshot = watched.snapshot
     if snapshot.state is PullState.RESOLVING or not snapshot.total:
         return "waiting for the image to be resolved"
@@ -31,8 +38,9 @@ def describe(watched: Watched) -> str:
     if watched.since < _SHORTEST_SECONDS:
         return f"waiting for {amounts}"
     rate = (snapshot.done - watched.before) / watched.since
-    if rate < 1:
-        return f"waiting for {amounts}, no bytes for {watched.since:.0f} s"
+    if stands_still(snapshot) or rate < 1:
+        seconds = watched.since if snapshot.quiet is None else snapshot.quiet
+        return f"waiting for {amounts}, no bytes for {seconds:.0f} s"
     own = _unit(int(rate))
     speed = f"{_number(rate, own)} {_UNITS[own]}/s"
     return f"waiting for {amounts}, {speed}, {left / rate:.0f} s left"

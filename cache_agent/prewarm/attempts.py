@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -12,6 +12,7 @@ from modelimage.errors import RateLimited, WeightyardError, public_name
 
 FIRST_WAIT: Final = 5.0
 LONGEST_WAIT: Final = 300.0
+_NOTHING: Final = TargetState()
 
 
 def failure_of(
@@ -56,12 +57,14 @@ class Attempts:
 
     def note_held(self, held: Container[Digest]) -> None:
         """End the rows of failures of targets whose models are held: a pod's pull may have brought them."""
-        if self._failures:
-            self._failures = {
-                target: each
-                for target, each in self._failures.items()
-                if self.known[target].key not in held
-            }
+        for target in [each for each in self._failures if self.known[each].key in held]:
+            del self._failures[target]
+            # Its backoff too: a model that is lost later is fetched at once.
+            self._change(target, failure=None)
+
+    def without_key(self, targets: Iterable[FetchTarget]) -> list[FetchTarget]:
+        """Those that the store hasn't been asked for, or had no model of when it was."""
+        return [each for each in targets if self.known.get(each, _NOTHING).key is None]
 
     def last_failure(self, target: FetchTarget) -> Failure | None:
         """The last failure of a target whose model isn't held, also while it is tried again."""

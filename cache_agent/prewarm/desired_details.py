@@ -30,8 +30,10 @@ def desired_details(
         failure = outcome.failure or last_failure(targets[status.name])
         missing = missing_seconds(status.name)
         if failure is not None:
+            known = view.known.get(targets[status.name])
             # While it is tried again there is no time at which it would be.
-            retry_at = failure.not_before if status.state == "Failed" else None
+            waits = status.state == "Failed" and not (known is not None and known.asking)
+            retry_at = failure.not_before if waits else None
             details.append(DesiredDetail(status, failure.since, failure.times, retry_at))
         else:
             details.append(DesiredDetail(status, 0.0 if missing is None else view.now - missing))

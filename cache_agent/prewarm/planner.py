@@ -259,9 +259,7 @@ class _Planning:
 
 
 def _queued(known: TargetState) -> ModelOutcome:
-    return ModelOutcome(
-        "Waiting", "Queued", "models of higher priority are fetched first", known.key
-    )
+    return ModelOutcome("Waiting", "Queued", "other models are fetched first", known.key)
 
 
 def _standing(planner_input: PlannerInput, order: Sequence[DesiredModel]) -> dict[Digest, int]:

@@ -158,9 +158,10 @@ class Reconciler:
 
     def details(self) -> list[DesiredDetail]:
         """What is told of each desired model."""
-        desired = self.status(NodeCacheStatus()).desired
+        view = self.view()
+        desired = status(view, NodeCacheStatus(), self._made).desired
         told = self.outcomes.missing_seconds, self._attempts.last_failure
-        return desired_details(self.view(), desired, *told)
+        return desired_details(view, desired, *told)
 
     @property
     def busy(self) -> bool:
@@ -210,11 +211,8 @@ class Reconciler:
     async def _refresh(self) -> None:
         """Take an inventory if the store may have changed, and resolve new targets from the store."""
         now = self.monotonic()
-        unknown = [
-            desired.target
-            for desired in self._desired_models or ()
-            if desired.target not in self._attempts.known
-        ]
+        targets = [desired.target for desired in self._desired_models or ()]
+        unknown = [each for each in targets if each not in self._attempts.known]
         due = self._looked is None or now - self._looked >= self.options.look_seconds
         if due:
             # Before it is taken: what changes the store meanwhile makes this one stale.
@@ -224,13 +222,16 @@ class Reconciler:
             except WeightyardError:
                 self._looked = None
                 raise
-            self._attempts.note_held(self._inventory.held)
+            # A target that can't be resolved by its registry may be in the store by now, by a pod's pull.
+            unknown = self._attempts.without_key(targets)
         # Also when no inventory is due: the planner would have a new target fetched although the store holds it.
         if unknown:
             resolved = self.store.models.resolved
             found = await self.executor.call(lambda: [resolved(*each) for each in unknown])
             for target, model in zip(unknown, found, strict=True):
                 self._attempts.set_key(target, model[0].key if model else None)
+        if due:
+            self._attempts.note_held(self._inventory.held)
         if self._desired_models is not None:
             self.runtime.keep(
                 {desired.runtime_image for desired in self._desired_models if desired.runtime_image}

@@ -155,6 +155,8 @@ def prewarm(
         console.say(f"{name} was {before.get('image')} before")
     if wait:
         _wait(console, target, name, timeout_seconds)
+    elif not target.is_read:
+        console.say(f"no agent runs on {root}: the model is fetched once `weightyard agent` does")
     said = "is ready" if wait else "is desired now; see `weightyard status`"
     console.result({"name": name, "desired": True, "ready": wait or None}, f"{name} {said}")
 

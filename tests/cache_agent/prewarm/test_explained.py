@@ -117,6 +117,30 @@ def test_failures_before_somebody_else_brought_it_are_over(open_node: NodeFactor
     run(test())
 
 
+def test_no_backoff_outlives_the_model_that_somebody_else_brought(open_node: NodeFactory) -> None:
+    image = simple_image(weights=[3000])[0]
+    node = open_node({"reg.test/m": Away()})
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([desired("a")])
+            await failed_times(at, 1)
+            open_node.images["reg.test/m"] = image
+            key = (await asyncio.to_thread(pull, node)).model.key
+            # The registry is never asked again in the test's time: what the store has is seen all the same.
+            at.reconciler.stale()
+            await at.reaches("a", "Ready")
+            (held,) = told(at)
+            assert (held.state, held.failures) == ("ready", 0)
+            node.store.models.remove(key)
+            at.reconciler.stale()
+            await until(
+                lambda: node.store.models.get(key) is not None, what="it is fetched at once"
+            )
+
+    run(test())
+
+
 def test_a_model_for_which_there_is_no_space_says_what_it_lacks(open_node: NodeFactory) -> None:
     began = open_node.now
     limits = SpaceLimits(Amount.parse("200000"), Amount.parse("0"))
@@ -181,7 +205,10 @@ def test_a_runtime_image_that_fails_is_told_beside_its_model(open_node: NodeFact
             failed = await failed_times(at, 1)
             assert failed.text == "server:v1: no route to it"
             assert failed.retry_at == open_node.now + 2.5
-            assert [each.state for each in told(at)] == ["ready", "failed"]
+            # The model is held a moment before its pull has ended.
+            await until(
+                lambda: [each.state for each in told(at)] == ["ready", "failed"], what="the end"
+            )
 
     run(test())
 

@@ -19,6 +19,9 @@ def test_the_words() -> None:
     assert (
         describe(Watched(fetching, 14 * GIB, 30)) == "waiting for 38 of 52 GiB, no bytes for 30 s"
     )
+    # It came to 12 GiB within 40 s, and then nothing any more: the average says nothing of the rest.
+    still = PullSnapshot(PullState.FETCHING, total=52 * GIB, done=14 * GIB, quiet=30.0)
+    assert describe(Watched(still, 2 * GIB, 40)) == "waiting for 38 of 52 GiB, no bytes for 30 s"
     resolving = PullSnapshot(PullState.RESOLVING)
     assert describe(Watched(resolving, 0, 3)) == "waiting for the image to be resolved"
 
