@@ -36,6 +36,11 @@ def told(at: Keeping, text: str = IMAGE) -> list[ExplainView]:
     return explain(text, at.node.activity, at.node.store, at.reconciler.details())
 
 
+async def no_pull_runs(at: Keeping) -> None:
+    """A model is held a moment before its pull has ended."""
+    await until(lambda: not at.node.activity.running(IMAGE), what="the pull's end")
+
+
 async def failed_times(at: Keeping, times: int) -> ExplainView:
     """Wait for so many failures in a row; what is told then."""
 
@@ -68,6 +73,7 @@ def test_a_model_that_can_t_be_had_is_told_with_its_times(open_node: NodeFactory
             open_node.now += 60
             at.reconciler.wake()
             await at.reaches("a", "Ready")
+            await no_pull_runs(at)
             (view,) = told(at)
             assert (view.state, view.desired_by, view.failures) == ("ready", ["a", "b"], 0)
             (view,) = told(at, "a")
@@ -205,10 +211,8 @@ def test_a_runtime_image_that_fails_is_told_beside_its_model(open_node: NodeFact
             failed = await failed_times(at, 1)
             assert failed.text == "server:v1: no route to it"
             assert failed.retry_at == open_node.now + 2.5
-            # The model is held a moment before its pull has ended.
-            await until(
-                lambda: [each.state for each in told(at)] == ["ready", "failed"], what="the end"
-            )
+            await no_pull_runs(at)
+            assert [each.state for each in told(at)] == ["ready", "failed"]
 
     run(test())
 
@@ -221,6 +225,7 @@ def test_what_is_held_and_not_where_it_should_be_says_so(open_node: NodeFactory)
         async with kept(open_node, node) as at:
             at.reconciler.want([desired("a", tier="memory")])
             await at.reaches("a", "Ready", "NoMemory")
+            await no_pull_runs(at)
             (view,) = told(at)
             assert view.state == "ready"
             assert "there isn't enough memory" in view.text
