@@ -60,6 +60,11 @@ def construct(node: yaml.Node, name: str, *, hint: str | None = None) -> Any:
         raise InvalidInput(f"{name}: not valid YAML: {error}", hint=hint) from error
 
 
+def values_of(text: str, name: str) -> list[Any]:
+    """The values of a YAML stream's documents, where no error names a place in them. Raises InvalidInput."""
+    return [construct(node, name) for node in compose(text, name, hint="")]
+
+
 def _is_empty(node: yaml.Node | None) -> bool:
     """Whether a document of the stream is empty (nothing between two `---`)."""
     return node is None or node.tag == "tag:yaml.org,2002:null"

@@ -12,7 +12,6 @@ from modelimage.errors import RateLimited, WeightyardError, public_name
 
 FIRST_WAIT: Final = 5.0
 LONGEST_WAIT: Final = 300.0
-_NOTHING: Final = TargetState()
 
 
 def failure_of(
@@ -64,7 +63,7 @@ class Attempts:
 
     def without_key(self, targets: Iterable[FetchTarget]) -> list[FetchTarget]:
         """Those that the store hasn't been asked for, or had no model of when it was."""
-        return [each for each in targets if self.known.get(each, _NOTHING).key is None]
+        return [each for each in targets if self.known.get(each, TargetState()).key is None]
 
     def last_failure(self, target: FetchTarget) -> Failure | None:
         """The last failure of a target whose model isn't held, also while it is tried again."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from cache_agent.api.document_errors import compose, construct
+from cache_agent.api.document_errors import values_of
 from modelimage.document_files import read_document, read_stdin
 from modelimage.errors import InvalidInput, NotFound, why
 from weightyard.console import Console, pass_console
@@ -67,8 +67,7 @@ def _documents(given: str) -> list[dict[str, Any]]:
     """The mappings of a file's YAML documents, and of Lists among them. Raises InvalidInput, NotFound."""
     name = "stdin" if given == _STDIN else given
     text = read_stdin() if given == _STDIN else _text(given)
-    found = [construct(node, name) for node in compose(text, name, hint="")]
-    items = [each.get("items") if _is_list(each) else [each] for each in found]
+    items = [each.get("items") if _is_list(each) else [each] for each in values_of(text, name)]
     return [each for listed in items for each in listed or () if isinstance(each, dict)]
 
 

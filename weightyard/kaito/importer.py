@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cache_agent.api.document_errors import compose, construct
+from cache_agent.api.document_errors import values_of
 from modelimage.bounds import parse_count
 from modelimage.errors import InvalidInput
 from modelimage.reference import RegistryReference, parse_image
@@ -208,8 +208,7 @@ def _vllm_settings(data: Json, *, name: str) -> Json:
     text, what = data.get(_CONFIG_KEY), f"ConfigMap {name}, {_CONFIG_KEY}"
     if not isinstance(text, str):
         raise InvalidInput(f"ConfigMap {name} has no {_CONFIG_KEY}")
-    nodes = compose(text, what, hint="")
-    found = construct(nodes[0], what) if nodes else None
+    found = next(iter(values_of(text, what)), None)
     return _mapping(found if isinstance(found, dict) else {}, "vllm")
 
 

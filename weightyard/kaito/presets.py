@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from cache_agent.api.document_errors import compose, construct
+from cache_agent.api.document_errors import values_of
 from modelimage.errors import InvalidInput
 
 # Repository and commit.
@@ -64,8 +64,8 @@ def read_catalogue(text: str, *, name: str) -> dict[str, str]:
     Raises InvalidInput.
     """
     expected = f"{name}: expected presets, one `NAME: org/name@revision` to a line"
-    nodes = compose(text, name, hint="")
-    found: Any = construct(nodes[0], name) if len(nodes) == 1 else None
+    values = values_of(text, name)
+    found = values[0] if len(values) == 1 else None
     if not isinstance(found, dict) or len(found) > _MOST:
         raise InvalidInput(expected)
     for preset, repository in found.items():
