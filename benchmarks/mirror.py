@@ -32,7 +32,8 @@ from cache_agent.servers.mirror.containerd import configure
 from tests.cache_agent.servers.agent_process import AgentProcess
 from tests.cache_agent.servers.http_client import fetch
 from tests.servers.containerd import Containerd
-from tests.servers.process import ServerProcess, child_environment, free_port, program, wait_until
+from tests.servers.ports import free_port
+from tests.servers.process import ServerProcess, child_environment, program, wait_until
 from tests.servers.registry import DockerRegistry
 from tests.synthetic import synthetic_checkpoint
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.chart.charting import CHART, helm
-from tests.servers.process import free_port, program
+from tests.servers.ports import free_port
+from tests.servers.process import program
 
 MOST_SECONDS: Final = 2.0
 MOST_RENDERING: Final = 1.0

@@ -16,7 +16,7 @@ from modelimage.digest import Digest
 from modelimage.errors import AccessDenied, InvalidInput, NotFound, Unreachable
 from quantize.calibration import load_calibration
 from tests.servers.hub import Hub
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 
 UniqueName = Callable[[str], str]
 

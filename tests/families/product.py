@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 from weightyard import cli
 
 

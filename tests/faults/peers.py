@@ -14,7 +14,7 @@ from tests.faults.stage import Round
 from tests.servers import lying_registry as lying
 from tests.servers.faulty_registry import Fault, FaultyRegistry, HungUp, Seen
 from tests.servers.httpserver import Handler
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 
 MOST = 1 << 30
 KEY = "a key that only the campaign's nodes share, and nobody else"

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.images.base import make_base, make_root
 from tests.servers.podman import Podman
-from tests.servers.process import program, run
+from tests.servers.process import ServerFailed, program, run, wait_until
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("agent", "controller", "builder")
@@ -71,6 +72,23 @@ class Workshop:
     def run(self, image: str, *command: str, options: tuple[str, ...] = ()) -> str:
         """Run a command in a confined container and return what it says."""
         return self.podman("run", "--rm", *CONFINED, *options, image, *command)
+
+    def wait_for(self, condition: Callable[[], bool], *containers: str, what: str) -> None:
+        """`wait_until` for something that containers bring. Raises ServerFailed with what they wrote."""
+        try:
+            wait_until(condition, what=what)
+        except TimeoutError as error:
+            wrote = "\n".join(self._report(each) for each in containers)
+            raise ServerFailed(f"{error}\n{wrote}") from error
+
+    def _report(self, container: str) -> str:
+        """A container's state and the end of its log."""
+        state = self.podman("inspect", "--format={{.State.Status}} {{.State.ExitCode}}", container)
+        command = [program("podman"), "logs", "--tail=40", container]
+        log = subprocess.run(
+            command, env=self._podman._environment(), capture_output=True, text=True, check=False
+        )
+        return f"{container}, {state.strip()}:\n{log.stdout}{log.stderr}"
 
     def _buildah(self, *arguments: str) -> str:
         environment = self._podman._environment()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chart.charting import find
-from tests.images.building import Workshop
+from tests.images.building import Workshop, answers
 
 Json = dict[str, Any]
 _PROPAGATION = {"Bidirectional": "rshared", "HostToContainer": "rslave", None: "rprivate"}
@@ -43,6 +43,10 @@ class NodePod:
             self.workshop.podman(
                 "run", "--detach", "--name", name, *self._options(each), *self._command(each)
             )
+
+    def wait_until_ready(self, port: int) -> None:
+        """Wait for the agent's probe at a loopback port. Raises ServerFailed with what the containers wrote."""
+        self.workshop.wait_for(lambda: answers(port, "/readyz"), *self.started, what="ready agent")
 
     def stop(self) -> None:
         """End and remove every container."""

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from tests.images.building import Workshop, answers
-from tests.servers.process import ServerFailed, free_port, wait_until
+from tests.servers.ports import free_port
+from tests.servers.process import ServerFailed
 from tests.servers.registry import DockerRegistry
 from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import FAKE_ENGINE, Terminal, workspace
@@ -41,6 +42,10 @@ class Project:
 
     def container(self, service: str) -> str:
         return f"{self.name}_{service}_1"
+
+    def wait_for(self, condition: Callable[[], bool], service: str) -> None:
+        """Wait for something that a service brings. Raises ServerFailed with what it wrote."""
+        self.workshop.wait_for(condition, self.container(service), what=f"healthy {service}")
 
     def healthy(self, service: str) -> bool:
         """What the rendered health check says."""
@@ -88,12 +93,12 @@ def test_podman_compose_brings_a_workspace_up_and_takes_it_down(project: Project
     """In the steps that docs/workspace.md gives."""
     podman = project.workshop.podman
     project.compose("up", "--detach", "agent")
-    wait_until(lambda: project.healthy("agent"), what="healthy agent")
+    project.wait_for(lambda: project.healthy("agent"), "agent")
     assert not answers(project.port, "/health")
     project.compose("run", "--rm", "-T", "--no-deps", "model")
     project.compose("up", "--detach", "--no-deps", "server")
-    wait_until(lambda: answers(project.port, "/health"), what="server")
-    wait_until(lambda: project.healthy("server"), what="healthy server")
+    project.wait_for(lambda: answers(project.port, "/health"), "server")
+    project.wait_for(lambda: project.healthy("server"), "server")
     (cached,) = json.loads(podman("exec", project.container("agent"), "weightyard", "--json", "ls"))
     (served,) = json.loads(podman("inspect", project.container("server")))
     command = served["Config"]["Cmd"]

@@ -15,9 +15,10 @@ from tests.cache_agent.mounter.mounters import mounts_below, shared
 from tests.cache_agent.servers.kubelet import Kubelet
 from tests.cache_agent.servers.published import publish_model
 from tests.chart.charting import render
-from tests.images.building import CONFINED, Workshop, answers
+from tests.images.building import CONFINED, Workshop
 from tests.images.pods import NodePod
-from tests.servers.process import ServerFailed, free_port, wait_until
+from tests.servers.ports import free_port
+from tests.servers.process import ServerFailed
 from tests.servers.registry import DockerRegistry
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("images")]
@@ -51,7 +52,7 @@ def node(
         pod = NodePod(workshop, render(values), folder, fields)
         stack.callback(pod.stop)
         pod.start()
-        wait_until(lambda: answers(observe, "/readyz"), what="ready agent")
+        pod.wait_until_ready(observe)
         yield pod, kubelet, observe
 
 
@@ -71,10 +72,10 @@ def test_a_published_model_outlives_agent_and_mounter(
             pod.kill(container)
             assert reads() == model.files["config.json"]
             pod.restart(container)
-            wait_until(lambda: answers(observe, "/readyz"), what="ready agent")
+            pod.wait_until_ready(observe)
             assert reads() == model.files["config.json"]
     assert "writable" not in outcome_of_writing(target)
-    wait_until(lambda: listens(pod), what="mounter")
+    workshop.wait_for(lambda: listens(pod), *pod.started, what="mounter")
     assert POD in pod.execute("agent", "weightyard", "--json", "lease", "ls")
     (mounted,) = mounts_below(kubelet.directory)
     assert (mounted.target, mounted.options >= {"ro", "nosuid", "nodev", "noexec"}) == (

@@ -16,7 +16,7 @@ from tests.cache_agent.images import simple_image
 from tests.images.building import CONFINED, Workshop, answers
 from tests.servers import skopeo
 from tests.servers.idle_clock import Sample, idle_seconds, read_sample
-from tests.servers.process import free_port, wait_until
+from tests.servers.ports import free_port
 from tests.servers.registry import DockerRegistry
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("images")]
@@ -130,7 +130,7 @@ class Agent:
         return answers(self.observe, path)
 
     def wait(self) -> None:
-        wait_until(lambda: self.answers("/readyz"), what="ready agent")
+        self._workshop.wait_for(lambda: self.answers("/readyz"), self.name, what="ready agent")
 
     def execute(self, *command: str) -> str:
         return self._workshop.podman("exec", self.name, *command)

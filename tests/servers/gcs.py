@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from builder.sources.google_storage import GoogleStorage, GoogleStorageSettings
-from tests.servers.process import ContextServer, ServerProcess, child_environment, free_port
+from tests.servers.ports import free_port
+from tests.servers.process import ContextServer, ServerProcess, child_environment
 
 _PROGRAM = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
 

@@ -9,13 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from tests.servers.process import (
-    ContextServer,
-    ServerProcess,
-    child_environment,
-    free_port,
-    program,
-)
+from tests.servers.ports import free_port
+from tests.servers.process import ContextServer, ServerProcess, child_environment, program
 
 SLOTS: Final = 60
 _HEAVIEST: Final = 256

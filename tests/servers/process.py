@@ -9,7 +9,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,13 +63,6 @@ async def until(
 def _give_up_after(idle_seconds: float, idle: IdleClock, what: str) -> None:
     if idle() > idle_seconds:
         raise TimeoutError(f"no {what}, and the machine was idle for {idle_seconds:g} s")
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on now, for programs that can't bind port 0 and tell which one they got."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def program(name: str) -> str:

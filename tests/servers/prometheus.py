@@ -8,13 +8,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.servers.process import (
-    ContextServer,
-    ServerProcess,
-    child_environment,
-    free_port,
-    program,
-)
+from tests.servers.ports import free_port
+from tests.servers.process import ContextServer, ServerProcess, child_environment, program
 
 
 class PrometheusServer(ContextServer):

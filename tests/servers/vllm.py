@@ -11,7 +11,8 @@ from typing import Any
 
 import urllib3
 
-from tests.servers.process import ContextServer, ServerProcess, child_environment, free_port
+from tests.servers.ports import free_port
+from tests.servers.process import ContextServer, ServerProcess, child_environment
 
 
 class VllmServer(ContextServer):

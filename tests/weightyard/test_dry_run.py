@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from modelimage.errors import EngineFailed, InvalidInput
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 from tests.weightyard.local import FAKE_ENGINE, Terminal, workspace
 from weightyard.up.engine_program import find_program
 from workspace.runtime_spec import Engine

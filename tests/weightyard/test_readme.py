@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 from scripts import terminal_capture
-from tests.servers.process import child_environment, free_port
+from tests.servers.ports import free_port
+from tests.servers.process import child_environment
 
 REPOSITORY = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -18,7 +18,8 @@ from cache_agent.api.wire import PullBody, PullDone
 from cache_agent.net.sockets import connect
 from cache_agent.store.paths import StorePaths
 from tests.cache_agent.nodes import UNDISTURBED, findings
-from tests.servers.process import ServerProcess, child_environment, free_port
+from tests.servers.ports import free_port
+from tests.servers.process import ServerProcess, child_environment
 
 BUSY = 100.0  # seconds: a node on a busy machine answers late
 KEY = "a key that only these tests' nodes share, and nobody else"

@@ -19,7 +19,7 @@ from tests.modelimage.test_cosign import pem, public_pem
 from tests.servers.base_image import base_layout
 from tests.servers.fixtures import PATIENCE, USERS
 from tests.servers.hub import Hub
-from tests.servers.process import free_port
+from tests.servers.ports import free_port
 from tests.servers.registry import DockerRegistry
 from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.doctor.fakecluster import FakeCluster

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.servers.process import ServerProcess, child_environment, free_port
+from tests.servers.ports import free_port
+from tests.servers.process import ServerProcess, child_environment
 from workspace.activator.gate import QueueLimits
 from workspace.activator.proxy import Activator, ProxyOptions, serve
 from workspace.controller.loops.scaling_loop import Scaler, ScrapedServer, Targets, read_load
