@@ -26,7 +26,7 @@ from cache_agent.fetch.resolver import Resolver
 from cache_agent.leases.holders import Machine
 from cache_agent.node.activity import Activity
 from cache_agent.node.control_service import Service
-from cache_agent.node.desired_detail import DesiredDetail
+from cache_agent.node.desired_detail import DesiredDetails
 from cache_agent.node.maintenance import Maintenance, MaintenanceOptions
 from cache_agent.node.node import Node
 from cache_agent.node.published_manifests import PublishedManifests
@@ -235,7 +235,7 @@ def reconfigure(node: Node, config: AgentConfig) -> None:
 def control_service(
     node: Node,
     status: Callable[[], NodeCache],
-    details: Callable[[], Sequence[DesiredDetail]] | None = None,
+    details: Callable[[], DesiredDetails],
 ) -> Service:
     """The control API's operations on a node. `status` builds its NodeCache, `details` tells of its desired models."""
     return Service(
@@ -257,9 +257,15 @@ def open_service(store: Roots, root: Path, access: Access | None) -> tuple[Node,
     parts = NodeParts.real(access or Access(), traces_here())
     node = _assemble(store, _trust(options), options, parts)
 
+    # Both need the desired models, which cost as much to import as all else.
     def status() -> NodeCache:
         from cache_agent.prewarm.node_status import status_without_agent  # noqa: PLC0415
 
         return status_without_agent(node.store, node.clock)
 
-    return node, control_service(node, status)
+    def details() -> DesiredDetails:
+        from cache_agent.prewarm.node_status import details_without_agent  # noqa: PLC0415
+
+        return details_without_agent(node.store, node.clock)
+
+    return node, control_service(node, status, details)

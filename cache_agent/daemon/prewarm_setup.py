@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from cache_agent.api.kube.kubeconfig import from_kubeconfig
 from cache_agent.api.node_cache import NodeCache, NodeCacheStatus
 from cache_agent.config import PrewarmSection
 from cache_agent.net.node_name import node_name
-from cache_agent.node.desired_detail import DesiredDetail
+from cache_agent.node.desired_detail import DesiredDetails
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor, call_soon
 from cache_agent.observability.events import (
@@ -92,7 +92,7 @@ class PrewarmReports:
     """What running pre-warming tells, in the event loop: the current NodeCache, and details of its desired models."""
 
     status: Callable[[], NodeCache]
-    details: Callable[[], Sequence[DesiredDetail]]
+    details: Callable[[], DesiredDetails]
 
 
 @asynccontextmanager
@@ -187,9 +187,9 @@ def _of_folder(
 
     def tell(found: DesiredState) -> None:
         chosen = [model for model in found.models.values() if model.selects(labels)]
-        reconciler.want([DesiredModel.from_cached_model(model) for model in chosen], found.problems)
-        for problem in found.problems:
-            parts.note("desired model document rejected", problem=problem)
+        reconciler.want([DesiredModel.from_cached_model(model) for model in chosen], found.refused)
+        for each in found.refused:
+            parts.note("desired model document rejected", problem=each.message)
 
     return reconciler, [folder.watch(tell)]
 

@@ -20,6 +20,7 @@ from cache_agent.fetch.job import (
     by_source,
     by_tier,
     last_byte,
+    rate,
     transfers,
 )
 from cache_agent.fetch.range_planner import FileQueue
@@ -151,7 +152,7 @@ class PullServices:
     def snapshot(self) -> PullSnapshot:
         """The progress so far."""
         parts, jobs = self._parts, list(self._jobs)
-        last = last_byte(jobs)
+        now, last = self._engine.monotonic(), last_byte(jobs)
         return PullSnapshot(
             state=self._state,
             total=self._total,
@@ -160,5 +161,6 @@ class PullServices:
             reused=self._reused,
             by_source=tuple(by_source(jobs)),
             by_tier=tuple(by_tier(jobs)),
-            quiet=None if last is None else max(0.0, self._engine.monotonic() - last),
+            rate=rate(jobs, now),
+            quiet=None if last is None else max(0.0, now - last),
         )

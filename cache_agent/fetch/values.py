@@ -75,7 +75,8 @@ class PullSnapshot:
     """The progress of a pull; sizes in bytes. `done` of `total` are on disk.
 
     `by_source` holds (tier, source name, bytes); `by_tier` (tier, bytes, seconds from its first request to its last
-    byte). `quiet` are the seconds since the last byte came; None before the first.
+    byte). `rate` is that of the last ten seconds, in bytes per second; `quiet` are the seconds since the last byte
+    came, None before the first.
     """
 
     state: PullState
@@ -85,4 +86,5 @@ class PullSnapshot:
     reused: int = 0
     by_source: tuple[tuple[str, str, int], ...] = ()
     by_tier: tuple[tuple[str, int, float], ...] = ()
+    rate: float = 0.0
     quiet: float | None = None

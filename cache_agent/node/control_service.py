@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from cache_agent.api.wire import (
 from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest, PullSnapshot
 from cache_agent.node.activity import Activity
-from cache_agent.node.desired_detail import DesiredDetail
+from cache_agent.node.desired_detail import DesiredDetails
 from cache_agent.node.explanation import explain, under_way
 from cache_agent.node.store_service import StoreService
 from cache_agent.residency.warmer import PageCacheWarmer
@@ -51,9 +51,9 @@ class Service(StoreService):
         activity: Activity,
         warmer: PageCacheWarmer,
         status: Callable[[], NodeCache],
-        details: Callable[[], Sequence[DesiredDetail]] | None = None,
+        details: Callable[[], DesiredDetails],
     ) -> None:
-        """`status` builds this node's NodeCache. `details` tells of its desired models; None: nothing beyond it."""
+        """`status` builds this node's NodeCache, `details` tells of its desired models."""
         super().__init__(store)
         self._pull, self._check = pull, check
         self._activity, self._warmer = activity, warmer
@@ -79,13 +79,11 @@ class Service(StoreService):
     def explain(self, text: str) -> list[ExplainView]:
         return self.explain_with(self.details(), text)
 
-    def details(self) -> Sequence[DesiredDetail]:
+    def details(self) -> DesiredDetails:
         """What is told of desired models, of the same round as `report`, and called as that is."""
-        if self._details is not None:
-            return self._details()
-        return [DesiredDetail(each) for each in self.report().status.desired]
+        return self._details()
 
-    def explain_with(self, desired: Sequence[DesiredDetail], text: str) -> list[ExplainView]:
+    def explain_with(self, desired: DesiredDetails, text: str) -> list[ExplainView]:
         """See `explain`. Blocking; `desired` are what `details` returned."""
         return explain(text, self._activity, self._store, desired)
 

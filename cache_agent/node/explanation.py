@@ -9,8 +9,8 @@ from typing import Final
 from cache_agent.api.node_cache import DesiredModelState
 from cache_agent.api.wire import ExplainView
 from cache_agent.node.activity import Activity, PodVolume, Running
-from cache_agent.node.desired_detail import DesiredDetail
-from cache_agent.node.progress_text import Watched, describe, stands_still
+from cache_agent.node.desired_detail import DesiredDetail, DesiredDetails, RefusedDocument
+from cache_agent.node.progress_text import phase
 from cache_agent.store.roots import Roots
 from cache_agent.store.values import Lease, StoredModel
 from modelimage.errors import InvalidInput, NotFound, WeightyardError
@@ -30,7 +30,7 @@ _FETCHING: Final = ("Pending", "Fetching")
 
 
 def explain(
-    text: str, activity: Activity, store: Roots, desired: Sequence[DesiredDetail] = ()
+    text: str, activity: Activity, store: Roots, wanted: DesiredDetails
 ) -> list[ExplainView]:
     """Explain a pod (by UID, name, namespace/name), or an image or a desired model by its name. Raises NotFound."""
     # The most specific answer first: a waiting pod, then a lease, then what is here and what is to come.
@@ -41,7 +41,7 @@ def explain(
     held = [lease for lease in store.leases.all() if _is_held_by(lease, text)]
     if held:
         return [_of_lease(lease, store) for lease in held]
-    cached = _cached(text, store)
+    cached, desired = _cached(text, store), wanted.models
     named = _named(text, desired, cached)
     shown = text
     if any(each.status.name == text for each in named):
@@ -55,14 +55,14 @@ def explain(
         ]
     found = [
         *(_of_model(shown, each, named, alone=len(cached) == 1) for each in cached),
-        *_coming(text, activity, named, {str(each.key) for each in cached}),
+        *_coming(text, activity, named, cached),
+        *(_of_refused(each) for each in wanted.refused if _is_of(each, text)),
     ]
     if not found:
         raise NotFound(
             f"{text!r} is unknown on this node: no pod waits for it or uses it, "
             "it is not desired, and it is not cached",
-            hint="See `weightyard ls` and `weightyard status`, which tells of documents that can't be used as well; "
-            "for a pod, ask the agent of its own node.",
+            hint="See `weightyard ls` and `weightyard status`; for a pod, ask the agent of its own node.",
         )
     return found
 
@@ -73,10 +73,9 @@ def under_way(activity: Activity) -> list[ExplainView]:
     # A pod's line has the progress of its pull.
     asked = {pod.image for pod in pods}
     pulls = [each for each in activity.running() if each.image not in asked]
-    now = activity.clock()
     return [
         *(_of_pod(pod, activity) for pod in pods),
-        *(_of_pull(f"image {each.image}", each, now) for each in pulls),
+        *(_of_pull(f"image {each.image}", each) for each in pulls),
     ]
 
 
@@ -93,25 +92,20 @@ def _of_pod(pod: PodVolume, activity: Activity) -> ExplainView:
         )  # fmt: skip
     running = activity.running(pod.image)
     if running:
-        return _of_pull(subject, running[0], activity.clock())
+        return _of_pull(subject, running[0])
     state = "failed" if pod.said else "waiting"
     said = pod.said or "checking its access"
     return ExplainView(subject=subject, state=state, image=pod.image, text=said, since=pod.since)
 
 
-def _of_pull(subject: str, running: Running, now: float) -> ExplainView:
+def _of_pull(subject: str, running: Running) -> ExplainView:
     snapshot = running.pull.snapshot()
-    at_start = snapshot.resumed + snapshot.reused
-    seconds = max(0.0, now - running.began)
-    fetched = max(0, snapshot.done - at_start)
-    # The average of a fetch that stands still says nothing of how long the rest takes.
-    rate = fetched / seconds if seconds and not stands_still(snapshot) else 0.0
-    left = max(0, snapshot.total - snapshot.done)
+    rate, left = snapshot.rate, max(0, snapshot.total - snapshot.done)
     return ExplainView(
         subject=subject,
         state="waiting",
         image=running.image,
-        text=describe(Watched(snapshot, at_start, seconds)),
+        text=phase(snapshot),
         since=running.began,
         total=snapshot.total,
         done=snapshot.done,
@@ -175,24 +169,41 @@ def _named(
 
 
 def _coming(
-    text: str, activity: Activity, named: Sequence[DesiredDetail], cached: Container[str]
+    text: str,
+    activity: Activity,
+    named: Sequence[DesiredDetail],
+    cached: Sequence[StoredModel],
 ) -> Iterator[ExplainView]:
     """What isn't here as it should be: running pulls, pods that wait for none, desired models that aren't held."""
-    own, now = _canonical(text), activity.clock()
+    own = _canonical(text)
     images = dict.fromkeys([own, *(each.status.image for each in named if each.status.image)])
-    pulls = [each for image in images for each in activity.running(image)]
+    pulls = [
+        each
+        for image in images
+        for each in activity.running(image)
+        if not _has_brought(each, cached)
+    ]
     for pull in pulls:
         subject = _subject(text if pull.image == own else pull.image)
         by = [each for each in named if _is_brought_by(each, pull)]
         failures = max((each.failures for each in by), default=0)
-        view = _of_pull(subject, pull, now)
+        view = _of_pull(subject, pull)
         yield replace(view, desired_by=[each.status.name for each in by], failures=failures)
     pulled = {each.image for each in pulls}
     for pod in activity.waiting():
         if pod.image in images and pod.image not in pulled:
             yield _of_pod(pod, activity)
-    left = [each for each in named if not _is_told(each, pulls, cached)]
+    keys = {str(each.key) for each in cached}
+    left = [each for each in named if not _is_told(each, pulls, keys)]
     yield from map(_of_desired, _alike(left))
+
+
+def _has_brought(running: Running, cached: Sequence[StoredModel]) -> bool:
+    """Whether a pull's model is among the cached ones: it is a moment before the pull has ended."""
+    snapshot = running.pull.snapshot()
+    variants = {each.variant for each in cached}
+    is_whole = 0 < snapshot.total <= snapshot.done
+    return is_whole and bool(variants) and running.variant in {None, *variants}
 
 
 def _is_told(detail: DesiredDetail, pulls: Sequence[Running], cached: Container[str]) -> bool:
@@ -238,6 +249,21 @@ def _of_desired(details: Sequence[DesiredDetail]) -> ExplainView:
         retry_at=min(
             (each.retry_at for each in details if each.retry_at is not None), default=None
         ),
+    )
+
+
+def _is_of(refused: RefusedDocument, text: str) -> bool:
+    return bool(text) and (text == refused.name or _canonical(text) == _canonical(refused.image))
+
+
+def _of_refused(refused: RefusedDocument) -> ExplainView:
+    return ExplainView(
+        subject=f"document {refused.name or refused.image}",
+        state="failed",
+        image=refused.image,
+        text=refused.message,
+        reason="InvalidDocument",
+        since=0.0,
     )
 
 

@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from cache_agent.fetch.values import PullSnapshot, PullState
 
-# A rate over less time is meaningless.
-_SHORTEST_SECONDS = 0.01
-# Longer than a source under a cap, or one that is asked for the next range, says nothing.
-_STILL_SECONDS = 10.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """A pull observed twice: `since` seconds ago it had `before` bytes."""
-
-    snapshot: PullSnapshot
-    before: int
-    since: float
-
-
-def stands_still(snapshot: PullSnapshot) -> bool:
-    """Whether no byte has come for so long that its average rate misleads."""
-    return snapshot.quiet is not None and snapshot.quiet >= _STILL_SECONDS
-
-
-def describe(watched: Watched) -> str:
+def describe(snapshot: PullSnapshot) -> str:
     """`waiting for 38 of 52 GiB, 1.2 GiB/s, 12 s left`, or `… no bytes for 30 s`."""
-    snapshot = watched.snapshot
-    if snapshot.state is PullState.RESOLVING or not snapshot.total:
+    if _is_resolving(snapshot):
         return "waiting for the image to be resolved"
     left = max(0, snapshot.total - snapshot.done)
     unit = _unit(snapshot.total)
     amounts = f"{_number(left, unit)} of {_number(snapshot.total, unit)} {_UNITS[unit]}"
-    if watched.since < _SHORTEST_SECONDS:
-        return f"waiting for {amounts}"
-    rate = (snapshot.done - watched.before) / watched.since
-    if stands_still(snapshot) or rate < 1:
-        seconds = watched.since if snapshot.quiet is None else snapshot.quiet
-        return f"waiting for {amounts}, no bytes for {seconds:.0f} s"
-    own = _unit(int(rate))
-    speed = f"{_number(rate, own)} {_UNITS[own]}/s"
-    return f"waiting for {amounts}, {speed}, {left / rate:.0f} s left"
+    if snapshot.rate < 1:
+        return f"waiting for {amounts}, {_no_bytes(snapshot)}"
+    own = _unit(int(snapshot.rate))
+    speed = f"{_number(snapshot.rate, own)} {_UNITS[own]}/s"
+    return f"waiting for {amounts}, {speed}, {left / snapshot.rate:.0f} s left"
+
+
+def phase(snapshot: PullSnapshot) -> str:
+    """What a pull does, for those who are shown its numbers beside: `being fetched`, or `no bytes for 30 s`."""
+    if _is_resolving(snapshot):
+        return "its image is being resolved"
+    return "being fetched" if snapshot.rate >= 1 else _no_bytes(snapshot)
+
+
+def _is_resolving(snapshot: PullSnapshot) -> bool:
+    return snapshot.state is PullState.RESOLVING or not snapshot.total
+
+
+def _no_bytes(snapshot: PullSnapshot) -> str:
+    return "no bytes yet" if snapshot.quiet is None else f"no bytes for {snapshot.quiet:.0f} s"
 
 
 def _unit(size: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cache_agent.api.node_cache import DesiredModelStatus
-from cache_agent.node.desired_detail import DesiredDetail
+from cache_agent.node.desired_detail import DesiredDetail, DesiredDetails
 from cache_agent.prewarm.report import NodeReportInput
 from cache_agent.prewarm.values import Failure, FetchTarget, ModelOutcome
 
@@ -17,7 +17,7 @@ def desired_details(
     desired: Sequence[DesiredModelStatus],
     missing_seconds: Callable[[str], float | None],
     last_failure: Callable[[FetchTarget], Failure | None],
-) -> list[DesiredDetail]:
+) -> DesiredDetails:
     """The details of the desired models whose entries are given.
 
     `missing_seconds`: for how long a model, by its name, hasn't been held. `last_failure`: a target's until it is held.
@@ -37,4 +37,4 @@ def desired_details(
             details.append(DesiredDetail(status, failure.since, failure.times, retry_at))
         else:
             details.append(DesiredDetail(status, 0.0 if missing is None else view.now - missing))
-    return details
+    return DesiredDetails(details, view.refused)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cache_agent.api.cached_model import CachedModel
+from cache_agent.node.desired_detail import RefusedDocument
 from cache_agent.node.threads import wait_event
 from cache_agent.prewarm.documents import Parsed, parse_documents
 from modelimage.document_files import read_document
@@ -26,7 +27,7 @@ SUFFIXES: Final = (".yaml", ".yml", ".json")
 LOOK_SECONDS: Final = 30.0
 # Changes come in bursts, such as writing a file and renaming it: wait for the burst to end.
 _SETTLE_SECONDS: Final = 0.05
-_MOST_PROBLEMS: Final = 20  # of one file
+_MOST_REFUSED: Final = 20  # of one file
 
 _CLOEXEC, _NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 # CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF.
@@ -35,10 +36,10 @@ _CHANGES: Final = 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800  # see inoti
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """All desired models, by name, and the problems of the documents that were refused."""
+    """All desired models, by name, and the documents that were refused."""
 
     models: dict[str, CachedModel]
-    problems: tuple[str, ...] = ()
+    refused: tuple[RefusedDocument, ...] = ()
 
 
 @dataclass
@@ -60,17 +61,18 @@ class DirectorySource:
         """Read all documents. Files that didn't change since the last call aren't read again."""
         before, self._seen = self._seen, {}
         models: dict[str, CachedModel] = {}
-        problems: list[str] = []
+        refused: list[RefusedDocument] = []
         for path in self._files():
             parsed = self._parsed(path, before)
-            problems += parsed.problems
+            refused += parsed.refused
             for model in parsed.models:
                 # The first file in sorted order wins, so that the result doesn't depend on the directory's order.
                 if model.name in models:
-                    problems.append(f"{path.name}: {model.name} is in another file as well")
+                    twice = f"{path.name}: {model.name} is in another file as well"
+                    refused.append(RefusedDocument(twice, model.name, model.spec.image))
                 else:
                     models[model.name] = model
-        return DesiredState(models, tuple(problems))
+        return DesiredState(models, tuple(refused))
 
     async def watch(
         self, notify: Callable[[DesiredState], None], look: float = LOOK_SECONDS
@@ -124,11 +126,11 @@ class DirectorySource:
         except FileNotFoundError:
             return Parsed()
         except InvalidInput as error:
-            parsed = Parsed(problems=(f"{path.name}: can't be read: {error.message}",))
+            parsed = _unreadable(path, f"can't be read: {error.message}")
         except OSError as error:
-            return Parsed(problems=(f"{path.name}: can't be read: {error}",))
+            return _unreadable(path, f"can't be read: {error}")
         except Exception as error:  # noqa: BLE001 - whatever one document does, the others count and the agent goes on
-            parsed = Parsed(problems=(f"{path.name}: {type(error).__name__}: {str(error)[:200]}",))
+            parsed = _unreadable(path, f"{type(error).__name__}: {str(error)[:200]}")
         self._seen[path] = (identity, parsed)
         return parsed
 
@@ -160,10 +162,14 @@ class DirectorySource:
             os.close(fd)
 
 
+def _unreadable(path: Path, why: str) -> Parsed:
+    return Parsed(refused=(RefusedDocument(f"{path.name}: {why}"),))
+
+
 def _bounded(parsed: Parsed, path: Path) -> Parsed:
-    """With so many problems that a log and a status can take them."""
-    more = len(parsed.problems) - _MOST_PROBLEMS
+    """With so many refused documents that a log and a status can take them."""
+    more = len(parsed.refused) - _MOST_REFUSED
     if more <= 0:
         return parsed
-    problems = (*parsed.problems[:_MOST_PROBLEMS], f"{path.name}: {more} more problems")
-    return Parsed(parsed.models, problems)
+    rest = RefusedDocument(f"{path.name}: {more} more problems")
+    return Parsed(parsed.models, (*parsed.refused[:_MOST_REFUSED], rest))

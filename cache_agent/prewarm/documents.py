@@ -1,4 +1,4 @@
-"""Parses files of the prewarm directory into CachedModels and problems. Pure.
+"""Parses files of the prewarm directory into CachedModels, and tells of those that are refused. Pure.
 
 A Workspace in the directory counts too: its model becomes a desired model.
 """
@@ -6,7 +6,7 @@ A Workspace in the directory counts too: its model becomes a desired model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cache_agent.api.cached_model import KIND, CachedModel
 from cache_agent.api.document_errors import sentence
 from cache_agent.api.kube_objects import API_VERSION
+from cache_agent.node.desired_detail import RefusedDocument
 from modelimage.errors import InvalidInput, WeightyardError
 from modelimage.reference import LayoutReference, parse_image
 from modelimage.yaml_text import parse_yaml
@@ -24,33 +25,51 @@ Json = dict[str, Any]
 # A model that a Workspace serves comes before models that are only pre-warmed.
 WORKSPACE_PRIORITY: Final = 90
 _WORKSPACE: Final = "Workspace"
+_LONGEST_NAME: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """The documents of one text, and messages for the invalid ones."""
+    """The documents of one text: those that are valid, and those that aren't."""
 
     models: tuple[CachedModel, ...] = ()
-    problems: tuple[str, ...] = field(default=())
+    refused: tuple[RefusedDocument, ...] = ()
 
 
 def parse_documents(text: str, *, where: str, base: Path) -> Parsed:
     """Parse a text's documents. An invalid one doesn't affect the others. `oci:` paths are relative to `base`."""
     models: list[CachedModel] = []
-    problems: list[str] = []
+    refused: list[RefusedDocument] = []
     try:
         # All at once: after a syntax error the boundaries of the documents are unknown, so none counts.
         documents = list(_documents(text, where))
     except InvalidInput as error:
-        return Parsed(problems=(error.message,))
+        return Parsed(refused=(RefusedDocument(error.message),))
     for document in documents:
         try:
             models.append(_absolute(_model(document), base))
         except ValidationError as error:
-            problems.append(f"{where}: {explain(error)}")
+            refused.append(refuse(document, explain(error), where=where))
         except (WeightyardError, ValueError) as error:
-            problems.append(f"{where}: {error}")
-    return Parsed(tuple(models), tuple(problems))
+            refused.append(refuse(document, str(error), where=where))
+    return Parsed(tuple(models), tuple(refused))
+
+
+def refuse(document: Any, why: str, *, where: str) -> RefusedDocument:
+    """The document refused, with the name and the image that it seems to have. `where`: its file or object."""
+    name = _text_at(document, "metadata", "name")
+    image = _text_at(document, "spec", "image") or _text_at(document, "spec", "model", "image")
+    # A file may hold many documents.
+    what = f"{where}: {name}" if name and name != where else where
+    return RefusedDocument(f"{what}: {why}", name, image)
+
+
+def _text_at(found: Any, *path: str) -> str:
+    """A short text of a document in which nothing need be as it should; empty if there is none."""
+    for field in path:
+        found = found.get(field) if isinstance(found, dict) else None
+    is_short = isinstance(found, str) and len(found) <= _LONGEST_NAME and found.isprintable()
+    return found if is_short else ""
 
 
 def explain(error: ValidationError) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 from cache_agent.api.kube_objects import API_VERSION, Metadata
 from cache_agent.api.node_cache import KIND, NodeCache, NodeCacheSpec, NodeCacheStatus, NodeFacts
 from cache_agent.net.node_name import node_name
+from cache_agent.node.desired_detail import DesiredDetail, DesiredDetails
 from cache_agent.prewarm.directory_source import DirectorySource
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.report import NodeReportInput, status
@@ -54,20 +55,30 @@ def status_without_agent(store: Roots, clock: Callable[[], float]) -> NodeCache:
 
     `clock` returns the wall time in seconds.
     """
-    now = clock()
+    view = _view_without_agent(store, clock())
+    return node_cache(node_name(), status(view, NodeCacheStatus()))
+
+
+def details_without_agent(store: Roots, clock: Callable[[], float]) -> DesiredDetails:
+    """What is told of the same desired models without an agent. Raises DiskFailed."""
+    view = _view_without_agent(store, clock())
+    desired = status(view, NodeCacheStatus()).desired
+    return DesiredDetails([DesiredDetail(each) for each in desired], view.refused)
+
+
+def _view_without_agent(store: Roots, now: float) -> NodeReportInput:
     found = folder_of(None, store.first.paths.root).read()
     desired_models = [DesiredModel.from_cached_model(model) for model in found.models.values()]
-    view = NodeReportInput(
+    return NodeReportInput(
         facts=node_facts(),
         inventory=take_inventory(store, now),
         now=now,
         synced=True,
         has_agent=False,
-        problems=found.problems,
+        refused=found.refused,
         desired_models=desired_models,
         outcomes={desired.name: _outcome(store, desired) for desired in desired_models},
     )
-    return node_cache(node_name(), status(view, NodeCacheStatus()))
 
 
 def _outcome(store: Roots, desired: DesiredModel) -> ModelOutcome:

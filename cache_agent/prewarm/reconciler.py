@@ -18,16 +18,17 @@ from cache_agent.api.shared_names import node_label
 from cache_agent.errors import Cancelled
 from cache_agent.fetch.pull import Pull, StartPull
 from cache_agent.fetch.values import PullRequest
-from cache_agent.node.desired_detail import DesiredDetail
+from cache_agent.node.desired_detail import DesiredDetails, RefusedDocument
 from cache_agent.node.threads import BlockingExecutor, wait_event
 from cache_agent.prewarm.attempts import Attempts
 from cache_agent.prewarm.desired_details import desired_details
+from cache_agent.prewarm.fetch_progress import fetch_progress
 from cache_agent.prewarm.inventory import take_inventory
 from cache_agent.prewarm.managed_pins import ManagedPins
 from cache_agent.prewarm.memory_tier import Memory
 from cache_agent.prewarm.outcome_log import OutcomeLog
 from cache_agent.prewarm.planner import plan
-from cache_agent.prewarm.rates import RateCaps, Rates
+from cache_agent.prewarm.rate_caps import RateCaps
 from cache_agent.prewarm.reconciler_options import Credentials, ReconcilerOptions
 from cache_agent.prewarm.report import Made, NodeReportInput, status
 from cache_agent.prewarm.resolver import parse_wanted, resolve_target
@@ -86,7 +87,7 @@ class Reconciler:
     changed: Callable[[], None] = lambda: None
     # None until the source has reported: nothing may be evicted or unpinned before.
     _desired_models: tuple[DesiredModel, ...] | None = None
-    _problems: tuple[str, ...] = ()
+    _refused: tuple[RefusedDocument, ...] = ()
     _trouble: str = ""
     _inventory: Inventory = field(default_factory=Inventory)
     # The monotonic time of the last inventory; None: take one in the next round.
@@ -106,13 +107,14 @@ class Reconciler:
         self._attempts = Attempts(self.clock, self.random)
         self._memory = Memory(self.store, self.warmer, self.clock)
         self._caps = RateCaps(self.options.bandwidth, self.monotonic)
-        self._rates = Rates(self.monotonic)
 
     # Called from outside the loop
 
-    def want(self, desired_models: Sequence[DesiredModel], problems: Sequence[str] = ()) -> None:
-        """Set the desired models, and the problems of the documents that were refused."""
-        self._desired_models, self._problems = tuple(desired_models), tuple(problems)
+    def want(
+        self, desired_models: Sequence[DesiredModel], refused: Sequence[RefusedDocument] = ()
+    ) -> None:
+        """Set the desired models, and the documents that were refused."""
+        self._desired_models, self._refused = tuple(desired_models), tuple(refused)
         self._attempts.keep({desired.target for desired in desired_models})
         self.wake()
 
@@ -143,20 +145,19 @@ class Reconciler:
             now=self.clock(),
             synced=self._desired_models is not None,
             trouble=self._trouble,
-            problems=self._problems,
+            refused=self._refused,
             desired_models=self._desired_models or (),
             outcomes=self._plan.outcomes,
             known=self._attempts.known,
             progress={
-                target: self._rates.progress(target, pull.snapshot())
-                for target, pull in self._pulls.items()
+                target: fetch_progress(pull.snapshot()) for target, pull in self._pulls.items()
             },
             runtime=self.runtime.known,
             warm=self._memory.warm,
             releasing=frozenset(self._releasing),
         )
 
-    def details(self) -> list[DesiredDetail]:
+    def details(self) -> DesiredDetails:
         """What is told of each desired model."""
         view = self.view()
         desired = status(view, NodeCacheStatus(), self._made).desired
@@ -339,7 +340,6 @@ class Reconciler:
         finally:
             self._pulls.pop(target, None)
             self._settling.discard(target)
-            self._rates.forget(target)
             self._looked = None
             self.wake()
 

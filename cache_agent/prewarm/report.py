@@ -17,6 +17,7 @@ from cache_agent.api.node_cache import (
     Space,
 )
 from cache_agent.api.node_reasons import NodeReason
+from cache_agent.node.desired_detail import RefusedDocument
 from cache_agent.prewarm.values import (
     DesiredModel,
     FetchTarget,
@@ -50,7 +51,7 @@ class NodeReportInput:
     synced: bool
     has_agent: bool = True
     trouble: str = ""
-    problems: tuple[str, ...] = ()
+    refused: tuple[RefusedDocument, ...] = ()
     desired_models: Sequence[DesiredModel] = ()
     outcomes: Mapping[str, ModelOutcome] = field(default_factory=dict)
     known: Mapping[FetchTarget, TargetState] = field(default_factory=dict)
@@ -246,8 +247,8 @@ def _synced(view: NodeReportInput) -> _Fact:
     if trouble:
         text = f"The last known desired models stay in force until this works again: {trouble}."
         return ("Synced", False, NodeReason.DISCONNECTED, text)
-    if view.problems:
-        problems = "; ".join(view.problems)[:_MOST_PROBLEMS].rstrip(".")
+    if view.refused:
+        problems = "; ".join(each.message for each in view.refused)[:_MOST_PROBLEMS].rstrip(".")
         text = f"Documents that can't be used, and must be corrected: {problems}."
         return ("Synced", True, NodeReason.WITH_PROBLEMS, text)
     if not view.has_agent:

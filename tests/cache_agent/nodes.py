@@ -21,7 +21,7 @@ from cache_agent.fetch.values import PullRequest, PullResult
 from cache_agent.node.control_service import Service
 from cache_agent.node.node import Node
 from cache_agent.observability.events import Events
-from cache_agent.prewarm.node_status import status_without_agent
+from cache_agent.prewarm.node_status import details_without_agent, status_without_agent
 from cache_agent.sources.source import SourcesOf
 from cache_agent.store.checker import Checker, Violation
 from cache_agent.store.disk import Observer, ignore
@@ -130,4 +130,7 @@ def pull(node: Node, image: str = "reg.test/m:v1", variant: str | None = None) -
 
 def service_of(node: Node) -> Service:
     """The control API's operations on a node without an agent."""
-    return control_service(node, partial(status_without_agent, node.store, node.clock))
+    at = node.store, node.clock
+    return control_service(
+        node, partial(status_without_agent, *at), partial(details_without_agent, *at)
+    )

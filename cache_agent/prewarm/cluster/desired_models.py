@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from cache_agent.api.cached_model import PLURAL, CachedModel
 from cache_agent.api.kube_objects import API_VERSION
-from cache_agent.prewarm.documents import explain
+from cache_agent.node.desired_detail import RefusedDocument
+from cache_agent.prewarm.documents import explain, refuse
 from cache_agent.prewarm.values import DesiredModel
 from modelimage.errors import NotFound, WeightyardError
 
@@ -54,14 +55,14 @@ class NodeLabels:
 class ClusterSource:
     """Joins the events of two followers. Calls `want` once models and node are both known, and after every change."""
 
-    want: Callable[[Sequence[DesiredModel], Sequence[str]], None]
+    want: Callable[[Sequence[DesiredModel], Sequence[RefusedDocument]], None]
     trouble: Callable[[str], None]
     labels: NodeLabels
     # Called when all models are listed another time.
     relisted: Callable[[], None] = lambda: None
     # With the desired model made from each, so that one change doesn't convert all of them again.
     _models: dict[str, tuple[CachedModel, DesiredModel]] | None = None
-    _problems: dict[str, str] = field(default_factory=dict)
+    _refused: dict[str, RefusedDocument] = field(default_factory=dict)
     # By follower, because one may fail while the other works.
     _troubles: dict[str, str] = field(default_factory=dict)
 
@@ -74,7 +75,7 @@ class ClusterSource:
         if replace or self._models is None:
             if self._models is not None:
                 self.relisted()
-            self._models, self._problems = {}, {}
+            self._models, self._refused = {}, {}
             changed = True
         else:
             changed = False
@@ -85,7 +86,7 @@ class ClusterSource:
 
     def drop_model(self, name: str) -> None:
         model = (self._models or {}).pop(name, None)
-        if self._problems.pop(name, None) is not None or model is not None:
+        if self._refused.pop(name, None) is not None or model is not None:
             self._notify()
 
     def put_labels(self, labels: Mapping[str, str]) -> None:
@@ -125,9 +126,9 @@ class ClusterSource:
             models[name] = (model, DesiredModel.from_cached_model(model))
         except ValidationError as error:
             models.pop(name, None)
-            self._problems[name] = f"{name}: {explain(error)}"
+            self._refused[name] = refuse(document, explain(error), where=name)
         else:
-            self._problems.pop(name, None)
+            self._refused.pop(name, None)
         return True
 
     def _notify(self) -> None:
@@ -138,7 +139,7 @@ class ClusterSource:
         desired_models = [
             desired for model, desired in self._models.values() if model.selects(labels)
         ]
-        self.want(desired_models, sorted(self._problems.values()))
+        self.want(desired_models, sorted(self._refused.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ runs in threads, batched over concurrent calls. Must not import gRPC.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -22,7 +21,7 @@ from cache_agent.api.publish_record import PublishRecord
 from cache_agent.fetch.pull import Pull
 from cache_agent.fetch.values import PullRequest
 from cache_agent.node.activity import Activity
-from cache_agent.node.progress_text import Watched, describe
+from cache_agent.node.progress_text import describe
 from cache_agent.node.threads import BlockingExecutor, end_of
 from cache_agent.observability.events import Events, PublishEnded, PublishStarted
 from cache_agent.servers.batcher import Batcher, BatchWindow, SingleFlight
@@ -97,7 +96,7 @@ class Listeners:
 
 
 class Volumes:
-    """The volumes of one node. Belongs to one event loop. `monotonic` returns seconds."""
+    """The volumes of one node. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -109,12 +108,11 @@ class Volumes:
         mounts: Mounts,
         threads: Threads,
         listeners: Listeners,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pod_events, self._events = listeners.pods, listeners.node
         self._store, self._pulls, self._activity = store, pulls, activity
         self._access, self._mounts = access, mounts
-        self._threads, self._monotonic = threads, monotonic
+        self._threads = threads
         self._admissions: SingleFlight[Admission] = SingleFlight(threads.upstream)
         self._cached_keys: SingleFlight[Digest | None] = SingleFlight(
             threads.upstream, _BATCH_WINDOW
@@ -253,14 +251,12 @@ class Volumes:
     ) -> tuple[Digest, Pull]:
         caller = admission.caller
         pull = await self._threads.local.call(lambda: self._pull(wanted, caller))
-        began, before = self._monotonic(), pull.snapshot().done
         try:
             # The timeout ends only the waiting. The pull goes on, so that kubelet's retries make progress.
             async with asyncio.timeout(max(0.0, seconds)):
                 await end_of(pull).wait()
         except TimeoutError as error:
-            watched = Watched(pull.snapshot(), before, self._monotonic() - began)
-            raise StillPulling(describe(watched)) from error
+            raise StillPulling(describe(pull.snapshot())) from error
         result = pull.result()
         if result is None:
             raise RuntimeError("a pull that has ended has no result")

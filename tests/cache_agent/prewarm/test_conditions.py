@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cache_agent.api.node_cache import CONDITIONS, NodeCacheStatus, NodeFacts
 from cache_agent.api.node_reasons import NodeReason
+from cache_agent.node.desired_detail import RefusedDocument
 from cache_agent.prewarm.report import NodeReportInput, status
 from cache_agent.prewarm.values import DesiredModel, FetchTarget, Inventory, ModelOutcome
 
@@ -29,7 +30,7 @@ def views(draw: st.DrawFn) -> NodeReportInput:
     models = [DesiredModel(name, target, pin=draw(st.booleans())) for name in outcomes]
     return NodeReportInput(
         NodeFacts(), Inventory(), 0.0, draw(st.booleans()), draw(st.booleans()), draw(TEXTS),
-        tuple(draw(st.lists(TEXTS.filter(bool), max_size=2))), models, outcomes,
+        tuple(map(RefusedDocument, draw(st.lists(TEXTS.filter(bool), max_size=2)))), models, outcomes,
     )  # fmt: skip
 
 

@@ -35,12 +35,34 @@ def test_what_is_no_document_is_told_and_hides_no_other(tmp_path: Path, kind: st
     (tmp_path / "b-good.yaml").write_text(GOOD)
     found = DirectorySource(tmp_path).read()
     assert list(found.models) == ["good"]
-    assert len(found.problems) == (kind != "nothing")
-    assert all(each.startswith("a-odd.yaml: ") for each in found.problems)
+    assert len(found.refused) == (kind != "nothing")
+    assert all(each.message.startswith("a-odd.yaml: ") for each in found.refused)
 
 
 def test_a_file_has_so_many_problems_at_most(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("---\na\n" * 3000)
-    problems = DirectorySource(tmp_path).read().problems
-    assert len(problems) == 21
-    assert problems[-1] == "a.yaml: 2980 more problems"
+    refused = DirectorySource(tmp_path).read().refused
+    assert len(refused) == 21
+    assert refused[-1].message == "a.yaml: 2980 more problems"
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "image"),
+    [
+        ("{kind: CachedModel, metadata: {name: Bad_Name}, spec: {image: 'r/m:v1'}}", "Bad_Name", "r/m:v1"),
+        ("{kind: Workspace, metadata: {name: chat}, spec: {model: {image: '::'}}}", "chat", "::"),
+        ("{kind: Deployment, metadata: {name: x}}", "x", ""),
+        ("{kind: CachedModel, metadata: {name: [1]}, spec: 3}", "", ""),
+        ("{kind: CachedModel, metadata: {name: '" + "x" * 1000 + "'}}", "", ""),
+        ("[1, 2]", "", ""),
+        ("text", "", ""),
+    ],
+)  # fmt: skip
+def test_a_refused_document_tells_whose_it_is(
+    tmp_path: Path, document: str, name: str, image: str
+) -> None:
+    """As far as it can be read; of many in one file, the message names the one."""
+    (tmp_path / "a.yaml").write_text(f"{GOOD}\n---\n{document}\n")
+    (refused,) = DirectorySource(tmp_path).read().refused
+    assert (refused.name, refused.image) == (name, image)
+    assert refused.message.startswith(f"a.yaml: {name}: " if name else "a.yaml: ")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cache_agent.api.wire import ExplainView
+from cache_agent.node.desired_detail import RefusedDocument
 from cache_agent.node.explanation import explain
 from cache_agent.node.node import Node
 from cache_agent.prewarm.values import DesiredModel, FetchTarget
@@ -183,6 +184,52 @@ def test_a_model_that_is_fetched_is_told_once_with_who_desires_it(open_node: Nod
     run(test())
 
 
+def test_a_fetch_is_told_with_the_rate_of_its_last_seconds(open_node: NodeFactory) -> None:
+    """Here, in `status` and to the kubelet: all have it from the pull."""
+    image, record, _ = simple_image(weights=[2 * CHUNK_SIZE])
+    large = max(record.files, key=lambda file: file.size)
+    half = BreaksAfter(image, large.layer, CHUNK_SIZE, hang=True)
+    began = 100.0
+    now = [began]
+    node = open_node({"reg.test/m": half}, engine=PATIENT, monotonic=lambda: now[0])
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([desired("a")])
+            await until(half.hanging.is_set, what="second chunk on its way")
+            for seconds, moving in ((2.0, True), (9.0, True), (11.0, False), (3600.0, False)):
+                now[0] = began + seconds
+                (view,) = told(at)
+                rate = sum(view.sources.values()) / seconds if moving else 0
+                assert view.bytes_per_second == pytest.approx(rate, rel=0.06)
+                assert view.text == ("being fetched" if moving else f"no bytes for {seconds:.0f} s")
+                assert (view.seconds_left is None) is not moving
+                assert at.wanted("a").bytes_per_second == int(view.bytes_per_second)
+
+    run(test())
+
+
+def test_a_refused_document_is_told_by_its_name_and_its_image(open_node: NodeFactory) -> None:
+    node = open_node({"reg.test/m": simple_image(weights=[3000])[0]})
+    refused = RefusedDocument("a.yaml: b: no such field: spec.imgae", "b", IMAGE)
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([desired("a")], [refused])
+            await at.reaches("a", "Ready")
+            await no_pull_runs(at)
+            assert [each.state for each in told(at, "a")] == ["ready"]
+            (view,) = told(at, "b")
+            assert (view.subject, view.state) == ("document b", "failed")
+            assert (view.reason, view.text) == ("InvalidDocument", refused.message)
+            assert [each.state for each in told(at)] == ["ready", "failed"]
+            at.reconciler.want([desired("a")])
+            with pytest.raises(NotFound):
+                told(at, "b")
+
+    run(test())
+
+
 def test_a_variant_that_is_missing_is_told_beside_the_one_that_is_cached(
     open_node: NodeFactory,
 ) -> None:
@@ -244,6 +291,9 @@ def test_without_an_agent_it_says_that_nobody_fetches_it(open_node: NodeFactory)
     (view,) = service_of(node).explain(IMAGE)
     assert (view.state, view.desired_by, view.since) == ("waiting", ["workspace.chat"], 0)
     assert "no agent runs here" in view.text
+    (folder / "b.yaml").write_text("{kind: CachedModel, metadata: {name: typo}, spec: {imgae: x}}")
+    (view,) = service_of(node).explain("typo")
+    assert (view.state, view.text.startswith("b.yaml: typo: ")) == ("failed", True)
     with pytest.raises(NotFound, match="not desired"):
         service_of(node).explain("reg.test/other:v1")
 

@@ -162,10 +162,11 @@ def test_a_slow_pull_says_how_far_it_is_and_goes_on(
     waiting = refused(lambda: machine.kubelet.publish("pod-1", image, seconds=3601))
     assert waiting.code() is Code.ABORTED
     assert "waiting for" in waiting.details()
+    assert "MiB" in waiting.details()
     for subject in ("pod-1", "a", "b/a", image):
         (view,) = service_of(machine.agent.node).explain(subject)
         assert (view.state, view.total) == ("waiting", model.record.size)
-        assert "MiB" in view.text
+        assert view.text == "being fetched"
         assert view.seconds_left
         assert list(view.sources) == [f"registry {image.rpartition(':')[0]}"]
     assert (machine.mounter.mounts(), machine.leases()) == ([], [])

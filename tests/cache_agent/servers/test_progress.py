@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_agent.fetch.values import PullSnapshot, PullState
-from cache_agent.node.progress_text import Watched, describe
+from cache_agent.node.progress_text import describe, phase
 
 GIB = 1 << 30
+FETCHING = PullSnapshot(PullState.FETCHING, total=52 * GIB, done=14 * GIB)
+RESOLVING = PullSnapshot(PullState.RESOLVING)
 
 
 def test_the_words() -> None:
-    fetching = PullSnapshot(PullState.FETCHING, total=52 * GIB, done=14 * GIB)
-    assert (
-        describe(Watched(fetching, 2 * GIB, 10)) == "waiting for 38 of 52 GiB, 1.2 GiB/s, 32 s left"
-    )
-    assert (
-        describe(Watched(fetching, 14 * GIB, 30)) == "waiting for 38 of 52 GiB, no bytes for 30 s"
-    )
-    # It came to 12 GiB within 40 s, and then nothing any more: the average says nothing of the rest.
-    still = PullSnapshot(PullState.FETCHING, total=52 * GIB, done=14 * GIB, quiet=30.0)
-    assert describe(Watched(still, 2 * GIB, 40)) == "waiting for 38 of 52 GiB, no bytes for 30 s"
-    resolving = PullSnapshot(PullState.RESOLVING)
-    assert describe(Watched(resolving, 0, 3)) == "waiting for the image to be resolved"
+    moving = replace(FETCHING, rate=1.2 * GIB, quiet=0.0)
+    assert describe(moving) == "waiting for 38 of 52 GiB, 1.2 GiB/s, 32 s left"
+    assert phase(moving) == "being fetched"
+    assert describe(FETCHING) == "waiting for 38 of 52 GiB, no bytes yet"
+    still = replace(FETCHING, quiet=30.0)
+    assert describe(still) == "waiting for 38 of 52 GiB, no bytes for 30 s"
+    assert phase(still) == "no bytes for 30 s"
+    assert describe(RESOLVING) == "waiting for the image to be resolved"
+    assert phase(RESOLVING) == "its image is being resolved"
 
 
-@given(st.integers(0, 1 << 45), st.integers(0, 1 << 45), st.integers(0, 1 << 45), st.floats(0, 1e6))
-def test_any_pull_can_be_described(total: int, done: int, before: int, since: float) -> None:
-    text = describe(
-        Watched(PullSnapshot(PullState.FETCHING, total=total, done=done), before, since)
-    )
+@given(
+    st.integers(0, 1 << 45),
+    st.integers(0, 1 << 45),
+    st.floats(0, 1e12),
+    st.none() | st.floats(0, 1e6),
+)
+def test_any_pull_can_be_described(total: int, done: int, rate: float, quiet: float | None) -> None:
+    pull = PullSnapshot(PullState.FETCHING, total=total, done=done, rate=rate, quiet=quiet)
+    text = describe(pull)
     assert text.startswith("waiting for ")
-    assert "-" not in text
+    assert "-" not in text + phase(pull)
