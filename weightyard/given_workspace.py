@@ -46,13 +46,13 @@ def read_workspace(given: str, *, name: str | None, here: bool = True) -> GivenW
     """
     path = Path(given)
     if given == STDIN:
-        return GivenWorkspace(_from_text(read_stdin(), "stdin", Path() if here else None, name))
+        return GivenWorkspace(from_text(read_stdin(), "stdin", Path() if here else None, name))
     if path.is_dir():
         return _of_directory(path, given, name)
     # What ends like a document and isn't there is a misspelt file, and never an image.
     if path.exists() or given.endswith(DOCUMENTS):
         base = path.parent if here else None
-        return GivenWorkspace(_from_text(_read(path), given, base, name))
+        return GivenWorkspace(from_text(_read(path), given, base, name))
     return GivenWorkspace(_of_model(_model(given), name))
 
 
@@ -147,7 +147,11 @@ def _versions(tags: Sequence[str]) -> list[str]:
     return sorted(tag for tag in images if not any(tag.startswith(f"{each}-") for each in images))
 
 
-def _from_text(text: str, shown: str, base: Path | None, name: str | None) -> Workspace:
+def from_text(text: str, shown: str, base: Path | None, name: str | None) -> Workspace:
+    """The Workspace in a text that messages call `shown`, its image directories relative to `base`, if any.
+
+    `name`: which of several. Raises InvalidInput, NotFound.
+    """
     workspace = parse_workspace(text, name=shown, only=name)
     if base is None:
         return workspace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -180,15 +180,16 @@ def access_options(command: Callable[..., R]) -> Callable[..., R]:
         internal_hosts: tuple[str, ...],
         **kwargs: Any,
     ) -> R:
-        access = _access(plain_http, ca_file, internal_hosts)
+        access = environment_access(plain_http, ca_file, internal_hosts)
         return command(*args, access=access, **kwargs)
 
     return with_access
 
 
-def _access(
-    plain_http: tuple[str, ...], ca_file: Path | None, internal_hosts: tuple[str, ...]
+def environment_access(
+    plain_http: Iterable[str], ca_file: Path | None, internal_hosts: Iterable[str] = ()
 ) -> Any:
+    """The Access of the user's credentials, environment and these settings. Raises InvalidInput."""
     # Imported late: a command that uses no registry shouldn't pay for a client's import.
     from modelimage.access import Access  # noqa: PLC0415
 

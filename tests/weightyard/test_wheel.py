@@ -155,6 +155,7 @@ def test_the_wheel_owns_one_name(wheel: Path) -> None:
     }
     prefix = "weightyard/_packages/"
     assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == here
+    assert "weightyard/py.typed" in names
 
 
 def check_all_commands_load(environment: Environment, packages: Path, cwd: Path) -> None:
@@ -183,6 +184,8 @@ def test_an_editable_installation_finds_the_checkout(
 def test_programs_other_than_the_command(among_strangers: Environment, hostile: Path) -> None:
     python = among_strangers.python
     assert "weightyard" in among_strangers.run(python, "-m", "weightyard", "version", cwd=hostile)
+    script = "import weightyard; print(weightyard.Cache('nowhere').models(), weightyard.build)"
+    assert "[] <function build" in among_strangers.run(python, "-c", script, cwd=hostile)
     usage = among_strangers.run(python, "-m", "weightyard.mounter", "--help", cwd=hostile)
     assert "--socket" in usage
     program = hostile / "program"

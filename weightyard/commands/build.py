@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from builder.base_image import mount_source, open_base
 from builder.build import BuildOptions, BuildTools, plan_build
 from builder.build import build as build_image
-from builder.destination import Destination, open_destination
 from builder.digest_cache import DigestCache
 from builder.records import created_time
 from builder.sources.datasets import calibration_file
@@ -24,13 +21,11 @@ from builder.variants import (
     QuantizeChoices,
     chosen_variants,
 )
-from modelimage.access import Access, open_reader
-from modelimage.digest import Digest
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.access import Access
+from modelimage.errors import InvalidInput
 from modelimage.reference import (
     EngineReference,
     ImageReference,
-    LayoutReference,
     RegistryReference,
     parse_image,
 )
@@ -38,6 +33,7 @@ from modelimage.registry.credentials import BasicCredential, ExplicitCredential,
 from modelimage.user_cache import user_cache
 from weightyard.advanced import AdvancedOption
 from weightyard.build_report import shown_plan, shown_result
+from weightyard.build_targets import base_reference, check_apart, open_target, published
 from weightyard.console import Console, pass_console
 from weightyard.evaluation_options import evaluation_options
 from weightyard.options import PathName, WholeNumber, access_options
@@ -49,8 +45,6 @@ _HELP = f"""Pack a checkpoint into a model image.
 SOURCE is {source_forms("or")}.
 The same source and options give the same digests on any machine. An interrupted build resumes when it is run again.
 """
-
-_ASK_SECONDS: Final = 10.0  # for what the tag names before a build
 
 
 @click.command(
@@ -207,7 +201,7 @@ def build(
     """Parse the options, build, and show the result."""
     target = parse_image(destination)
     options = _options(given)
-    _check_apart(source, target)
+    check_apart(source, target)
     if isinstance(target, EngineReference) and (given["sbom"] or given["provenance"]):
         raise InvalidInput(
             "nothing can be attached to an image in a docker engine",
@@ -219,17 +213,17 @@ def build(
         console.result(*shown_plan(plan_build(opened, options), target, options))
         return
     reach = _with_login(access, target, username, password_stdin=password_stdin)
-    below = _base(given["base"])
+    below = base_reference(given["base"])
     if below is not None:
         options = replace(options, base=open_base(below, reach))
     # The base's registry may already hold its layers: they are mounted instead of uploaded.
     mount_from = [*given["mount_from"], *(mount_source(below, target) if below else ())]
     cache = user_cache(os.environ)
-    before = _published(target, reach)
+    before = published(target, reach)
     with console.resumable():
         result = build_image(
             opened,
-            _destination(console, target, reach, mount_from),
+            open_target(console, target, reach, mount_from),
             options,
             BuildTools(
                 DigestCache(cache / "digests"),
@@ -238,35 +232,6 @@ def build(
             ),
         )
     console.result(*shown_result(result, target, before=before))
-
-
-def _published(target: ImageReference, reach: Access) -> Digest | None:
-    """What the tag names before the build; None when that can't be read, which the build itself reports."""
-    if isinstance(target, EngineReference):
-        return None
-    try:
-        return open_reader(target, reach.within(_ASK_SECONDS)).resolve(target.name).digest
-    except WeightyardError:
-        return None
-
-
-def _check_apart(source: str, target: ImageReference) -> None:
-    """Raises InvalidInput for a layout inside the checkpoint, which the next build would pack, and for no source at
-    all: an unset variable would be the current directory."""
-    if not source:
-        raise InvalidInput(
-            "SOURCE is empty",
-            hint="Give a checkpoint directory, or hf://ORG/NAME for one on the Hub.",
-        )
-    # Resolved, because a link into the checkpoint would be packed as well.
-    directory = Path(source).resolve()
-    if isinstance(target, LayoutReference) and directory in (
-        target.path.resolve(),
-        *target.path.resolve().parents,
-    ):
-        raise InvalidInput(
-            f"{target} is inside the checkpoint {source}", hint="Choose a directory beside it."
-        )
 
 
 def _options(given: dict[str, Any]) -> BuildOptions:
@@ -288,29 +253,6 @@ def _options(given: dict[str, Any]) -> BuildOptions:
         sbom=given["sbom"],
         provenance=given["provenance"],
     )
-
-
-def _destination(
-    console: Console, target: ImageReference, reach: Access, mount_from: Sequence[str]
-) -> Destination:
-    if not isinstance(target, EngineReference):
-        return open_destination(target, reach, mount_from=mount_from)
-    # Imported late: only builds into an engine need the extra with the docker SDK.
-    from builder.engine_destination import EngineWriter  # noqa: PLC0415
-
-    writer = EngineWriter(target.repository, os.environ, console)
-    writer.check()
-    return Destination(target, writer)
-
-
-def _base(text: str | None) -> RegistryReference | LayoutReference | None:
-    reference = parse_image(text) if text else None
-    if isinstance(reference, EngineReference):
-        raise InvalidInput(
-            f"a base image can't come from a docker engine: {reference}",
-            hint="Use oci:DIR:TAG or a registry reference.",
-        )
-    return reference
 
 
 def _with_login(

@@ -12,7 +12,6 @@ from pathlib import Path
 import click
 
 from modelimage.access import Access
-from modelimage.errors import InvalidInput
 from weightyard.console import Console, pass_console
 from weightyard.exits import INTERRUPTED
 from weightyard.given_workspace import GivenWorkspace, read_workspace
@@ -29,13 +28,12 @@ from weightyard.options import (
 from weightyard.up import detach as background
 from weightyard.up.agent_cache import AgentCache
 from weightyard.up.engine_program import EngineProgram
-from weightyard.up.local_hardware import local_hardware
 from weightyard.up.serve_plan import Target, check_start, plan_serving, show_plan
+from weightyard.up.start_inputs import built_workspace, chosen_hardware, unbuilt
 from weightyard.up.state import State, WorkspaceDirectory
 from weightyard.up.supervisor import STALL_SECONDS, RunOptions, Supervisor
-from workspace.hardware import Hardware
 from workspace.schema import Workspace
-from workspace.sources import image_of, source_uri
+from workspace.sources import image_of
 
 
 @click.command()
@@ -105,7 +103,7 @@ def up(
     Runs until Ctrl-C or `weightyard down`, or in the background with --detach.
     """
     source = read_workspace(given, name=name)
-    hardware = _hardware(console, source.workspace, cpu=cpu)
+    hardware = chosen_hardware(console, source.workspace, cpu=cpu)
     target = Target(root, host, port, python, hardware)
     # Before anything is fetched or built.
     program = check_start(source.workspace, target)
@@ -114,7 +112,7 @@ def up(
         _show_plan(console, source, cache, target, program)
         return
     # Built in the foreground even with --detach, which shows progress and errors directly.
-    workspace = _with_image(source, root=root, access=access, console=console)
+    workspace = built_workspace(source, root=root, access=access, console=console)
     directory = WorkspaceDirectory(root, workspace.name)
     if detach:
         _detach(console, workspace, directory)
@@ -140,49 +138,21 @@ def _show_plan(
     target: Target,
     program: EngineProgram,
 ) -> None:
-    model = source.workspace.spec.model
-    unbuilt = str(source.checkpoint) if source.checkpoint else source_uri(model)
-    if unbuilt is not None:
+    to_build = unbuilt(source)
+    if to_build is not None:
         console.result(
             {
                 "name": source.workspace.name,
-                "build": unbuilt,
+                "build": to_build,
                 "engine": {"version": program.version},
             },
-            f"{unbuilt} would be built into an image of this machine first, then served with "
+            f"{to_build} would be built into an image of this machine first, then served with "
             f"{program.distribution or 'the engine'} {program.version or ''}".rstrip()
             + ". Its variant and command line are known once it is built.",
         )
         return
     image = absolute_image(image_of(source.workspace))
     show_plan(console, plan_serving(source.workspace, image, cache, target, program))
-
-
-def _with_image(
-    given: GivenWorkspace, *, root: Path, access: Access, console: Console
-) -> Workspace:  # fmt: skip
-    """The workspace with an image as its model. The builder, an extra, is imported only for sources."""
-    if given.checkpoint is None and source_uri(given.workspace.spec.model) is None:
-        return given.workspace
-    from weightyard.up.image_build import with_image  # noqa: PLC0415
-
-    return with_image(
-        given.workspace, checkpoint=given.checkpoint, root=root, access=access, console=console
-    )
-
-
-def _hardware(console: Console, workspace: Workspace, *, cpu: bool) -> Hardware:
-    wanted = workspace.spec.resources.gpus
-    hardware = local_hardware(cpu_only=cpu or wanted == 0)
-    # A note and not an error: a workspace that is written for a cluster can be tried on a laptop.
-    if wanted and hardware.gpu is None:
-        console.say("no GPU here: serving on the CPU")
-    if wanted and hardware.gpu is not None and wanted > hardware.count:
-        raise InvalidInput(
-            f"the workspace needs {wanted} GPUs, this machine has {hardware.count}",
-            hint="Lower spec.resources.gpus, or serve on the CPU with --cpu.",
-        )
-    return hardware
 
 
 def _detach(console: Console, workspace: Workspace, directory: WorkspaceDirectory) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelimage.child import START_TIME, read_stat
-from modelimage.errors import TimedOut
+from modelimage.errors import InvalidInput, TimedOut
 
 _PROC: Final = Path("/proc")
 # Field positions in /proc/PID/stat after the command's name, which is the second (proc(5)).
@@ -45,6 +45,15 @@ def identify(pid: int) -> ProcessIdentity | None:
     if fields is None or fields[_STATE] in ("Z", "X"):
         return None
     return ProcessIdentity(pid, int(fields[START_TIME]), _boot())
+
+
+def own_identity() -> ProcessIdentity:
+    """The identity of this process. Raises InvalidInput where /proc doesn't show it."""
+    # The identity and not the pid alone: `down` of a later boot must not signal another process.
+    me = identify(os.getpid())
+    if me is None:
+        raise InvalidInput("this process can't be found in /proc", hint="Mount /proc.")
+    return me
 
 
 def is_alive(process: ProcessIdentity) -> bool:

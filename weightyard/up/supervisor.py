@@ -6,7 +6,6 @@ they raise, so that Ctrl-C needn't wait for a chunk. Independent of the CLI.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.errors import WeightyardError
 from weightyard.console import Console
 from weightyard.exits import BUG, exit_code
 from weightyard.options import absolute_image
@@ -25,7 +24,7 @@ from weightyard.up.agent_cache import AgentCache, Cached
 from weightyard.up.engine_program import find_program
 from weightyard.up.inference_server import Server, Stopped
 from weightyard.up.phases import Event, Phase
-from weightyard.up.process import identify
+from weightyard.up.process import own_identity
 from weightyard.up.serve_plan import (
     Target,
     check_neighbours,
@@ -162,12 +161,8 @@ class Supervisor:
         wanted = spec.runtime.port if options.port is None else options.port
         port = wanted or servers.free_port(options.host)
         servers.check_port(options.host, port)
-        # The identity and not the pid alone: `down` of a later boot must not signal another process.
-        me = identify(os.getpid())
-        if me is None:
-            raise InvalidInput("this process can't be found in /proc", hint="Mount /proc.")
         return State(
-            name=self._workspace.name, phase=Phase.PULLING, supervisor=me,
+            name=self._workspace.name, phase=Phase.PULLING, supervisor=own_identity(),
             image=absolute_image(image_of(self._workspace)),
             started_at=self._clock(), host=servers.reachable(options.host), port=port,
             engine=spec.runtime.engine.value,
