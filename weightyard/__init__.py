@@ -20,19 +20,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from modelimage.errors import WeightyardError
-    from weightyard.python_api import (
-        BuiltImage,
-        BuiltVariant,
-        Cache,
-        PulledModel,
-        Server,
-        ServingPlan,
-        build,
-        plan,
-        pull,
-        serve,
-    )
+    from weightyard.python_api.builds import BuiltImage, BuiltVariant, build
+    from weightyard.python_api.local_cache import Cache, PulledModel, pull
+    from weightyard.python_api.servers import Server, ServingPlan, plan, serve
 
+# Where each name is, loaded when it is first used.
+_MODULES: Final = {
+    "BuiltImage": "weightyard.python_api.builds",
+    "BuiltVariant": "weightyard.python_api.builds",
+    "Cache": "weightyard.python_api.local_cache",
+    "PulledModel": "weightyard.python_api.local_cache",
+    "Server": "weightyard.python_api.servers",
+    "ServingPlan": "weightyard.python_api.servers",
+    "WeightyardError": "modelimage.errors",
+    "build": "weightyard.python_api.builds",
+    "plan": "weightyard.python_api.servers",
+    "pull": "weightyard.python_api.local_cache",
+    "serve": "weightyard.python_api.servers",
+}
 __all__ = [
     "BuiltImage",
     "BuiltVariant",
@@ -59,10 +64,9 @@ sys.path.insert(0, str(PACKAGES))
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "modelimage.errors" if name == "WeightyardError" else "weightyard.python_api"
-    return getattr(import_module(module), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.servers.process import child_environment
 from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import FAKE_ENGINE, workspace
 from tests.weightyard.test_up import healthy
-from weightyard import python_api
+from weightyard.python_api.progress_console import progress_console
 
 
 @pytest.fixture
@@ -171,7 +172,13 @@ def test_bars_move_in_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
         def get_ipython() -> object:
             return ZMQInteractiveShell()
 
-    assert not python_api._console(None).moving
+    assert progress_console(None).quiet
     monkeypatch.setitem(sys.modules, "IPython", IPython)  # type: ignore[arg-type]
-    assert python_api._console(None).moving
-    assert not python_api._console(progress=False).moving
+    for has_widgets in (True, False):
+        found = ModuleSpec("ipywidgets", None) if has_widgets else None
+        monkeypatch.setattr(
+            "weightyard.python_api.progress_console.find_spec", {"ipywidgets": found}.get
+        )
+        console = progress_console(None)
+        assert (console.moving, console.quiet) == (has_widgets, False), "else lines"
+    assert progress_console(progress=False).quiet
