@@ -223,13 +223,20 @@ def _make_quarantine(paths: StorePaths, disk: Disk) -> None:
 
 def open_ledger(paths: StorePaths, disk: Disk) -> Ledger:
     """Open the ledger; a damaged one goes to quarantine, and a new one is marked as lost."""
-    files = ledger_files(paths)
-    if any(status_of(path) is not None and not is_plain_file(path) for path in files):
+    if any(map(_is_no_file, ledger_files(paths))):
         set_ledger_aside(paths, disk)
+    # Its marker proves a loss where it can be read; one that can't proves nothing, as a missing one.
+    if _is_no_file(paths.generation):
+        set_aside(paths.generation, paths, disk)
     try:
         return Ledger(paths)
     except LedgerDamaged:
         return new_ledger(paths, disk)
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether something else than a regular file has a name."""
+    return status_of(path) is not None and not is_plain_file(path)
 
 
 def new_ledger(paths: StorePaths, disk: Disk) -> Ledger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -198,6 +199,43 @@ def test_what_is_no_lock_is_moved_out_of_its_place(memory_root: Path, kind: str)
         with pytest.raises(Busy):
             NodeFactory(paths.root, stack)({"reg.test/m": IMAGE})
     assert not (memory_root / "elsewhere").exists()
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+IN_PLACE: dict[str, Callable[[Path], object]] = {
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "link to nothing": lambda path: path.symlink_to("/does/not/exist"),
+    "link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "directory": lambda path: (path / "within").mkdir(parents=True),
+    "pipe": os.mkfifo,
+    "socket": a_socket,
+}
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_whatever_is_in_the_place_of_a_file_of_the_root_the_store_opens_and_is_whole(
+    memory_root: Path, kind: str
+) -> None:
+    paths = StorePaths(memory_root / "store")
+    with ExitStack() as stack:
+        node = NodeFactory(paths.root, stack)({"reg.test/m": IMAGE})
+        pull(node)
+        node.store.models.pin(KEY, pinned=True)
+        names = sorted(path.name for path in paths.root.iterdir() if path.is_file())
+    assert {"ledger.db", "ledger.generation", "lock"} <= set(names)
+    for name in names:
+        path = paths.root / name
+        path.unlink(missing_ok=True)
+        IN_PLACE[kind](path)
+        with ExitStack() as stack:
+            node = NodeFactory(paths.root, stack)({"reg.test/m": IMAGE})
+            assert [each.pinned for each in node.store.models.all()] == [True], name
+            assert node.check(repair=True).findings == [], name
+            assert files_of(pull(node).path) == CONTENTS
 
 
 def cut(path: Path) -> None:
