@@ -137,14 +137,17 @@ def _text(node: yaml.Node | None, name: str) -> str:
 
 
 def _does(workspace: Workspace) -> str:
-    """How many servers a Workspace asks for, and how a new version replaces them."""
+    """How many servers a Workspace asks for, how a new version replaces them, and what it adds to their pods."""
     spec = workspace.spec
     if spec.scale is not None:
         count = f"{spec.scale.min} to {spec.scale.max} servers by {spec.scale.by.value}"
     else:
         replicas = 1 if spec.replicas is None else spec.replicas
         count = f"{replicas} server{'' if replicas == 1 else 's'}"
-    return f"{count}; {_rollout(spec.rollout)}"
+    added = spec.template.used
+    return f"{count}; {_rollout(spec.rollout)}" + (
+        f"; pods with {', '.join(added)}" if added else ""
+    )
 
 
 def _rollout(rollout: Rollout) -> str:

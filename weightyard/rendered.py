@@ -20,6 +20,7 @@ from workspace.render.release import Release
 from workspace.render.standalone import undemanded_gpu
 from workspace.scale_spec import Autoscaler
 from workspace.schema import Workspace
+from workspace.template_spec import PodTemplate
 
 Json = dict[str, Any]
 _WIDTH: Final = 120
@@ -60,6 +61,10 @@ _NO_EFFECT: Final[Mapping[str, tuple[str, ...]]] = {
     "scale": ("llm-d", *_MACHINES),
     "placement": _MACHINES,
     "tenancy": ("llm-d", *_MACHINES),
+    "template": _MACHINES,
+    # The chart selects its pods by all labels that they have, and gives GPUs to each of their containers.
+    "template.labels": ("llm-d",),
+    "template.sidecars": ("llm-d",),
     "resources.nodeSelector": _MACHINES,
     "resources.tolerations": _MACHINES,
     "resources.provisioning": _MACHINES,
@@ -131,12 +136,35 @@ def _needs(workspace: Workspace, release: Release, target: str) -> Iterator[str]
             yield f"{missing}."
         elif release.plan.gpus:
             yield "nodes labelled by GPU feature discovery, or as nodeSelector says."
+        yield from _of_template(workspace.spec.template)
         yield from _others(workspace, release, target)
     # A NodePool starts no server, so it needs none of the above.
     elif target == "karpenter":
         yield from _agents(workspace, gpus=release.plan.gpus)
     elif target == "compose":
         yield from (f"the variable {name} in the environment." for name, _ in secrets)
+
+
+def _of_template(template: PodTemplate) -> Iterator[str]:
+    """What spec.template names, which others make."""
+    classes = {
+        "the RuntimeClass": template.runtime_class_name,
+        "the PriorityClass": template.priority_class_name,
+        "the scheduler": template.scheduler_name,
+        "the ServiceAccount": template.service_account_name,
+    }
+    yield from (f"{what} {name}." for what, name in classes.items() if name)
+    for each in template.volumes:
+        if each.config_map:
+            yield f"the ConfigMap {each.config_map.name}."
+        if each.secret:
+            yield f"the Secret {each.secret.secret_name}."
+        if each.persistent_volume_claim:
+            yield f"the PersistentVolumeClaim {each.persistent_volume_claim.claim_name}."
+    for sidecar in template.sidecars:
+        for variable in sidecar.env:
+            if variable.secret:
+                yield f"the Secret {variable.secret.name} with the key {variable.secret.key}."
 
 
 def _others(workspace: Workspace, release: Release, target: str) -> Iterator[str]:

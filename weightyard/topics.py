@@ -48,6 +48,13 @@ How one version replaces another, in spec of a Workspace:
 What it does now, and by hand:
   weightyard rollout status|history|pause|resume|promote|abort|undo WORKSPACE -n NAMESPACE"""
 
+_TEMPLATE: Final = """\
+More of servers' pods, here what k3s and RKE2 need, in spec of a Workspace:
+  template:
+    runtimeClassName: nvidia
+    labels: {team: search}
+The operator allows each field: controller.workspaces.templateFields of the chart."""
+
 
 # Each page imports what it shows only then: completion reads the table below at every Tab.
 def _workspace() -> str:
@@ -70,6 +77,12 @@ def _rollouts() -> str:
     from workspace.rollout_spec import Rollout  # noqa: PLC0415
 
     return f"{_ROLLOUTS}\n\n{_described(Rollout, 'rollout')}"
+
+
+def _template() -> str:
+    from workspace.template_spec import PodTemplate  # noqa: PLC0415
+
+    return f"{_TEMPLATE}\n\n{_described(PodTemplate, 'template')}"
 
 
 def _described(kind: type[BaseModel], above: str) -> str:
@@ -131,11 +144,12 @@ def _install() -> str:
 # Name -> summary and page.
 TOPICS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
     "workspace": (
-        "Every common field of a Workspace, with examples; `nodes` and `rollouts` have theirs.",
+        "Every common field of a Workspace, with examples; `nodes`, `rollouts` and `template` have theirs.",
         _workspace,
     ),
     "nodes": ("Nodes that come when needed: spot, floors, spares.", _nodes),
     "rollouts": ("How a new version replaces another: steps, analysis, probes.", _rollouts),
+    "template": ("Labels, a RuntimeClass, volumes, sidecars: more of servers' pods.", _template),
     "images": ("How images and sources of weights are written.", lambda: _IMAGES),
     "gpus": ("The GPUs that spec.resources.gpu names.", _gpus),
     "settings": ("The agent's settings.", _settings),

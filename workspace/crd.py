@@ -26,6 +26,7 @@ from workspace.rollout_spec import EVEN_WEIGHT, FILLABLE, PLACEHOLDERS
 from workspace.rollout_status import RolloutStatus, RouteStatus
 from workspace.schema import KIND, MOST_GROUP_NAME, Spec
 from workspace.startup import MOST_STARTS, Startup
+from workspace.template_rules import PORTS_RULE, TEMPLATE_KEYED, TEMPLATE_RULES
 
 Json = dict[str, Any]
 
@@ -106,6 +107,7 @@ RULES: Final[Rules] = {
             "self.resources.provisioning.capacity.onDemandMinimum == 0",
             "with resources.nodes above 1, capacity.onDemandMinimum isn't possible",
         ),
+        PORTS_RULE,
     ),
     ("model",): (
         (
@@ -237,6 +239,7 @@ RULES: Final[Rules] = {
             "by: keda needs prometheus, the address from which KEDA reads the queue depth",
         ),
     ),
+    **TEMPLATE_RULES,
 }  # fmt: skip
 
 # Lists keyed by name: the API server refuses duplicates and merges items by key.
@@ -287,6 +290,8 @@ def spec_schema() -> Json:
     schema = model_schema(Spec, RULES)
     for path in _KEYED:
         keyed(schema, path, "name")
+    for place, key in TEMPLATE_KEYED:
+        keyed(schema, place, key)
     return schema
 
 

@@ -22,6 +22,7 @@ _HINT = "`weightyard help workspace` shows the fields; `weightyard init` writes 
 _TOPICS: Final[Mapping[tuple[str, ...], str]] = {
     ("spec", "rollout"): "rollouts",
     ("spec", "resources", "provisioning"): "nodes",
+    ("spec", "template"): "template",
 }
 
 

@@ -14,11 +14,9 @@ from modelimage.architectures import has_stages
 from modelimage.errors import InvalidInput
 from workspace import arguments
 from workspace.arguments import Argument
-from workspace.runtime_spec import Engine
+from workspace.runtime_spec import GROUP_PORT, Engine
 from workspace.schema import Spec
 
-# Where the leader waits for the workers. Messages then take ports that the system chooses.
-GROUP_PORT: Final = 29_500
 LEADER_RANK: Final = "0"
 # On a CPU a stage gets its buffers while vLLM warms up, which it leaves out where nothing is compiled: then the first
 # request ends it (vLLM 0.32). Tracing without a compiler takes seconds.

@@ -20,6 +20,8 @@ from workspace.field_types import (
 from workspace.trace_context import Tracing
 
 DEFAULT_PORT: Final = 8000
+# Where the leader of a group waits for the workers. Messages then take ports that the system chooses.
+GROUP_PORT: Final = 29_500
 
 
 class Engine(Enum):

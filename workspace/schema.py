@@ -33,8 +33,9 @@ from workspace.field_types import (
 from workspace.provisioning_spec import Provisioner, Provisioning
 from workspace.rollout_spec import EVEN_WEIGHT, Rollout, Strategy
 from workspace.route_spec import Route
-from workspace.runtime_spec import Engine, Runtime
+from workspace.runtime_spec import DEFAULT_PORT, GROUP_PORT, Engine, Runtime
 from workspace.scale_spec import Autoscaler, Scale
+from workspace.template_spec import NO_TEMPLATE, PodTemplate
 from workspace.tenancy import Tenancy
 from workspace.toleration import Toleration
 
@@ -207,6 +208,7 @@ class Spec(Strict):
     tenancy: Tenancy = Tenancy()
     rollout: Rollout = Rollout()
     route: Route | None = None
+    template: PodTemplate = NO_TEMPLATE
 
     @model_validator(mode="after")
     def _one_count(self) -> Self:
@@ -270,6 +272,16 @@ class Spec(Strict):
                 f"an analysis reads what vLLM counts, and {engine.value} counts otherwise: give rollout.steps of "
                 "weights and pauses",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _free_ports(self) -> Self:
+        taken = [self.runtime.port or DEFAULT_PORT]
+        # The leader of a group waits for its workers there.
+        taken += [GROUP_PORT] if self.resources.nodes > 1 else []
+        for port in self.template.ports:
+            if port in taken:
+                raise ValueError(f"a sidecar's port {port} is the server's: choose another")
         return self
 
     @property

@@ -54,6 +54,7 @@ _EXAMPLES: Final[Mapping[str, Any]] = {
     "resources.provisioning": {"by": "karpenter", "capacity": {"spot": "preferred"}},
     "replicas": 1,
     "scale": {"min": 1, "max": 4, "queueDepth": 4},
+    "template": {"runtimeClassName": "nvidia", "labels": {"team": "a"}},
     "route": {
         "parentRefs": [{"name": "public", "namespace": "gateways"}],
         "hostnames": ["chat.example.com"],
@@ -94,8 +95,9 @@ def described(kind: type[BaseModel], above: str) -> Iterator[tuple[str, str, str
     """Every field of a section, those of its own sections included: its path, its description and its default."""
     for name, info in kind.model_fields.items():
         path, nested = f"{above}.{info.alias or name}", _section_of(info)
-        value = None if nested or info.is_required() else _plain(info.default)
-        yield path, _description(info), "" if value is None else json.dumps(value)
+        default = info.get_default(call_default_factory=True)
+        value = None if nested or info.is_required() else _plain(default)
+        yield path, _description(info), "" if value in (None, (), {}) else json.dumps(value)
         if nested is not None:
             yield from described(nested, f"{path}[]" if info.default == () else path)
 

@@ -151,7 +151,8 @@ def _meant(path: Sequence[str | int], model: type[BaseModel]) -> str:
     whole = tuple(given.split("."))
     nested = [each for each in _paths(model, ()) if each[-len(whole) :] == whole]
     close = difflib.get_close_matches(given, known, n=1)
-    if close and not (nested and "." in given):
+    # A field that is elsewhere by this very name is meant rather than one here that looks like it.
+    if close and not (nested and "." in given) and len(nested) != 1:
         return f"did you mean {close[0]!r}?"
     if len(nested) == 1:
         return f"did you mean `{_flow(nested[0])}`?"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import yaml
 from celpy.celtypes import BoolType, MapType, StringType
 
 from tests import cel
-from tests.chart.charting import Json, Refused, find, render
+from tests.chart.charting import CHART, Json, Refused, find, render
+from workspace.template_spec import (
+    DEFAULT_FIELDS,
+    FIELDS,
+    PodTemplate,
+    not_allowed,
+    parse_fields,
+)
 
 
 def refusals(values: Json, new: Json, old: Json | None = None, *, reads: bool = False) -> list[str]:
@@ -44,6 +53,9 @@ def refusals(values: Json, new: Json, old: Json | None = None, *, reads: bool = 
     for each in policy["variables"]:
         variables[StringType(each["name"])] = value(each["expression"])
     return [e["message"] for e in policy["validations"] if not value(e["expression"])]
+
+
+TEMPLATE_FIELDS = "the operator doesn't let Workspaces set spec.template."
 
 
 def spec(
@@ -117,9 +129,105 @@ def test_taints_are_tolerated_as_the_operator_says(tolerations: list[Json], allo
     assert not refusals(values, BARE)
 
 
+VALUES: dict[str, Json | str | list[Json]] = {
+    "annotations": {"example.com/a": "b"},
+    "imagePullPolicy": "Always",
+    "labels": {"team": "a"},
+    "priorityClassName": "high",
+    "runtimeClassName": "nvidia",
+    "schedulerName": "other",
+    "serviceAccountName": "admin",
+    "sidecars": [{"name": "a", "image": "registry.example/team/a"}],
+    "topologySpreadConstraints": [{"topologyKey": "zone"}],
+    "volumes": [{"name": "a", "configMap": {"name": "a"}}],
+}
+
+
+def test_the_policy_knows_every_field() -> None:
+    assert set(VALUES) == set(FIELDS)
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["controller"]["workspaces"]
+    assert set(values["templateFields"]) == DEFAULT_FIELDS
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    found = schema["properties"]["controller"]["properties"]["workspaces"]["properties"]
+    assert set(found["templateFields"]["items"]["enum"]) == set(FIELDS)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_fields_of_the_template_are_set_as_the_operator_says(field: str) -> None:
+    asked = {**BARE, "template": {field: VALUES[field]}}
+    message = f"{TEMPLATE_FIELDS}{field} (controller.workspaces.templateFields of the chart)"
+    expected = [] if field in DEFAULT_FIELDS else [message]
+    assert refusals({}, asked) == expected
+    assert refusals({}, asked, BARE) == expected
+    nothing, this = ({"controller": {"workspaces": {"templateFields": f}}} for f in ([], [field]))
+    assert refusals(nothing, asked) == [message]
+    assert refusals(this, asked) == []
+    assert len(refusals(this, {**BARE, "template": VALUES})) == len(FIELDS) - 1
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_policy_and_the_controller_allow_the_same(field: str) -> None:
+    template = PodTemplate.model_validate({field: VALUES[field]})
+    for allowed in (DEFAULT_FIELDS, frozenset(FIELDS) - {field}, frozenset({field})):
+        values = {"controller": {"workspaces": {"templateFields": sorted(allowed)}}}
+        refused = refusals(values, {**BARE, "template": {field: VALUES[field]}})
+        assert bool(refused) == (not_allowed(template, allowed) is not None)
+
+
+def test_the_controller_gets_what_the_operator_says() -> None:
+    for fields in ([], ["labels", "sidecars"]):
+        rendered = render({"controller": {"workspaces": {"templateFields": fields}}})
+        (container,) = find(rendered, "Deployment", "-controller")["spec"]["template"]["spec"][
+            "containers"
+        ]
+        (given,) = [each for each in container["args"] if each.startswith("--template-fields=")]
+        assert parse_fields(given.partition("=")[2]) == set(fields)
+
+
+def sidecar(*secrets: str, image: str = "a") -> Json:
+    env = [
+        {"name": f"N{i}", "secret": {"name": each, "key": "k"}} for i, each in enumerate(secrets)
+    ]
+    return {"name": "a", "image": image, "env": [{"name": "A", "value": "b"}, *env]}
+
+
+ALL = {"templateFields": list(FIELDS)}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [{"volumes": [{"name": "v", "secret": {"secretName": "admin"}}]}, {"sidecars": [sidecar("admin")]}],
+    ids=["volume", "sidecar"],
+)  # fmt: skip
+def test_secrets_of_a_template_are_named_by_who_may_read_them(template: Json) -> None:
+    values = {"controller": {"workspaces": ALL}}
+    named = {**BARE, "template": template}
+    assert refusals(values, named)
+    assert refusals(values, named, BARE)
+    assert not refusals(values, named, reads=True)
+    assert not refusals({"controller": {"workspaces": {**ALL, "secrets": ["admin"]}}}, named)
+    # Somebody else's change of a Workspace that names it already.
+    assert not refusals(values, {**named, "replicas": 2}, named)
+    more = {**BARE, "template": {**template, "sidecars": [sidecar("admin", "new")]}}
+    assert refusals(values, more, named)
+
+
+@pytest.mark.parametrize(
+    ("image", "allowed"),
+    [("registry.example/team/x:v1", True), ("registry.example/teamx/x", False)],
+)
+def test_images_of_sidecars_begin_as_the_operator_says(image: str, allowed: bool) -> None:
+    values = {"controller": {"workspaces": {**ALL, "images": ["registry.example/team/"]}}}
+    asked = {**BARE, "template": {"sidecars": [sidecar(image=image)]}}
+    assert (not refusals(values, asked)) == allowed
+    assert not refusals({"controller": {"workspaces": ALL}}, asked)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"templateFields": ["hostNetwork"]},
+        {"templateFields": ["volumeMounts"]},
         {"images": ["registry.example"]},
         {"images": ["a/'b"]},
         {"secrets": ["a'b"]},

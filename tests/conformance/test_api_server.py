@@ -174,6 +174,22 @@ async def items_of_lists_belong_to_managers_by_their_names(api: Subject) -> None
 
 
 @case
+async def an_item_that_is_applied_no_more_goes_with_its_defaults(api: Subject) -> None:
+    document = deployment(new_name())
+    template = document["spec"]["template"]
+    main, side = (
+        template["spec"]["containers"][0],
+        {"name": "side", "image": "registry.invalid/side"},
+    )
+    both = {**template, "spec": {"containers": [main, side]}}
+    found = await api.apply({**document, "spec": {**document["spec"], "template": both}}, "one")
+    assert len(found["spec"]["template"]["spec"]["containers"]) == 2
+    found = await api.apply(document, "one")
+    names = [each["name"] for each in found["spec"]["template"]["spec"]["containers"]]
+    assert names == ["main"]
+
+
+@case
 async def applying_what_is_there_makes_no_version(api: Subject) -> None:
     # A controller would write a Deployment's status in between.
     for document in (account(labels={"a": "b"}), workspace(new_name())):

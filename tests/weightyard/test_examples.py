@@ -34,7 +34,7 @@ def check_workspace(path: Path) -> None:
 
 def check_cached_model(path: Path) -> None:
     parsed = parse_documents(path.read_text(), where=path.name, base=path.parent)
-    assert (len(parsed.models), parsed.problems) == (1, ())
+    assert (len(parsed.models), parsed.refused) == (1, ())
 
 
 def check_workflow(path: Path) -> None:

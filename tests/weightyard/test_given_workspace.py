@@ -154,6 +154,7 @@ def test_help_has_topics_and_commands() -> None:
     ("topic", "fields"),
     [
         ("nodes", ["resources.provisioning.warmSpares (0)", 'capacity.spot ("preferred")']),
+        ("template", ["template.sidecars[].image", 'whenUnsatisfiable ("DoNotSchedule")']),
         ("rollouts", ["rollout.steps[].weight", "maxRegression.timeToFirstToken (0.25)"]),
     ],
 )

@@ -41,6 +41,7 @@ CANARY = """\
 
 def test_what_a_document_asks_for_is_told() -> None:
     text = f"{SERVICE}---\n{WORKSPACE}{CANARY}---\n{CACHED_MODEL}---\n{WORKSPACE}  replicas: 0\n"
+    text += f"---\n{WORKSPACE}  template: {{runtimeClassName: nvidia, labels: {{team: a}}}}\n"
     found = check_documents(text, "all.yaml")
     assert [(each.kind, each.name, each.does) for each in found] == [
         (
@@ -49,8 +50,9 @@ def test_what_a_document_asks_for_is_told() -> None:
         ),
         ("CachedModel", "warm", "holds registry.example/team/warm:v1"),
         ("Workspace", "chat", "0 servers; rolling"),
+        ("Workspace", "chat", "1 server; rolling; pods with labels, runtimeClassName"),
     ]  # fmt: skip
-    assert [each.where for each in found] == ["all.yaml:6", "all.yaml:16", "all.yaml:21"]
+    assert [each.where for each in found] == [f"all.yaml:{n}" for n in (6, 16, 21, 28)]
     assert not any(each.problems for each in found)
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from cache_agent.api import definitions
 from cache_agent.api.node_cache import DesiredModelStatus
-from tests.workspace import openapi, samples
+from tests.workspace import openapi, samples, templates
 from tests.workspace.served import (
     assert_columns_read_fields,
     assert_structural,
@@ -32,6 +32,7 @@ from workspace.route_spec import Route
 from workspace.runtime_spec import Runtime
 from workspace.scale_spec import Scale
 from workspace.schema import Model, Resources, Workspace
+from workspace.template_spec import PodTemplate
 from workspace.tenancy import Tenancy
 
 Json = dict[str, Any]
@@ -266,6 +267,7 @@ FIELDS: dict[type[BaseModel], dict[str, st.SearchStrategy[Any]]] = {
         ),
         "inferencePools": optional(endpointPicker=NAMES, newEndpointPicker=NAMES, port=PORTS),
     },
+    PodTemplate: templates.FIELDS,
 }  # fmt: skip
 
 
@@ -284,6 +286,7 @@ SPECS = st.fixed_dictionaries(
         "tenancy": parts_of(Tenancy),
         "rollout": parts_of(Rollout),
         "route": parts_of(Route),
+        "template": parts_of(PodTemplate),
     },
 )
 
@@ -300,6 +303,23 @@ def test_documents_with_every_field_are_compared(kind: type[BaseModel]) -> None:
 def test_server_and_planner_accept_the_same_documents(name: str, spec: Json) -> None:
     document = samples.document(name) | {"spec": spec}
     assert server_accepts(SCHEMA, document) == planner_accepts(document)
+
+
+@given(
+    st.sampled_from([{}, {"runtime": {"port": 1}}, {"resources": {"nodes": 2}}]),
+    templates.TEMPLATES | templates.ACCEPTED | st.just(templates.EVERY_FIELD),
+)
+def test_server_and_planner_accept_the_same_templates(rest: Json, template: Json) -> None:
+    """By themselves: among other wrong fields few are told apart."""
+    document = samples.document(**rest, template=template)
+    assert server_accepts(SCHEMA, document) == planner_accepts(document)
+
+
+A_VOLUME = {"name": "a", "configMap": {"name": "a"}}
+
+
+def a_sidecar(name: str = "a", **more: Any) -> Json:
+    return {"template": {"volumes": [A_VOLUME], "sidecars": [{"name": name, "image": "a", **more}]}}
 
 
 def test_each_rule_refuses_what_it_is_for() -> None:
@@ -362,6 +382,32 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"rollout": {"steps": [{"pause": {}}]}},
         {"rollout": {"strategy": "blueGreen", "steps": [{"weight": 10}]}},
         {"rollout": {"strategy": "canary", "steps": [{"pause": {}}, {"weight": 10}]}},
+        {"template": {"labels": {"-": "a"}}},
+        {"template": {"annotations": {"weightyard.dev/role": "a"}}},
+        {"template": {"priorityClassName": "system-cluster-critical"}},
+        {"template": {"topologySpreadConstraints": [{"topologyKey": "a"}, {"topologyKey": "a"}]}},
+        {
+            "template": {
+                "topologySpreadConstraints": [
+                    {"topologyKey": "a", "whenUnsatisfiable": "ScheduleAnyway", "minDomains": 1}
+                ]
+            }
+        },
+        {"template": {"volumes": [{"name": "a"}]}},
+        {"template": {"volumes": [{**A_VOLUME, "name": "shm"}]}},
+        {"template": {"volumeMounts": [{"name": "a", "mountPath": "/a"}]}},
+        {
+            "template": {
+                "volumes": [A_VOLUME],
+                "volumeMounts": [{"name": "a", "mountPath": "/model"}],
+            }
+        },
+        a_sidecar("server"),
+        a_sidecar(env=[{"name": "A"}]),
+        a_sidecar(ports=[{"name": "http", "containerPort": 1}]),
+        a_sidecar(ports=[{"name": "a", "containerPort": 8000}]),
+        a_sidecar(ports=[{"name": n, "containerPort": 1} for n in ("a", "b")]),
+        a_sidecar(volumeMounts=[{"name": "a", "mountPath": "/dev/a"}]),
         {"rollout": {"analysis": {"probes": {"attached": True}}}},
         {"rollout": {"strategy": "canary", "analysis": {"probes": {"attached": False}}}},
     ]

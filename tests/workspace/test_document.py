@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from cache_agent.api.kube_objects import parse_quantity
 from modelimage.bounds import MOST_DOCUMENT_BYTES
 from modelimage.errors import InvalidInput
+from tests.workspace import templates
 from tests.workspace.samples import document
 from workspace.document import parse_workspace, parse_workspaces
 from workspace.provisioning_spec import Capacity, Provisioner, Provisioning, Spot
@@ -32,6 +33,7 @@ from workspace.rollout_spec import (
 from workspace.runtime_spec import Adapter, Engine, EnvVar, Runtime
 from workspace.scale_spec import Autoscaler, Scale
 from workspace.schema import Model, Placement, Resources, Spec, Vendor, Workspace
+from workspace.template_spec import PodTemplate
 from workspace.tenancy import NetworkPolicy, Tenancy
 from workspace.toleration import Toleration
 from workspace.trace_context import Tracing
@@ -195,7 +197,9 @@ json_values = st.recursive(
     max_leaves=8,
 )
 
-PARTS = ("model", "runtime", "resources", "replicas", "scale", "placement", "tenancy", "rollout")
+PARTS = (
+    "model", "runtime", "resources", "replicas", "scale", "placement", "tenancy", "rollout", "template",
+)  # fmt: skip
 
 
 @given(part=st.sampled_from(PARTS), value=json_values)
@@ -320,6 +324,7 @@ specs = st.builds(
     placement=st.sampled_from(Placement),
     tenancy=st.builds(Tenancy, **BUILT[Tenancy]),
     rollout=st.builds(Rollout, **BUILT[Rollout]) | st.builds(Rollout, **CANARY),
+    template=(templates.ACCEPTED | st.just(templates.EVERY_FIELD)).map(PodTemplate.model_validate),
 )
 
 

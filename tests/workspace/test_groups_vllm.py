@@ -23,12 +23,12 @@ from tests.servers.namespaces import TwoMachines
 from tests.servers.process import ServerProcess, child_environment
 from workspace.hardware import Hardware
 from workspace.images import resolve_workspace
-from workspace.node_groups import GROUP_PORT
 from workspace.render import names
 from workspace.render.cluster import render_kubernetes
 from workspace.render.pod import SCRATCH
 from workspace.render.release import plan_release, pod_site
 from workspace.render.routing import SystemSettings
+from workspace.runtime_spec import GROUP_PORT
 from workspace.schema import Workspace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]

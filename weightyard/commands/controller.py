@@ -32,6 +32,7 @@ from workspace.controller.process.log_events import about
 from workspace.render.build_settings import BuildSettings
 from workspace.render.routing import BUILDER_IMAGE, DEFAULT_IMAGE, SystemSettings
 from workspace.render.trace_settings import TraceSettings
+from workspace.template_spec import DEFAULT_FIELDS, parse_fields
 from workspace.trace_context import Tracing
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,11 @@ def _labels(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..
     show_default=True,
     help="Let Workspaces set the ResourceQuota and LimitRange of their namespace (spec.tenancy).",
 )  # fmt: skip
+@click.option(
+    "--template-fields", cls=AdvancedOption, metavar="FIELD,FIELD...",
+    default=",".join(sorted(DEFAULT_FIELDS)), show_default=True,
+    help="The fields of spec.template that Workspaces may use; '' is none.",
+)  # fmt: skip
 @_labels("--metrics-from", "A label of the namespaces whose pods may scrape the servers' metrics.")
 @click.option(
     "--trace-servers", cls=AdvancedOption, metavar="URL",
@@ -131,7 +137,8 @@ def _labels(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..
 @access_options
 def controller(
     *, namespace: str, image: str, builder_image: str, build_env: tuple[str, ...], build_requests: tuple[str, ...],
-    build_limits: tuple[str, ...], blocked: tuple[str, ...], quotas: bool, metrics_from: tuple[str, ...],
+    build_limits: tuple[str, ...], blocked: tuple[str, ...], quotas: bool, template_fields: str,
+    metrics_from: tuple[str, ...],
     trace_servers: str | None, traces_in: tuple[str, ...], gateways_from: tuple[str, ...], prometheus: str | None,
     token_file: Path | None, node_conditions: bool,
     health: str | None, page: str | None, registries: tuple[str, ...], log_level: str, log_format: str, access: Access,
@@ -150,6 +157,7 @@ def controller(
             image=image,
             builder_image=builder_image,
             quotas=quotas,
+            template_fields=parse_fields(template_fields),
             metrics_from=_pairs("--metrics-from", metrics_from),
             gateways_from=_pairs("--gateways-from", gateways_from),
             builds=BuildSettings(

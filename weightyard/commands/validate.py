@@ -42,7 +42,7 @@ def validate(console: Console, *, files: tuple[str, ...]) -> None:
     if problems:
         raise InvalidInput(
             "\n".join(problems),
-            hint="`weightyard help workspace`, `help rollouts` and `help nodes` show the fields.",
+            hint="`weightyard help workspace`, `help rollouts`, `help nodes` and `help template` show the fields.",
         )
 
 

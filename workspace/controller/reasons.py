@@ -142,6 +142,10 @@ class Reason(StrEnum):
         "QuotaNotAllowed",
         "The operator doesn't let Workspaces set their namespace's quota.",
     )
+    TEMPLATE_NOT_ALLOWED = (
+        "TemplateNotAllowed",
+        "spec.template has a field that the operator doesn't let Workspaces use.",
+    )
     WRITE_REFUSED = ("WriteRefused", "The API server refused a write: a quota, a webhook, a right.")
     # CachedModels
     CACHED = ("Cached", "All selected nodes hold the model, verified.")

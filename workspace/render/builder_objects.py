@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from modelimage.trace_headers import VARIABLE
 from workspace.render import names
-from workspace.render.pod import SCRATCH, container_security, named_values, pod_security
+from workspace.render.containers import container_security, named_values
+from workspace.render.pod import SCRATCH, pod_security
 from workspace.render.quantities import canonical_all
 from workspace.render.routing import SystemSettings, meta
 from workspace.schema import Workspace

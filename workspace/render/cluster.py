@@ -91,13 +91,17 @@ def _standalone(
         for name, value in annotations.items()
         if scraped or not name.startswith("prometheus.io/")
     }
-    (server,) = spec["containers"]
+    server, *sidecars = spec["containers"]
     limit = memory_limit(workspace, release)
     server = {**server, "resources": limited(server["resources"], limit)}
     found = affinity(workspace.spec, release, gpu_node_terms(workspace, release, hardware))
     return {
         "metadata": {**template["metadata"], "annotations": shown},
-        "spec": {**spec, **({"affinity": found} if found else {}), "containers": [server]},
+        "spec": {
+            **spec,
+            **({"affinity": found} if found else {}),
+            "containers": [server, *sidecars],
+        },
     }
 
 

@@ -49,7 +49,7 @@ def worker_template(workspace: Workspace, release: Release, template: Json) -> J
     # A worker has no HTTP server that could be scraped.
     scraped = names.scraped("", 0)
     shown = {k: v for k, v in metadata["annotations"].items() if k not in scraped}
-    (server,) = spec["containers"]
+    server, *sidecars = spec["containers"]
     stop = drain.until_leader_ends(
         port=release.plan.port, seconds=workspace.spec.runtime.drain_seconds
     )
@@ -63,7 +63,7 @@ def worker_template(workspace: Workspace, release: Release, template: Json) -> J
         "metadata": {
             "labels": {**metadata["labels"], names.ROLE: names.WORKER}, "annotations": shown,
         },
-        "spec": {**spec, "containers": [container]},
+        "spec": {**spec, "containers": [container, *sidecars]},
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from workspace.node_terms import is_not_in
 from workspace.render import names
 from workspace.render.autoscalers import autoscaler
+from workspace.render.containers import container_security, named_values
 from workspace.render.groups import group_policy, members
 from workspace.render.network_policies import (
     ACTIVATOR_PORT,
@@ -18,7 +19,7 @@ from workspace.render.network_policies import (
     build_policy,
     network_policy,
 )
-from workspace.render.pod import container_security, named_values, pod_security
+from workspace.render.pod import pod_security
 from workspace.render.quantities import canonical_all
 from workspace.render.routing import DIRECT, Routing, ServerPart, SystemSettings, meta, selected
 from workspace.scale_spec import Autoscaler

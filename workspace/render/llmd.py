@@ -12,7 +12,7 @@ from modelimage.errors import InvalidInput
 from modelimage.source_uris import HUB
 from workspace.hardware import Hardware
 from workspace.node_demands import on_demand_share
-from workspace.render import drain, names
+from workspace.render import drain, names, spec_template
 from workspace.render.cluster import NO_HARDWARE
 from workspace.render.kubernetes import first_replicas
 from workspace.render.pod import (
@@ -66,14 +66,19 @@ def render_llmd(workspace: Workspace, release: Release, hardware: Hardware = NO_
         )
     accepted = tolerations(spec.resources, gpus=plan.gpus)
     found = affinity(spec, release, gpu_node_terms(workspace, release, hardware))
+    template = spec.template
     extra = {
+        **spec_template.pod_fields(template),
         "automountServiceAccountToken": False,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(template),
         **({"affinity": found} if found else {}),
+        **_spread(workspace),
     }
     secret = spec.model.pull_secret
+    account, annotations = template.service_account_name, template.annotations
     return {
         "fullnameOverride": workspace.name,
+        **({"serviceAccountOverride": account} if account else {}),
         "modelArtifacts": {
             "name": plan.served_name,
             # Read only when the chart fetches the model itself.
@@ -93,6 +98,7 @@ def render_llmd(workspace: Workspace, release: Release, hardware: Hardware = NO_
                 else {}
             ),
             **({"tolerations": accepted} if accepted else {}),
+            **({"podAnnotations": dict(annotations)} if annotations else {}),
             "extraConfig": extra | ({"imagePullSecrets": [{"name": secret}]} if secret else {}),
             "containers": [_container(workspace, release)],
             "volumes": volumes(workspace, release),
@@ -126,6 +132,12 @@ def inference_pool(workspace: Workspace) -> Json:
             "endpointPickerRef": {"name": f"{workspace.name}-epp", "port": {"number": 9002}},
         },
     }
+
+
+def _spread(workspace: Workspace) -> Json:
+    """The spec's constraints; the others are preferences that the chart's pods never had."""
+    found = spec_template.spread_constraints(workspace.spec.template, (), _chart_labels(workspace))
+    return {"topologySpreadConstraints": found} if found else {}
 
 
 def _chart_labels(workspace: Workspace) -> dict[str, str]:

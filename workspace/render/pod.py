@@ -1,4 +1,4 @@
-"""The serving pod: one container with the plan's command line and the model as a read-only CSI volume.
+"""The serving pod: a container with the plan's command line, the model as a read-only CSI volume, what the spec adds.
 
 Meets the restricted pod security standard: no root, no capabilities, a read-only root, no host paths, no token. Only
 fields of Kubernetes 1.27: an older server drops others, and the object would never match the desired one.
@@ -18,11 +18,12 @@ from workspace.node_demands import (
     zone_spread,
 )
 from workspace.node_terms import Term, both, is_in
-from workspace.render import drain, names
+from workspace.render import drain, names, spec_template
+from workspace.render.containers import container_security, env_var
 from workspace.render.quantities import canonical, total_bytes
 from workspace.render.release import Release
-from workspace.runtime_spec import EnvVar
 from workspace.schema import Placement, Resources, Spec, Vendor, Workspace
+from workspace.template_spec import NO_TEMPLATE, PodTemplate
 from workspace.toleration import Toleration
 
 Json = dict[str, Any]
@@ -55,7 +56,9 @@ def pod_template(
     parent = trace_parent(workspace, revision, uid) if is_traced else ""
     return {
         "metadata": {
+            # What the spec adds comes first: our own labels, by which pods are selected, always win.
             "labels": {
+                **workspace.spec.template.labels,
                 **names.labels(workspace.name, names.SERVER, uid),
                 names.REVISION: revision,
                 names.VARIANT: release.plan.variant,
@@ -63,6 +66,7 @@ def pod_template(
                 **queue_label(workspace.spec.resources),
             },
             "annotations": {
+                **workspace.spec.template.annotations,
                 names.IMAGE: release.model,
                 names.KEY: str(release.key),
                 **names.scraped("/metrics", release.plan.port),
@@ -94,7 +98,10 @@ def inference_pool_labels(workspace: str) -> dict[str, str]:
 
 
 def volumes(workspace: Workspace, release: Release, parent: str = "") -> list[Json]:
-    """The model, the adapters, scratch space and shared memory. `parent`: the trace in which agents fetch them."""
+    """The model, the adapters, scratch space, shared memory, and the spec's own.
+
+    `parent`: the trace in which agents fetch models.
+    """
     secret = workspace.spec.model.pull_secret
     shared = _SHARED_MEMORY * max(1, release.plan.node_gpus)
     return [
@@ -105,10 +112,11 @@ def volumes(workspace: Workspace, release: Release, parent: str = "") -> list[Js
         ),
         {"name": "scratch", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": total_bytes(shared)}},
+        *spec_template.volumes(workspace.spec.template),
     ]
 
 
-def volume_mounts(release: Release) -> list[Json]:
+def volume_mounts(workspace: Workspace, release: Release) -> list[Json]:
     """The container's mounts of `volumes`."""
     adapters = [
         {
@@ -123,6 +131,7 @@ def volume_mounts(release: Release) -> list[Json]:
         *adapters,
         {"name": "scratch", "mountPath": SCRATCH},
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - the pod's own emptyDir
+        *spec_template.mounts(workspace.spec.template.volume_mounts),
     ]
 
 
@@ -138,27 +147,15 @@ def model_volume(
     return {"name": name, "csi": csi}
 
 
-def container_security() -> Json:
-    """The restricted standard's container settings, plus a read-only root filesystem."""
+def pod_security(template: PodTemplate = NO_TEMPLATE) -> Json:
+    """The restricted standard's settings of a pod, and what `template` needs to write to its volumes."""
     return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-
-
-def pod_security() -> Json:
-    return {
+        **spec_template.file_group(template, _USER),
         "runAsNonRoot": True,
         "runAsUser": _USER,
         "runAsGroup": _USER,
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-
-
-def named_values(variables: Mapping[str, str]) -> list[Json]:
-    """Variables as a container has them, by name."""
-    return [{"name": name, "value": value} for name, value in sorted(variables.items())]
 
 
 def environment(release: Release, parent: str = "") -> list[Json]:
@@ -173,7 +170,7 @@ def environment(release: Release, parent: str = "") -> list[Json]:
     }
     taken = {each.name for each in release.plan.env}
     own = [{"name": n, "value": v} for n, v in derived.items() if n not in taken]
-    return own + [_env(each) for each in release.plan.env]
+    return own + [env_var(each) for each in release.plan.env]
 
 
 def resources(spec: Spec, release: Release) -> Json:
@@ -240,6 +237,7 @@ def container(workspace: Workspace, release: Release, parent: str = "") -> Json:
     return {
         "name": names.SERVER_CONTAINER,
         "image": release.runtime_image,
+        **spec_template.pull_policy(workspace.spec.template),
         "command": list(plan.template.command),
         "args": list(plan.args),
         "env": environment(release, parent),
@@ -257,48 +255,52 @@ def container(workspace: Workspace, release: Release, parent: str = "") -> Json:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"exec": {"command": stop}}},
         "securityContext": container_security(),
-        "volumeMounts": volume_mounts(release),
+        "volumeMounts": volume_mounts(workspace, release),
     }
 
 
+def spread(workspace: Workspace, selector: Mapping[str, str]) -> list[Json]:
+    """How the pods of `selector` are spread: over nodes, over zones that may be taken back, and as the spec says."""
+    over_nodes = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        # Preferred only: a cluster with one node must still run all replicas.
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(selector)},
+    }
+    over_zones = zone_spread(workspace.spec.resources.provisioning, selector)
+    return spec_template.spread_constraints(
+        workspace.spec.template, [over_nodes, *over_zones], selector
+    )
+
+
 def _pod_spec(workspace: Workspace, release: Release, uid: str | None, parent: str) -> Json:
-    spec = workspace.spec
+    spec, template = workspace.spec, workspace.spec.template
     found = affinity(spec, release)
     accepted = tolerations(spec.resources, gpus=release.plan.gpus)
     selected = spec.resources.node_selector
     secret = spec.model.pull_secret
-    chosen = names.selector(workspace.name, names.SERVER, uid)
     return {
-        "serviceAccountName": workspace.name,
+        **spec_template.pod_fields(template),
+        "serviceAccountName": template.service_account_name or workspace.name,
         "automountServiceAccountToken": False,
         # Service links would set variables such as VLLM_PORT, which vLLM reads as its own.
         "enableServiceLinks": False,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(template),
         "terminationGracePeriodSeconds": drain.grace_seconds(spec.runtime.drain_seconds),
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                # Preferred only: a cluster with one node must still run all replicas.
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": dict(chosen)},
-            },
-            *zone_spread(spec.resources.provisioning, chosen),
-        ],
+        "topologySpreadConstraints": spread(
+            workspace, names.selector(workspace.name, names.SERVER, uid)
+        ),
         **({"nodeSelector": dict(selected)} if selected else {}),
         **({"tolerations": accepted} if accepted else {}),
         **({"affinity": found} if found else {}),
         **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
-        "containers": [container(workspace, release, parent)],
+        "containers": [
+            container(workspace, release, parent),
+            *spec_template.sidecars(template),
+        ],
         "volumes": volumes(workspace, release, parent),
     }
-
-
-def _env(each: EnvVar) -> Json:
-    if each.secret is not None:
-        reference = {"name": each.secret.name, "key": each.secret.key}
-        return {"name": each.name, "valueFrom": {"secretKeyRef": reference}}
-    return {"name": each.name, "value": each.value or ""}
 
 
 def _toleration(each: Toleration) -> Json:

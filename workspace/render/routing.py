@@ -12,6 +12,7 @@ from workspace.render.build_settings import BuildSettings
 from workspace.render.trace_settings import TraceSettings
 from workspace.runtime_spec import DEFAULT_PORT
 from workspace.schema import Workspace
+from workspace.template_spec import DEFAULT_FIELDS
 
 Json = dict[str, Any]
 
@@ -35,6 +36,7 @@ class SystemSettings:
     builder_image: str = BUILDER_IMAGE
     quiet_seconds: int = 600  # added to a server's own startup limit in a rollout's deadline
     quotas: bool = True  # whether Workspaces may set the quota and the limits of their namespace
+    template_fields: frozenset[str] = DEFAULT_FIELDS  # of spec.template, which Workspaces may set
     metrics_from: Mapping[str, str] = field(default_factory=dict)
     gateways_from: Mapping[str, str] = field(default_factory=dict)
     builds: BuildSettings = field(default_factory=BuildSettings)

@@ -15,6 +15,7 @@ from workspace.node_demands import capacity_preferences, demanded_terms
 from workspace.render import names
 from workspace.render.pod import tolerations
 from workspace.render.routing import meta
+from workspace.render.spec_template import PLACING
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -22,7 +23,7 @@ Json = dict[str, Any]
 API: Final = "autoscaling.x-k8s.io/v1beta1"
 KIND: Final = "CapacityBuffer"
 # Fields of a server's pod that decide where it may run, beside those that are made anew here.
-_KEPT: Final = ("nodeSelector", "priorityClassName", "runtimeClassName", "schedulerName")
+_KEPT: Final = ("nodeSelector", *PLACING)
 
 
 def spare_nodes(workspace: Workspace, server: Mapping[str, Any], *, gpus: int) -> list[Json]:

@@ -119,6 +119,36 @@ def without(value: Any, path: Path, field: str = "") -> Any:
     return {k: (inner if k == step else v) for k, v in value.items() if k != step or inner}
 
 
+def ended_items(gone: set[Path], kept: set[Path]) -> set[Path]:
+    """The items of lists in which a manager had fields and nobody has any more: they go whole, with their defaults."""
+
+    def items(paths: set[Path]) -> set[Path]:
+        return {
+            path[: number + 1]
+            for path in paths
+            for number, step in enumerate(path)
+            if isinstance(step, tuple)
+        }
+
+    return items(gone) - items(kept)
+
+
+def without_item(value: Any, path: Path, field: str = "") -> Any:
+    """A value less one item of a list, or less the list if that was its last."""
+    step, rest = path[0], path[1:]
+    if isinstance(value, list):
+        keyed = [(each, tuple(each.get(k) for k in KEYS[field]) == step) for each in value]
+        return [
+            without_item(each, rest) if is_it else each
+            for each, is_it in keyed
+            if rest or not is_it
+        ]
+    if not isinstance(value, dict) or step not in value:
+        return value
+    inner = without_item(value[step], rest, step)
+    return {k: (inner if k == step else v) for k, v in value.items() if k != step or inner}
+
+
 def normalized(document: Json) -> Json:
     """A document as the server keeps it: known fields only, quantities canonical, empty texts gone."""
     name = openapi.schema_name(document, VERSION)
@@ -219,6 +249,8 @@ class FakeApi:
         gone = scope - set(mine)
         others = set().union(*(f for m, f in owners.items() if m != manager))
         updated = live
+        for path in ended_items(gone, set(mine) | others):
+            updated = without_item(updated, path)
         for path in gone - others:
             updated = without(updated, path)
         updated = merge(updated, wanted)

@@ -105,6 +105,13 @@ def give(file: Path, more: str) -> None:
     file.write_text(file.read_text().replace("  resources: {gpu: L4}\n", more))
 
 
+TEMPLATED = """\
+  resources: {gpu: L4}
+  template:
+    runtimeClassName: nvidia
+    labels: {team: a}
+    volumes: [{name: prompts, configMap: {name: prompts}}]
+"""
 BY_KARPENTER = "  resources: {gpu: L4, provisioning: {by: karpenter}}\n"
 
 
@@ -120,6 +127,10 @@ BY_KARPENTER = "  resources: {gpu: L4, provisioning: {by: karpenter}}\n"
          ["LeaderWorkerSet", "2 nodes of 1 GPU."], "No effect"),
         ("compose", BY_KARPENTER + "  replicas: 3\n", ["compose: resources.provisioning, replicas."], "Replicas:"),
         ("compose", "  resources: {gpu: L4}\n  replicas: 1\n", ["variant"], "No effect"),
+        ("compose", TEMPLATED, ["No effect for compose: template."], "RuntimeClass"),
+        ("up", TEMPLATED, ["No effect for up: template."], "RuntimeClass"),
+        ("llm-d", TEMPLATED, ["RuntimeClass nvidia", "No effect for llm-d: template.labels."], "template.runtime"),
+        ("kubernetes", TEMPLATED, ["RuntimeClass nvidia", "ConfigMap prompts"], "No effect"),
         ("karpenter", "  resources: {gpu: L4, tolerations: [{key: team, value: a}], provisioning: {by: karpenter}}\n",
          ["agents that tolerate team"], "agent.nodeSelector"),
         ("karpenter", "  resources: {gpus: 0, memory: 8Gi, provisioning: {by: karpenter}}\n",

@@ -55,6 +55,10 @@ _ORDER: Final = (
     Reason.POD_FAILED,
     Reason.PROGRESS_DEADLINE,
 )
+# Our containers; all others in a pod are beside them.
+_OURS: Final = frozenset(
+    {names.SERVER_CONTAINER, names.ACTIVATOR, names.PREWARM, names.BUILD, None}
+)
 _NO_NEWS: Final[Mapping[str, MountNews]] = {}
 # kubelet's words where no agent has registered.
 _NO_DRIVER: Final = "not found in the list of registered CSI drivers"
@@ -188,13 +192,13 @@ def _of_container(pod: Json, container: Json) -> ServerProblem | None:
         return ServerProblem(
             reason,
             f"The image {container.get('image', '')} of {name} can't be pulled: {said}. "
-            "Correct spec.runtime.image or spec.model.pullSecret.",
+            f"{_remedy(container, 'Correct spec.runtime.image or spec.model.pullSecret.')}",
         )
     if reason is not None:
         return ServerProblem(
             reason,
             f"The container {container.get('name')} of {name} can't start: {said}. "
-            "Create what is missing, or correct spec.runtime.",
+            f"{_remedy(container, 'Create what is missing, or correct spec.runtime.')}",
         )
     # `lastState`: a container that restarts is shown as waiting or running, without the reason of its end.
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
@@ -207,26 +211,41 @@ def _of_container(pod: Json, container: Json) -> ServerProblem | None:
 def _of_end(pod: Json, container: Json, ended: Json) -> ServerProblem:
     """The problem of a container that ended, from its exit and from its last words."""
     name, why = pod["metadata"]["name"], ended.get("reason") or "Error"
+    which = f" -c {container.get('name')}" if _is_beside(container) else ""
+    ended_one = f"The container {container.get('name')} of {name}" if which else name
     words = quoted(ended.get("message", ""), last=True)
     if why in _NEVER_RAN:
         return ServerProblem(
             Reason.CONTAINER_ERROR,
-            f"The container {container.get('name')} of {name} can't start: {words or why}. Correct spec.runtime.",
+            f"The container {container.get('name')} of {name} can't start: {words or why}. "
+            f"{_remedy(container, 'Correct spec.runtime.')}",
         )
     times = container.get("restartCount") or 1
     count = f"{times} time{'s' * (times > 1)}"
     if why == "OOMKilled":
         return ServerProblem(
             Reason.OOM_KILLED,
-            f"{name} was killed (OOMKilled) {count} {_memory_limit(pod, container)}. "
-            "Set spec.resources.memory to more, or spec.runtime.contextLength to less.",
+            f"{ended_one} was killed (OOMKilled) {count} {_memory_limit(pod, container)}. "
+            f"{_remedy(container, 'Set spec.resources.memory to more, or spec.runtime.contextLength to less.')}",
         )
     told = f": {words}" if words else ""
     return ServerProblem(
         Reason.CRASH_LOOP,
-        f"{name} ended {count}, last with exit code {ended.get('exitCode')} ({why}){told}. "
-        f"Run kubectl logs -p {name} to read its log.",
+        f"{ended_one} ended {count}, last with exit code {ended.get('exitCode')} ({why}){told}. "
+        f"Run kubectl logs -p {name}{which} to read its log.",
     )
+
+
+def _is_beside(container: Json) -> bool:
+    """Whether a container isn't one of ours, but a sidecar of the spec or what a webhook added."""
+    return container.get("name") not in _OURS
+
+
+def _remedy(container: Json, of_ours: str) -> str:
+    """What to correct about a container."""
+    if not _is_beside(container):
+        return of_ours
+    return "Correct it in spec.template.sidecars, or in what else adds it."
 
 
 def _memory_limit(pod: Json, container: Json) -> str:

@@ -24,7 +24,7 @@ from workspace.schema import Resources, Workspace
 Json = dict[str, Any]
 
 # The parts of a spec that determine the pod; the others change nothing that runs.
-POD_PARTS = ("model", "runtime", "resources", "placement")
+POD_PARTS = ("model", "runtime", "resources", "placement", "template")
 
 
 @dataclass(frozen=True, slots=True)

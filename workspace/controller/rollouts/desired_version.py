@@ -12,12 +12,17 @@ from workspace.controller.observation.revisions import Revision
 from workspace.render.release import ResolvedImages, plan_release, pod_site
 from workspace.render.trace_settings import with_tracing
 from workspace.schema import Workspace
+from workspace.template_spec import not_allowed
 
 
 def desired_version(
     workspace: Workspace, observed: Observed, kept: Sequence[Revision]
 ) -> Revision | WeightyardError | None:
     """The one of `kept` with the same spec, else one planned from what the registry answered, or why there is none."""
+    # Also of a version that was planned while the operator allowed more.
+    refusal = not_allowed(workspace.spec.template, observed.environment.template_fields)
+    if refusal is not None:
+        return refusal
     name = revisions.revision_name(workspace)
     newest = max((each.number for each in kept if each.name != name), default=0)
     # As it was planned then. Resolved or rendered anew, a moved tag or an upgrade would restart every server.

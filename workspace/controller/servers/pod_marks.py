@@ -106,7 +106,7 @@ def marking(pods: Iterable[Json], marks: Mapping[str, Mapping[str, str | None]])
 
 
 def _is_starting(pod: Json) -> bool:
-    """Whether a pod has a node and no container of it has ever been ready or ended."""
+    """Whether a pod has a node and our container in it has never been ready or ended."""
     if node_of(pod) is None or is_ready(pod) or has_ended(pod):
         return False
     states = (pod.get("status") or {}).get("containerStatuses") or ()
@@ -114,6 +114,8 @@ def _is_starting(pod: Json) -> bool:
     return not any(
         each.get("started") or each.get("restartCount") or "terminated" in (each.get("state") or {})
         for each in states
+        # Without a startup probe, one beside the server has started at once.
+        if each.get("name") in (names.SERVER_CONTAINER, names.PREWARM)
     )
 
 

@@ -14,6 +14,7 @@ from workspace.controller.observation.objects import has_ended, is_mounted
 from workspace.controller.observation.revisions import Revision
 from workspace.render import names
 from workspace.render.routing import meta
+from workspace.render.spec_template import PLACING
 from workspace.schema import Workspace
 
 Json = dict[str, Any]
@@ -30,7 +31,7 @@ def prewarm_pod(
 ) -> Json:
     """A pod that makes a node hold a version for as long as the pod exists."""
     spec = revision.template["spec"]
-    server = spec["containers"][0]
+    server = next(each for each in spec["containers"] if each["name"] == names.SERVER_CONTAINER)
     wanted = [each for each in spec["volumes"] if "csi" in each]
     held = {each["name"] for each in wanted}
     metadata = meta(workspace, pod_name(workspace, revision, node), names.PREWARM, uid)
@@ -50,12 +51,16 @@ def prewarm_pod(
             "terminationGracePeriodSeconds": 1,
             "restartPolicy": "Never",
             "affinity": _on(node),
+            # Where the server may run, and before whom: it waits for this pod.
+            **{field: spec[field] for field in PLACING if field in spec},
             "tolerations": spec.get("tolerations", []),
             "imagePullSecrets": spec.get("imagePullSecrets", []),
             "containers": [
                 {
                     "name": names.PREWARM,
                     "image": server["image"],
+                    **{field: server[field] for field in ("imagePullPolicy",) if field in server},
+                    **_without_gpus(spec),
                     # An image without `sleep` fails to start, but only after the volume was
                     # mounted.
                     "command": ["sleep", "infinity"],
@@ -74,6 +79,13 @@ def is_spent(document: Json) -> bool:
     if document["kind"] != "Pod":
         return False
     return has_ended(document) and not is_mounted(document)
+
+
+def _without_gpus(spec: Json) -> Json:
+    """Keeps NVIDIA's runtime, if that is the class, from giving it all GPUs, as images of servers ask for."""
+    if "runtimeClassName" not in spec:
+        return {}
+    return {"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]}
 
 
 def _on(node: str) -> Json:

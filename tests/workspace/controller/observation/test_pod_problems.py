@@ -55,6 +55,27 @@ CASES = [
 ]  # fmt: skip
 
 
+BESIDE = [
+    (waiting("ImagePullBackOff", "denied", name="shipper"), ["spec.template.sidecars"]),
+    (waiting("CreateContainerConfigError", "none", name="shipper"), ["container shipper", "spec.template.sidecars"]),
+    (waiting("CrashLoopBackOff", restartCount=2, name="shipper", lastState={
+        "terminated": {"reason": "Error", "exitCode": 1}
+    }), ["container shipper of ", "kubectl logs -p", "-c shipper"]),
+    (waiting("CrashLoopBackOff", restartCount=2, name="shipper", lastState={
+        "terminated": {"reason": "OOMKilled", "exitCode": 137}
+    }), ["container shipper of ", "OOMKilled", "spec.template.sidecars"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "says"), BESIDE)
+def test_what_a_sidecar_lacks_is_not_told_of_the_server(found: Json, says: list[str]) -> None:
+    problem = pod_problem({"metadata": {"name": "chat-1"}, "spec": {}, "status": found})
+    assert problem is not None
+    assert [each for each in says if each not in problem.message] == []
+    assert "spec.runtime" not in problem.message
+    assert "spec.resources" not in problem.message
+
+
 def strike(made: Cluster, found: Json, pods: list[Json]) -> None:
     for pod in pods:
         name = pod["metadata"]["name"]

@@ -212,5 +212,9 @@ def test_karpenter_leaves_a_pod_alone_until_its_model_is_there() -> None:
     assert marked(server("a", "new", ready=False, **mark)) == {}
     assert marked(server("a", "new", **mark)) == {"a": None}
     restarted = server("a", "new", ready=False, **mark)
-    restarted["status"]["containerStatuses"] = [{"restartCount": 1}]
+    restarted["status"]["containerStatuses"] = [{"name": "server", "restartCount": 1}]
     assert marked(restarted) == {"a": None}
+    # A sidecar, which has no startup probe, counts as started from its first moment.
+    beside = server("a", "new", ready=False)
+    beside["status"]["containerStatuses"] = [{"name": "log-shipper", "started": True}]
+    assert marked(beside) == {"a": "true"}
