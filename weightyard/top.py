@@ -153,8 +153,15 @@ def _activity_row(view: ExplainView) -> Row:
         format_bytes(view.total) if view.total else None,
         _rate(view.bytes_per_second),
         None if view.seconds_left is None else format_duration(view.seconds_left),
-        ", ".join(view.sources) or (view.text if view.state == "failed" else None),
+        _note(view),
     )
+
+
+def _note(view: ExplainView) -> str | None:
+    """Where its bytes come from, while they come; else what is told of it."""
+    if view.state == "failed" or (view.total and not view.bytes_per_second):
+        return view.text
+    return ", ".join(view.sources) or None
 
 
 def _desired_row(wanted: DesiredModelStatus) -> Row:

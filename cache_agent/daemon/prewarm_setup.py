@@ -17,7 +17,7 @@ from cache_agent.api.kube.kubeconfig import from_kubeconfig
 from cache_agent.api.node_cache import NodeCache, NodeCacheStatus
 from cache_agent.config import PrewarmSection
 from cache_agent.net.node_name import node_name
-from cache_agent.node.desired_detail import DesiredDetails
+from cache_agent.node.desired_detail import DesiredDetails, RefusedDocument
 from cache_agent.node.node import Node
 from cache_agent.node.threads import BlockingExecutor, call_soon
 from cache_agent.observability.events import (
@@ -185,11 +185,17 @@ def _of_folder(
         folder.make()
     labels = dict(section.labels)
 
+    known: set[RefusedDocument] = set()
+
     def tell(found: DesiredState) -> None:
         chosen = [model for model in found.models.values() if model.selects(labels)]
         reconciler.want([DesiredModel.from_cached_model(model) for model in chosen], found.refused)
         for each in found.refused:
-            parts.note("desired model document rejected", problem=each.message)
+            # Once, and not again whenever something else in the directory changes.
+            if each not in known:
+                parts.note("desired model document rejected", problem=each.message)
+        known.clear()
+        known.update(found.refused)
 
     return reconciler, [folder.watch(tell)]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from cache_agent.errors import Cancelled
+from cache_agent.fetch.arrivals import Arrivals
 from cache_agent.fetch.download import Tick
 from cache_agent.fetch.range_planner import (
     FileQueue,
@@ -24,7 +25,6 @@ from cache_agent.fetch.range_planner import (
     is_too_slow,
     run_length,
 )
-from cache_agent.fetch.recent_bytes import RecentBytes, recent_rate
 from cache_agent.sources.source import ChunkRange, FetchUpstream, RetryLater, Source, Tier
 from modelimage.digest import Digest
 from modelimage.errors import (
@@ -131,7 +131,9 @@ class Job:
         priority: int,
         monotonic: Callable[[], float],
         policy: SourceRetryPolicy,
+        arrivals: Arrivals | None = None,
     ) -> None:
+        """`arrivals`: where the bytes of the whole pull are counted; None: nobody asks for them."""
         self.sources, self.downloads = sources, downloads
         self.priority = priority
         # Two events: workers leave a stopped job at their next look, and only then may its caller close the partials.
@@ -140,7 +142,7 @@ class Job:
         self.error: BaseException | None = None
         self.bytes_by_source = [0] * len(sources)
         self.times_by_source: list[tuple[float, float] | None] = [None] * len(sources)
-        self._recent = RecentBytes()
+        self._arrivals = arrivals or Arrivals()
         self._waiting = [
             deque(
                 RequestState(range_request, order) for order, range_request in enumerate(file_queue)
@@ -285,12 +287,7 @@ class Job:
             self.bytes_by_source[source] += size
             began, _ = self.times_by_source[source] or (now, 0.0)
             self.times_by_source[source] = (began, now)
-            self._recent.add(size, now)
-
-    def recent_bytes(self, now: float) -> int:
-        """The bytes that came lately, from all sources."""
-        with self._lock:
-            return self._recent.total(now)
+        self._arrivals.add(size, now)
 
     def note_rate(self, source: int, rate: float) -> None:
         """Average in the rate of a transfer from a source, finished or running, in bytes per second."""
@@ -382,20 +379,6 @@ def transfers(jobs: Sequence[Job], since: float) -> Iterator[tuple[str, str, int
         ):
             if size and times is not None:
                 yield source.tier.value, source.name, size, times[0] - since, times[1] - since
-
-
-def last_byte(jobs: Sequence[Job]) -> float | None:
-    """When the last byte came, by the engine's clock; None before the first."""
-    times = [each for job in jobs for each in job.times_by_source if each is not None]
-    return max((last for _, last in times), default=None)
-
-
-def rate(jobs: Sequence[Job], now: float) -> float:
-    """The rate of the last seconds, in bytes per second; 0 before the first request."""
-    began = [each[0] for job in jobs for each in job.times_by_source if each is not None]
-    if not began:
-        return 0.0
-    return recent_rate(sum(job.recent_bytes(now) for job in jobs), min(began), now)
 
 
 def by_tier(jobs: Sequence[Job]) -> Iterator[tuple[str, int, float]]:

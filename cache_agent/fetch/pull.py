@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cache_agent.errors import cancelled, no_thread
 from cache_agent.fetch.pull_services import Progressing, PullServices
-from cache_agent.fetch.values import PullRequest, PullResult, PullSnapshot
+from cache_agent.fetch.values import PullRequest, PullResult, PullSnapshot, PullState
 from cache_agent.observability.events import PullEnded
 from modelimage.errors import WeightyardError, release_locals
 
@@ -45,6 +45,11 @@ class Pull:
     def priority(self) -> int:
         """The priority that was asked for."""
         return self._services.request.priority
+
+    @property
+    def state(self) -> PullState:
+        """The current phase; cheaper than a snapshot."""
+        return self._services.state
 
     @property
     def parts(self) -> Sequence[Progressing]:

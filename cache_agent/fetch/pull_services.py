@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from cache_agent.errors import cancelled
+from cache_agent.fetch.arrivals import Arrivals
 from cache_agent.fetch.engine import FetchEngine
 from cache_agent.fetch.job import (
     ChunkSink,
@@ -19,8 +20,6 @@ from cache_agent.fetch.job import (
     SourceRetryPolicy,
     by_source,
     by_tier,
-    last_byte,
-    rate,
     transfers,
 )
 from cache_agent.fetch.range_planner import FileQueue
@@ -59,6 +58,7 @@ class PullServices:
         self._cancelled = threading.Event()
         self._caps = Caps(request.caps)
         self._jobs: list[Job] = []
+        self._arrivals = Arrivals()
         self._state = PullState.RESOLVING
         self._phases = [(PullState.RESOLVING.value, 0.0)]
         self._total = self._reused = 0
@@ -100,6 +100,7 @@ class PullServices:
             priority=self.request.priority,
             monotonic=self._engine.monotonic,
             policy=self._policy,
+            arrivals=self._arrivals,
         )
         # Appended before the check: `cancel` either finds the job in the list or is seen by the check.
         self._jobs.append(job)
@@ -129,6 +130,11 @@ class PullServices:
         return self._engine.monotonic() - self._started
 
     @property
+    def state(self) -> PullState:
+        """The current phase."""
+        return self._state
+
+    @property
     def parts(self) -> Sequence[Progressing]:
         """The downloads and layers of the pull, running and complete."""
         return self._parts
@@ -152,7 +158,7 @@ class PullServices:
     def snapshot(self) -> PullSnapshot:
         """The progress so far."""
         parts, jobs = self._parts, list(self._jobs)
-        now, last = self._engine.monotonic(), last_byte(jobs)
+        now = self._engine.monotonic()
         return PullSnapshot(
             state=self._state,
             total=self._total,
@@ -161,6 +167,6 @@ class PullServices:
             reused=self._reused,
             by_source=tuple(by_source(jobs)),
             by_tier=tuple(by_tier(jobs)),
-            rate=rate(jobs, now),
-            quiet=None if last is None else max(0.0, now - last),
+            rate=self._arrivals.rate(now),
+            quiet=self._arrivals.quiet(now),
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from cache_agent.fetch.arrivals import SILENCE
 from cache_agent.sources.throttle import Throttle
 from cache_agent.store.values import StoredModel
 from modelimage.reference import ImageReference
@@ -72,11 +73,11 @@ class ReadablePrefix:
 
 @dataclass(frozen=True, slots=True)
 class PullSnapshot:
-    """The progress of a pull; sizes in bytes. `done` of `total` are on disk.
+    """The progress of a pull; sizes in bytes. `done` of `total` have come, verified or not.
 
     `by_source` holds (tier, source name, bytes); `by_tier` (tier, bytes, seconds from its first request to its last
-    byte). `rate` is that of the last ten seconds, in bytes per second; `quiet` are the seconds since the last byte
-    came, None before the first.
+    byte). `rate` is that of the last ten seconds, in bytes per second, 0 where none comes or too little has come to
+    tell; `quiet` are the seconds since the last byte came, None before the first.
     """
 
     state: PullState
@@ -88,3 +89,14 @@ class PullSnapshot:
     by_tier: tuple[tuple[str, int, float], ...] = ()
     rate: float = 0.0
     quiet: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until all has come, at this rate; None if that can't be told."""
+        left = max(0, self.total - self.done)
+        return left / self.rate if self.rate >= 1 else None
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether bytes came before, and none has for a while."""
+        return self.quiet is not None and self.quiet > SILENCE

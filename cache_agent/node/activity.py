@@ -105,4 +105,4 @@ class Activity:
 
 
 def _ended(running: Running) -> bool:
-    return running.pull.snapshot().state in _ENDED
+    return running.pull.state in _ENDED

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cache_agent.api.node_cache import DesiredModelStatus
+
+# A Workspace's desired model has its name behind this, so that it doesn't clash with a CachedModel of the same name.
+WORKSPACE_PREFIX: Final = "workspace."
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +28,22 @@ class DesiredDetail:
 
 @dataclass(frozen=True, slots=True, order=True)
 class RefusedDocument:
-    """A document that no desired model could be made of. `message` begins with its file's or object's name.
+    """A document that no desired model could be made of. `where`: its file or object; `why`: a sentence, on one line.
 
-    `name` and `image` are what it says of itself; empty where it says nothing that can be read.
+    `name` and `image` are what it says of itself, in the spelling of desired models; empty where nothing can be read.
     """
 
-    message: str
+    where: str
+    why: str
     name: str = ""
     image: str = ""
+
+    @property
+    def message(self) -> str:
+        """All of it on one line."""
+        # A file may hold many documents; an object has its name already.
+        parts = [self.where, *([self.name] if self.name not in ("", self.where) else []), self.why]
+        return ": ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from cache_agent.api.node_cache import DesiredModelState
 from cache_agent.api.wire import ExplainView
 from cache_agent.node.activity import Activity, PodVolume, Running
-from cache_agent.node.desired_detail import DesiredDetail, DesiredDetails, RefusedDocument
+from cache_agent.node.desired_detail import (
+    WORKSPACE_PREFIX,
+    DesiredDetail,
+    DesiredDetails,
+    RefusedDocument,
+)
 from cache_agent.node.progress_text import phase
 from cache_agent.store.roots import Roots
 from cache_agent.store.values import Lease, StoredModel
@@ -25,6 +31,7 @@ _WORDS: Final[dict[DesiredModelState, str]] = {
     "Ready": "lost a moment ago, and fetched again",
     "Failed": "it can't be had",
 }
+_MOST_REFUSED: Final = 20
 # Their pulls tell more than they do.
 _FETCHING: Final = ("Pending", "Fetching")
 
@@ -44,9 +51,10 @@ def explain(
     cached, desired = _cached(text, store), wanted.models
     named = _named(text, desired, cached)
     shown = text
-    if any(each.status.name == text for each in named):
+    by_name = [each for each in named if _is_named(each.status.name, text)]
+    if by_name:
         # A desired model's own name is no name of the store's.
-        shown = next(each.status.image or "" for each in named if each.status.name == text)
+        shown = by_name[0].status.image or ""
         keys = dict.fromkeys(each.status.model_key for each in named if each.status.model_key)
         cached = [model for key in keys for model in _cached(key, store)]
         named = [
@@ -56,13 +64,16 @@ def explain(
     found = [
         *(_of_model(shown, each, named, alone=len(cached) == 1) for each in cached),
         *_coming(text, activity, named, cached),
-        *(_of_refused(each) for each in wanted.refused if _is_of(each, text)),
+        *islice(
+            (_of_refused(each) for each in wanted.refused if _is_of(each, text)), _MOST_REFUSED
+        ),
     ]
     if not found:
         raise NotFound(
             f"{text!r} is unknown on this node: no pod waits for it or uses it, "
             "it is not desired, and it is not cached",
-            hint="See `weightyard ls` and `weightyard status`; for a pod, ask the agent of its own node.",
+            hint="See `weightyard ls` and `weightyard status`, which tells of documents that can't be used as well; "
+            "for a pod, ask the agent of its own node.",
         )
     return found
 
@@ -100,7 +111,6 @@ def _of_pod(pod: PodVolume, activity: Activity) -> ExplainView:
 
 def _of_pull(subject: str, running: Running) -> ExplainView:
     snapshot = running.pull.snapshot()
-    rate, left = snapshot.rate, max(0, snapshot.total - snapshot.done)
     return ExplainView(
         subject=subject,
         state="waiting",
@@ -109,8 +119,8 @@ def _of_pull(subject: str, running: Running) -> ExplainView:
         since=running.began,
         total=snapshot.total,
         done=snapshot.done,
-        bytes_per_second=rate,
-        seconds_left=left / rate if rate >= 1 else None,
+        bytes_per_second=snapshot.rate,
+        seconds_left=snapshot.seconds_left,
         sources={f"{tier} {name}": size for tier, name, size in snapshot.by_source},
     )
 
@@ -164,7 +174,9 @@ def _named(
     return [
         each
         for each in desired
-        if each.status.name == text or each.status.image == image or each.status.model_key in keys
+        if _is_named(each.status.name, text)
+        or each.status.image == image
+        or each.status.model_key in keys
     ]
 
 
@@ -199,11 +211,15 @@ def _coming(
 
 
 def _has_brought(running: Running, cached: Sequence[StoredModel]) -> bool:
-    """Whether a pull's model is among the cached ones: it is a moment before the pull has ended."""
+    """Whether a pull's model is among the cached ones: it is, for a moment before the pull has ended."""
     snapshot = running.pull.snapshot()
-    variants = {each.variant for each in cached}
-    is_whole = 0 < snapshot.total <= snapshot.done
-    return is_whole and bool(variants) and running.variant in {None, *variants}
+    # What was cached before it began is another model: the image's name has moved.
+    brought = {each.variant for each in cached if each.added >= running.began}
+    return (
+        0 < snapshot.total <= snapshot.done
+        and bool(brought)
+        and running.variant in {None, *brought}
+    )
 
 
 def _is_told(detail: DesiredDetail, pulls: Sequence[Running], cached: Container[str]) -> bool:
@@ -253,15 +269,20 @@ def _of_desired(details: Sequence[DesiredDetail]) -> ExplainView:
 
 
 def _is_of(refused: RefusedDocument, text: str) -> bool:
-    return bool(text) and (text == refused.name or _canonical(text) == _canonical(refused.image))
+    return _is_named(refused.name, text) or (bool(text) and _canonical(text) == refused.image)
+
+
+def _is_named(name: str, text: str) -> bool:
+    """Whether a desired model is asked for by its name; a Workspace's also by that of the Workspace."""
+    return bool(text) and name in {text, f"{WORKSPACE_PREFIX}{text}"}
 
 
 def _of_refused(refused: RefusedDocument) -> ExplainView:
     return ExplainView(
-        subject=f"document {refused.name or refused.image}",
+        subject=f"document {refused.name or refused.image} in {refused.where}",
         state="failed",
         image=refused.image,
-        text=refused.message,
+        text=refused.why,
         reason="InvalidDocument",
         since=0.0,
     )

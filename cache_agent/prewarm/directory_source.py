@@ -18,7 +18,7 @@ from typing import Final
 from cache_agent.api.cached_model import CachedModel
 from cache_agent.node.desired_detail import RefusedDocument
 from cache_agent.node.threads import wait_event
-from cache_agent.prewarm.documents import Parsed, parse_documents
+from cache_agent.prewarm.documents import Parsed, parse_documents, refused
 from modelimage.document_files import read_document
 from modelimage.errors import InvalidInput, NotWritable
 
@@ -61,18 +61,23 @@ class DirectorySource:
         """Read all documents. Files that didn't change since the last call aren't read again."""
         before, self._seen = self._seen, {}
         models: dict[str, CachedModel] = {}
-        refused: list[RefusedDocument] = []
+        files: dict[str, Path] = {}
+        problems: list[RefusedDocument] = []
         for path in self._files():
             parsed = self._parsed(path, before)
-            refused += parsed.refused
+            found = list(parsed.refused)
             for model in parsed.models:
                 # The first file in sorted order wins, so that the result doesn't depend on the directory's order.
-                if model.name in models:
-                    twice = f"{path.name}: {model.name} is in another file as well"
-                    refused.append(RefusedDocument(twice, model.name, model.spec.image))
-                else:
-                    models[model.name] = model
-        return DesiredState(models, tuple(refused))
+                first = files.setdefault(model.name, path)
+                if models.setdefault(model.name, model) is not model:
+                    why = (
+                        "it is there twice, and the first counts"
+                        if first == path
+                        else f"there is one of this name in {first.name}, which counts"
+                    )
+                    found.append(refused(path.name, why, model.name, model.spec.image))
+            problems += _bounded(found, path)
+        return DesiredState(models, tuple(problems))
 
     async def watch(
         self, notify: Callable[[DesiredState], None], look: float = LOOK_SECONDS
@@ -120,9 +125,7 @@ class DirectorySource:
                 parsed = known[1]
             else:
                 base = path.absolute().parent
-                parsed = _bounded(
-                    parse_documents(read_document(path), where=path.name, base=base), path
-                )
+                parsed = parse_documents(read_document(path), where=path.name, base=base)
         except FileNotFoundError:
             return Parsed()
         except InvalidInput as error:
@@ -163,13 +166,12 @@ class DirectorySource:
 
 
 def _unreadable(path: Path, why: str) -> Parsed:
-    return Parsed(refused=(RefusedDocument(f"{path.name}: {why}"),))
+    return Parsed(refused=(refused(path.name, why),))
 
 
-def _bounded(parsed: Parsed, path: Path) -> Parsed:
-    """With so many refused documents that a log and a status can take them."""
-    more = len(parsed.refused) - _MOST_REFUSED
+def _bounded(found: list[RefusedDocument], path: Path) -> list[RefusedDocument]:
+    """So many of a file's refused documents that a log and a status can take them."""
+    more = len(found) - _MOST_REFUSED
     if more <= 0:
-        return parsed
-    rest = RefusedDocument(f"{path.name}: {more} more problems")
-    return Parsed(parsed.models, (*parsed.refused[:_MOST_REFUSED], rest))
+        return found
+    return [*found[:_MOST_REFUSED], refused(path.name, f"{more} more problems")]

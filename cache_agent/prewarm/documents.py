@@ -6,6 +6,7 @@ A Workspace in the directory counts too: its model becomes a desired model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +16,10 @@ from pydantic import ValidationError
 from cache_agent.api.cached_model import KIND, CachedModel
 from cache_agent.api.document_errors import sentence
 from cache_agent.api.kube_objects import API_VERSION
-from cache_agent.node.desired_detail import RefusedDocument
+from cache_agent.node.desired_detail import WORKSPACE_PREFIX, RefusedDocument
 from modelimage.errors import InvalidInput, WeightyardError
-from modelimage.reference import LayoutReference, parse_image
+from modelimage.log_text import printable
+from modelimage.reference import ImageReference, LayoutReference, parse_image
 from modelimage.yaml_text import parse_yaml
 
 Json = dict[str, Any]
@@ -26,6 +28,7 @@ Json = dict[str, Any]
 WORKSPACE_PRIORITY: Final = 90
 _WORKSPACE: Final = "Workspace"
 _LONGEST_NAME: Final = 500
+_LONGEST_TEXT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +42,42 @@ class Parsed:
 def parse_documents(text: str, *, where: str, base: Path) -> Parsed:
     """Parse a text's documents. An invalid one doesn't affect the others. `oci:` paths are relative to `base`."""
     models: list[CachedModel] = []
-    refused: list[RefusedDocument] = []
+    problems: list[RefusedDocument] = []
     try:
         # All at once: after a syntax error the boundaries of the documents are unknown, so none counts.
         documents = list(_documents(text, where))
     except InvalidInput as error:
-        return Parsed(refused=(RefusedDocument(error.message),))
+        return Parsed(refused=(refused(where, error.message.removeprefix(f"{where}: ")),))
     for document in documents:
         try:
             models.append(_absolute(_model(document), base))
         except ValidationError as error:
-            refused.append(refuse(document, explain(error), where=where))
+            problems.append(refuse(document, explain(error), where=where, base=base))
         except (WeightyardError, ValueError) as error:
-            refused.append(refuse(document, str(error), where=where))
-    return Parsed(tuple(models), tuple(refused))
+            problems.append(refuse(document, str(error), where=where, base=base))
+    return Parsed(tuple(models), tuple(problems))
 
 
-def refuse(document: Any, why: str, *, where: str) -> RefusedDocument:
+def refuse(document: Any, why: str, *, where: str, base: Path | None = None) -> RefusedDocument:
     """The document refused, with the name and the image that it seems to have. `where`: its file or object."""
     name = _text_at(document, "metadata", "name")
     image = _text_at(document, "spec", "image") or _text_at(document, "spec", "model", "image")
-    # A file may hold many documents.
-    what = f"{where}: {name}" if name and name != where else where
-    return RefusedDocument(f"{what}: {why}", name, image)
+    if name and _text_at(document, "kind") == _WORKSPACE:
+        name = f"{WORKSPACE_PREFIX}{name}"
+    # An image that can't be one is kept as it is written.
+    with suppress(InvalidInput):
+        image = str(_reference(image, base)) if image else ""
+    return refused(where, why, name, image)
+
+
+def refused(where: str, why: str, name: str = "", image: str = "") -> RefusedDocument:
+    """A refusal whose words are a document's own in part: short, on one line, and obeyed by no terminal."""
+    return RefusedDocument(_shown(where), _shown(why), name, image)
+
+
+def _shown(text: str) -> str:
+    cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+    return printable(" ".join(cut.split()))
 
 
 def _text_at(found: Any, *path: str) -> str:
@@ -73,8 +89,10 @@ def _text_at(found: Any, *path: str) -> str:
 
 
 def explain(error: ValidationError) -> str:
-    """A document's first problem, with the field's path."""
-    return sentence(error.errors(include_url=False)[0], CachedModel)
+    """A document's first problem, with the field's path. An unknown field first: it is a missing one, misspelt."""
+    errors = error.errors(include_url=False)
+    unknown = (each for each in errors if each["type"] == "extra_forbidden")
+    return sentence(next(unknown, errors[0]), CachedModel)
 
 
 def _documents(text: str, where: str) -> Iterator[Any]:
@@ -105,7 +123,7 @@ def _of_workspace(document: Json) -> Json:
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if "image" not in model:
-        raise ValueError(f"Workspace {name} names no image: only images can be pre-warmed")
+        raise ValueError("it names no image: only images can be pre-warmed")
     wanted = {
         "image": model["image"],
         "variant": None if model.get("variant", "auto") == "auto" else model["variant"],
@@ -115,16 +133,21 @@ def _of_workspace(document: Json) -> Json:
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
-        # With a prefix, so that it doesn't clash with a CachedModel of the same name.
-        "metadata": {"name": f"workspace.{name}"},
+        "metadata": {"name": f"{WORKSPACE_PREFIX}{name}"},
         "spec": wanted,
     }
 
 
 def _absolute(model: CachedModel, base: Path) -> CachedModel:
     """The model with its image in canonical form, layout paths made absolute. Raises InvalidInput."""
-    reference = parse_image(model.spec.image)
-    if isinstance(reference, LayoutReference):
-        reference = replace(reference, path=base / reference.path)
+    reference = _reference(model.spec.image, base)
     spec = model.spec.model_copy(update={"image": str(reference)})
     return model.model_copy(update={"spec": spec})
+
+
+def _reference(image: str, base: Path | None) -> ImageReference:
+    """A document's image in canonical form, its directory below `base`. Raises InvalidInput."""
+    reference = parse_image(image)
+    if isinstance(reference, LayoutReference) and base is not None:
+        return replace(reference, path=base / reference.path)
+    return reference

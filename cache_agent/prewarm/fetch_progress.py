@@ -12,4 +12,7 @@ def fetch_progress(snapshot: PullSnapshot) -> FetchProgress:
     most = sorted(snapshot.by_source, key=lambda each: -each[2])[:MOST_SOURCES]
     # By name: an order by bytes would change, and be reported, all the time.
     sources = tuple(sorted(f"{tier} {name}" for tier, name, size in most if size))
-    return FetchProgress(snapshot.done, snapshot.total, snapshot.rate, sources)
+    return FetchProgress(
+        snapshot.done, snapshot.total, snapshot.rate, sources,
+        snapshot.seconds_left, stands_still=snapshot.stands_still,
+    )  # fmt: skip

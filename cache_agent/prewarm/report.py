@@ -33,12 +33,17 @@ from modelimage.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class FetchProgress:
-    """The progress of a fetch: `done` of `total` bytes, at `rate` bytes per second. `sources`: tier and name."""
+    """The progress of a fetch: `done` of `total` bytes, at `rate` bytes per second. `sources`: tier and name.
+
+    `seconds_left`: None if that can't be told. `stands_still`: bytes came before, and none has for a while.
+    """
 
     done: int
     total: int
     rate: float
     sources: tuple[str, ...] = ()
+    seconds_left: float | None = None
+    stands_still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class NodeReportInput:
 
 _RuntimeState = Literal["Pulling", "Present", "Failed", "Unsupported"]
 _PENDING = ModelOutcome("Pending")
+_STILL: Final = "no bytes are coming from its sources"
 
 
 class _Of(NamedTuple):
@@ -130,7 +136,12 @@ def _desired(view: NodeReportInput, desired: DesiredModel, made: Made) -> Desire
 
 def _entry(of: _Of) -> DesiredModelStatus:
     desired, outcome, model, progress = of.desired, of.outcome, of.model, of.progress
-    done, total, rate = (progress.done, progress.total, progress.rate) if progress else (0, 0, 0.0)
+    progress = progress or FetchProgress(0, 0, 0.0)
+    done, total, message = progress.done, progress.total, outcome.message
+    if progress.stands_still and model is None:
+        # Without the seconds: a report that changes all the time is written all the time.
+        message = message or _STILL
+    left = progress.seconds_left if model is None else None
     # A stored model is whole: the progress of a fetch that is just ending may lag behind the inventory.
     if model is not None:
         done = total = model.size
@@ -140,15 +151,15 @@ def _entry(of: _Of) -> DesiredModelStatus:
         observed_generation=desired.generation,
         state=outcome.state,
         reason=outcome.reason,
-        message=outcome.message,
+        message=message,
         model_key=str(outcome.key) if outcome.key else None,
         image=model.image if model else desired.target.image,
         variant=model.variant if model else desired.target.variant,
         bytes_done=done,
         bytes_total=total or None,
-        bytes_per_second=int(rate),
-        seconds_left=int((total - done) / rate) if rate >= 1 and model is None else None,
-        sources=progress.sources if progress and model is None else (),
+        bytes_per_second=int(progress.rate),
+        seconds_left=None if left is None else int(left),
+        sources=progress.sources if model is None else (),
         tier=of.tier,
         pinned=model.pinned if model else False,
         verified_at=timestamp(model.verified) if model and model.verified else None,

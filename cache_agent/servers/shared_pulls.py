@@ -23,7 +23,7 @@ class SharedPulls:
         # Looked up and started under one lock, or two requests could both start a pull.
         with self._lock:
             for each, pull in list(self._pulls.items()):
-                if pull.snapshot().state in (PullState.DONE, PullState.FAILED):
+                if pull.state in (PullState.DONE, PullState.FAILED):
                     del self._pulls[each]
             if key not in self._pulls:
                 self._pulls[key] = self.start(request)

@@ -16,7 +16,7 @@ from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options, kubectl
 from weightyard.options import ModelName, root_option
 from weightyard.start_text import start_lines
-from weightyard.text import format_bytes, format_duration
+from weightyard.text import format_bytes, format_duration, one_line
 from weightyard.up.state import State, all_workspaces, condition, is_running
 from weightyard.workspace_names import workspace_named
 from workspace.startup import Startup
@@ -90,7 +90,8 @@ def _state_text(state: State) -> str:
     lines = [f"{state.name}: {condition(state)}{failed}", f"  image: {state.image}"]
     if state.startup:
         lines += start_lines(Startup.model_validate(state.startup), is_over=not is_running(state))
-    return "\n".join(lines)
+    # Messages quote others, who must not begin a line of ours.
+    return "\n".join(map(one_line, lines))
 
 
 def _text(view: ExplainView, now: float) -> str:
@@ -114,4 +115,5 @@ def _text(view: ExplainView, now: float) -> str:
         lines.append(f"  tried again: {f'in {format_duration(left)}' if left > 0 else 'now'}")
     if view.since:
         lines.append(f"  since: {format_duration(max(0.0, now - view.since))}")
-    return "\n".join(lines)
+    # Messages quote others, who must not begin a line of ours.
+    return "\n".join(map(one_line, lines))

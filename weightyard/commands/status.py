@@ -18,7 +18,7 @@ from weightyard.console import Console, pass_console
 from weightyard.kubectl import cluster_options
 from weightyard.options import ModelName, access_options, root_option
 from weightyard.prewarm_client import percent, prewarm_target
-from weightyard.text import format_bytes, format_duration
+from weightyard.text import format_bytes, format_duration, one_line
 
 _COLUMNS = (
     "model",
@@ -67,7 +67,7 @@ def status(
     # Before the table and the errors, since a problem may explain missing rows.
     for node in nodes:
         for problem in node_problems(node):
-            console.say(f"{node.name}: {problem}")
+            console.say(one_line(f"{node.name}: {problem}"))
     if name is not None and not rows:
         raise NotFound(
             f"no model called {name} is desired or cached",

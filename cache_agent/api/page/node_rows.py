@@ -199,7 +199,8 @@ def _moves(node: NodeCache, look: AgentLook) -> dict[str, Row]:
             rate=int(view.bytes_per_second),
             left=None if view.seconds_left is None else int(view.seconds_left),
             sources=sorted(view.sources),
-            why="" if view.total and view.state == "waiting" else view.text[:_MOST_SAID],
+            # While its bytes come, the numbers tell all.
+            why="" if view.bytes_per_second and view.state == "waiting" else view.text[:_MOST_SAID],
             since=view.since,
         )
     # After the transfers, and only what none of them brings: a model has one row.

@@ -114,7 +114,8 @@ class ClusterSource:
         old = models[name][0] if name in models else None
         # An object that waits for its finalizers is no longer desired.
         if metadata.get("deletionTimestamp"):
-            return models.pop(name, None) is not None
+            was_refused = self._refused.pop(name, None) is not None
+            return models.pop(name, None) is not None or was_refused
         # The API server raises the generation only when the spec changes; 0 means that it set none.
         same = (metadata.get("uid", ""), metadata.get("generation", 0))
         if old is not None and (old.metadata.uid, old.metadata.generation) == same and same[1]:
@@ -125,8 +126,9 @@ class ClusterSource:
             model = CachedModel.parse(whole)
             models[name] = (model, DesiredModel.from_cached_model(model))
         except ValidationError as error:
-            models.pop(name, None)
+            was = models.pop(name, None), self._refused.get(name)
             self._refused[name] = refuse(document, explain(error), where=name)
+            return was != (None, self._refused[name])
         else:
             self._refused.pop(name, None)
         return True

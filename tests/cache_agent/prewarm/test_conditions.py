@@ -30,7 +30,8 @@ def views(draw: st.DrawFn) -> NodeReportInput:
     models = [DesiredModel(name, target, pin=draw(st.booleans())) for name in outcomes]
     return NodeReportInput(
         NodeFacts(), Inventory(), 0.0, draw(st.booleans()), draw(st.booleans()), draw(TEXTS),
-        tuple(map(RefusedDocument, draw(st.lists(TEXTS.filter(bool), max_size=2)))), models, outcomes,
+        tuple(RefusedDocument("a.yaml", each) for each in draw(st.lists(TEXTS.filter(bool), max_size=2))),
+        models, outcomes,
     )  # fmt: skip
 
 

@@ -49,11 +49,13 @@ def test_a_file_has_so_many_problems_at_most(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "name", "image"),
     [
-        ("{kind: CachedModel, metadata: {name: Bad_Name}, spec: {image: 'r/m:v1'}}", "Bad_Name", "r/m:v1"),
-        ("{kind: Workspace, metadata: {name: chat}, spec: {model: {image: '::'}}}", "chat", "::"),
+        ("{kind: CachedModel, metadata: {name: Bad_Name}, spec: {image: 'r.test/m:v1'}}", "Bad_Name", "r.test/m:v1"),
+        ("{kind: Workspace, metadata: {name: chat}, spec: {model: {image: '::'}}}", "workspace.chat", "::"),
         ("{kind: Deployment, metadata: {name: x}}", "x", ""),
         ("{kind: CachedModel, metadata: {name: [1]}, spec: 3}", "", ""),
         ("{kind: CachedModel, metadata: {name: '" + "x" * 1000 + "'}}", "", ""),
+        ("{kind: CachedModel, metadata: {name: \"a\\nb\"}}", "", ""),
+        ("{kind: CachedModel, metadata: {name: x}, spec: {image: 'oci:l:v1', pin: 3}}", "x", "oci:HERE/l:v1"),
         ("[1, 2]", "", ""),
         ("text", "", ""),
     ],
@@ -64,5 +66,31 @@ def test_a_refused_document_tells_whose_it_is(
     """As far as it can be read; of many in one file, the message names the one."""
     (tmp_path / "a.yaml").write_text(f"{GOOD}\n---\n{document}\n")
     (refused,) = DirectorySource(tmp_path).read().refused
-    assert (refused.name, refused.image) == (name, image)
+    assert (refused.name, refused.image) == (name, image.replace("HERE", str(tmp_path)))
     assert refused.message.startswith(f"a.yaml: {name}: " if name else "a.yaml: ")
+
+
+@pytest.mark.parametrize(
+    "kind", ["x" * 900_000, "x\\nimage r/prod:v1: ready: the model is cached", "\\e[2J"]
+)
+def test_the_words_of_a_refused_document_are_short_and_begin_no_line(
+    tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(f'{{kind: "{kind}", metadata: {{name: forged}}}}')
+    (refused,) = DirectorySource(tmp_path).read().refused
+    assert len(refused.message) < 2000
+    assert refused.message.isprintable()
+
+
+def test_a_name_that_is_there_twice_tells_where_and_is_told_so_many_times_at_most(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.yaml").write_text(f"{GOOD}\n---\n" * 100)
+    (tmp_path / "b.yaml").write_text(GOOD)
+    found = DirectorySource(tmp_path).read()
+    assert list(found.models) == ["good"]
+    twice, another = found.refused[0], found.refused[-1]
+    assert twice.message == "a.yaml: good: it is there twice, and the first counts"
+    assert another.message == "b.yaml: good: there is one of this name in a.yaml, which counts"
+    assert (another.name, another.image) == ("good", found.models["good"].spec.image)
+    assert len(found.refused) == 22

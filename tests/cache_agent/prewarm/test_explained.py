@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cache_agent.api.wire import ExplainView
+from cache_agent.fetch.arrivals import SILENCE
+from cache_agent.fetch.pull import Pull
+from cache_agent.fetch.values import PullSnapshot, PullState
+from cache_agent.node.activity import Running
 from cache_agent.node.desired_detail import RefusedDocument
 from cache_agent.node.explanation import explain
 from cache_agent.node.node import Node
+from cache_agent.node.progress_text import describe
 from cache_agent.prewarm.values import DesiredModel, FetchTarget
 from cache_agent.store.space import Amount, SpaceLimits
 from modelimage.errors import NotFound, Unreachable
@@ -197,21 +202,34 @@ def test_a_fetch_is_told_with_the_rate_of_its_last_seconds(open_node: NodeFactor
         async with kept(open_node, node) as at:
             at.reconciler.want([desired("a")])
             await until(half.hanging.is_set, what="second chunk on its way")
-            for seconds, moving in ((2.0, True), (9.0, True), (11.0, False), (3600.0, False)):
+            for seconds in (2.0, 4.0, 11.0, 3600.0):
                 now[0] = began + seconds
-                (view,) = told(at)
-                rate = sum(view.sources.values()) / seconds if moving else 0
-                assert view.bytes_per_second == pytest.approx(rate, rel=0.06)
-                assert view.text == ("being fetched" if moving else f"no bytes for {seconds:.0f} s")
-                assert (view.seconds_left is None) is not moving
-                assert at.wanted("a").bytes_per_second == int(view.bytes_per_second)
+                (view,), (lined,) = told(at), service_of(node).activity()
+                told_kubelet = describe(node.activity.running()[0].pull.snapshot())
+                wanted = at.wanted("a")
+                if seconds < SILENCE:
+                    rate = sum(view.sources.values()) / seconds
+                    assert view.bytes_per_second == pytest.approx(rate, rel=0.06)
+                    assert view.seconds_left == pytest.approx(
+                        (view.total - view.done) / rate, rel=0.06
+                    )
+                    assert view.text == "being fetched"
+                    assert "/s, " in told_kubelet
+                    assert wanted.message == ""
+                else:
+                    assert (view.bytes_per_second, view.seconds_left) == (0, None)
+                    assert view.text == f"being fetched, no bytes for {seconds:.0f} s"
+                    assert told_kubelet.endswith(f", no bytes for {seconds:.0f} s")
+                    assert wanted.message == "no bytes are coming from its sources"
+                assert (lined.bytes_per_second, lined.text) == (view.bytes_per_second, view.text)
+                assert wanted.bytes_per_second == int(view.bytes_per_second)
 
     run(test())
 
 
 def test_a_refused_document_is_told_by_its_name_and_its_image(open_node: NodeFactory) -> None:
     node = open_node({"reg.test/m": simple_image(weights=[3000])[0]})
-    refused = RefusedDocument("a.yaml: b: no such field: spec.imgae", "b", IMAGE)
+    refused = RefusedDocument("a.yaml", "spec.replicas: expected a number", "b", IMAGE)
 
     async def test() -> None:
         async with kept(open_node, node) as at:
@@ -220,8 +238,8 @@ def test_a_refused_document_is_told_by_its_name_and_its_image(open_node: NodeFac
             await no_pull_runs(at)
             assert [each.state for each in told(at, "a")] == ["ready"]
             (view,) = told(at, "b")
-            assert (view.subject, view.state) == ("document b", "failed")
-            assert (view.reason, view.text) == ("InvalidDocument", refused.message)
+            assert (view.subject, view.state) == ("document b in a.yaml", "failed")
+            assert (view.reason, view.text) == ("InvalidDocument", refused.why)
             assert [each.state for each in told(at)] == ["ready", "failed"]
             at.reconciler.want([desired("a")])
             with pytest.raises(NotFound):
@@ -293,7 +311,8 @@ def test_without_an_agent_it_says_that_nobody_fetches_it(open_node: NodeFactory)
     assert "no agent runs here" in view.text
     (folder / "b.yaml").write_text("{kind: CachedModel, metadata: {name: typo}, spec: {imgae: x}}")
     (view,) = service_of(node).explain("typo")
-    assert (view.state, view.text.startswith("b.yaml: typo: ")) == ("failed", True)
+    assert (view.state, view.subject) == ("failed", "document typo in b.yaml")
+    assert "did you mean 'image'?" in view.text, "and not that the image is missing"
     with pytest.raises(NotFound, match="not desired"):
         service_of(node).explain("reg.test/other:v1")
 
@@ -319,3 +338,50 @@ def test_each_cached_variant_of_an_image_is_told(open_node: NodeFactory) -> None
         pull(node, IMAGE, variant)
     subjects = {each.subject for each in service_of(node).explain(IMAGE)}
     assert subjects == {f"image {IMAGE} (bf16)", f"image {IMAGE} (int8)"}
+
+
+def test_a_workspace_is_found_by_its_own_name_too(open_node: NodeFactory) -> None:
+    """Its desired model's begins with `workspace.`, as `weightyard status` shows it."""
+    node = open_node({"reg.test/m": simple_image(weights=[3000])[0]})
+    folder = node.store.first.paths.prewarm
+    folder.mkdir(parents=True)
+    workspace = (
+        "{apiVersion: weightyard.dev/v1alpha1, kind: Workspace, metadata: {name: %s},"
+        " spec: {model: {image: '%s'}}}"
+    )
+    (folder / "a.yaml").write_text(workspace % ("chat", IMAGE))
+    (folder / "b.yaml").write_text(workspace % ("odd", "::"))
+    for name in ("chat", "workspace.chat"):
+        (view,) = service_of(node).explain(name)
+        assert view.desired_by == ["workspace.chat"]
+    for name in ("odd", "workspace.odd"):
+        (view,) = service_of(node).explain(name)
+        assert (view.subject, view.reason) == (
+            "document workspace.odd in b.yaml",
+            "InvalidDocument",
+        )
+
+
+def test_a_pull_whose_model_is_cached_is_not_told_beside_it(open_node: NodeFactory) -> None:
+    """A model is cached a moment before its pull has ended; one that was there before is another one."""
+    node = open_node({"reg.test/m": simple_image(weights=[3000])[0]})
+
+    class Whole:
+        """A pull in that moment."""
+
+        state = PullState.PUBLISHING
+
+        def snapshot(self) -> PullSnapshot:
+            return PullSnapshot(self.state, total=3000, done=3000)
+
+    pull(node)
+    for variant in (None, "bf16"):
+        node.activity._pulls = [Running(IMAGE, variant, cast("Pull", Whole()), open_node.now)]
+        assert [each.state for each in service_of(node).explain(IMAGE)] == ["ready"]
+    for other in (
+        Running(IMAGE, "int8", cast("Pull", Whole()), open_node.now),
+        Running(IMAGE, None, cast("Pull", Whole()), open_node.now + 1),
+    ):
+        node.activity._pulls = [other]
+        assert [each.state for each in service_of(node).explain(IMAGE)] == ["ready", "waiting"]
+    node.activity._pulls = []

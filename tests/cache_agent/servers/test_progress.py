@@ -20,9 +20,12 @@ def test_the_words() -> None:
     assert describe(moving) == "waiting for 38 of 52 GiB, 1.2 GiB/s, 32 s left"
     assert phase(moving) == "being fetched"
     assert describe(FETCHING) == "waiting for 38 of 52 GiB, no bytes yet"
+    assert phase(FETCHING) == "being fetched, no bytes yet"
+    begun = replace(FETCHING, quiet=0.1)
+    assert (describe(begun), phase(begun)) == ("waiting for 38 of 52 GiB", "being fetched")
     still = replace(FETCHING, quiet=30.0)
     assert describe(still) == "waiting for 38 of 52 GiB, no bytes for 30 s"
-    assert phase(still) == "no bytes for 30 s"
+    assert phase(still) == "being fetched, no bytes for 30 s"
     assert describe(RESOLVING) == "waiting for the image to be resolved"
     assert phase(RESOLVING) == "its image is being resolved"
 
