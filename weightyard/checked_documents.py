@@ -23,7 +23,7 @@ from weightyard.text import format_duration
 from workspace.document import workspace_in, workspace_of
 from workspace.hardware import requested_hardware
 from workspace.images import images_of
-from workspace.rollout_spec import Rollout, RolloutStep
+from workspace.rollout_spec import Rollout, RolloutStep, Strategy
 from workspace.schema import Workspace
 
 _WORKSPACE: Final = "Workspace"
@@ -151,8 +151,16 @@ def _does(workspace: Workspace) -> str:
 
 
 def _rollout(rollout: Rollout) -> str:
-    steps = ", ".join(map(_step, rollout.given_steps))
-    return f"{rollout.strategy.value}: {steps}" if steps else rollout.strategy.value
+    """Its strategy and steps, and what it asks a new version and does with the old one."""
+    steps = [_step(each) for each in rollout.given_steps]
+    text = f"{rollout.strategy.value}: {', '.join(steps)}" if steps else rollout.strategy.value
+    probes = rollout.analysis.probes
+    if probes is not None:
+        place = probes.config_map
+        text += f"; probes of {f'ConfigMap {place.name}' if place else 'the image'} first"
+    if rollout.strategy is Strategy.BLUE_GREEN:
+        text += f"; the old version stays for {format_duration(rollout.keep_seconds)}"
+    return text
 
 
 def _step(step: RolloutStep) -> str:

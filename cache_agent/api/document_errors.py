@@ -18,6 +18,7 @@ from modelimage.errors import InvalidInput
 from modelimage.yaml_text import Loader
 
 # By pydantic's kind of error: its own words name Python's types.
+_LONGEST_WORD: Final = 100  # that is compared with the known ones
 _EXPECTED: Final[Mapping[str, str]] = {
     "path_type": "expected a path",
     **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "expected a list"),
@@ -135,7 +136,7 @@ def sentence(error: ErrorDetails, model: type[BaseModel]) -> str:
         of = f" with the fields {', '.join(sorted(known))}" if known else ""
         return f"{field}: expected a mapping{of}"
     if kind == "is_instance_of":
-        return f"{field}: {_choices(path, message, model)}"
+        return f"{field}: {_choices(path, error.get('input'), message, model)}"
     told = _EXPECTED.get(kind) or f"{message[:1].lower()}{message[1:]}"
     if kind in _BOUNDS and "ctx" in error:
         told = _BOUNDS[kind].format(**error["ctx"])
@@ -177,12 +178,15 @@ def _paths(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[tuple[str
             yield from _paths(kind, path)
 
 
-def _choices(path: Sequence[str | int], message: str, model: type[BaseModel]) -> str:
+def _choices(path: Sequence[str | int], given: object, message: str, model: type[BaseModel]) -> str:
     field = _field_type(path, model)
     enum = next((each for each in (field, *get_args(field)) if hasattr(each, "__members__")), None)
     if enum is None:
         return message
-    return f"expected one of {', '.join(member.value for member in enum)}"
+    values = {str(member.value).lower(): str(member.value) for member in enum}
+    close = difflib.get_close_matches(str(given)[:_LONGEST_WORD].lower(), values, n=1)
+    meant = f"; did you mean {values[close[0]]!r}?" if close else ""
+    return f"expected one of {', '.join(values.values())}{meant}"
 
 
 def _dotted(path: Sequence[str | int]) -> str:

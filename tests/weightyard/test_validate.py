@@ -56,6 +56,39 @@ def test_what_a_document_asks_for_is_told() -> None:
     assert not any(each.problems for each in found)
 
 
+@pytest.mark.parametrize(
+    ("rollout", "told"),
+    [
+        (
+            "{strategy: blueGreen, keepSeconds: 90}",
+            "1 server; blueGreen; the old version stays for 1 min 30 s",
+        ),
+        (
+            "{strategy: canary, steps: [{weight: 50}], analysis: {probes: {configMap: {name: questions}}}}",
+            "1 server; canary: 50 %; probes of ConfigMap questions first",
+        ),
+        (
+            "{strategy: canary, steps: [{weight: 50}], analysis: {probes: {attached: true}}}",
+            "1 server; canary: 50 %; probes of the image first",
+        ),
+    ],
+)
+def test_what_a_rollout_asks_for_is_told(rollout: str, told: str) -> None:
+    (found,) = check_documents(f"{WORKSPACE}  rollout: {rollout}\n", "w.yaml")
+    assert (found.problems, found.does) == ((), told)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("canry", "canary"), ("bluegreen", "blueGreen"), ("x", None), ("x" * 100_000, None)],
+)
+def test_a_misspelt_choice_is_told_with_the_likely_one(given: str, meant: str | None) -> None:
+    text = f"{WORKSPACE}  rollout: {{strategy: {given}}}\n"
+    ((problem,),) = [each.problems for each in check_documents(text, "w.yaml")]
+    choices = "expected one of rolling, canary, blueGreen, external"
+    assert problem.endswith(f"{choices}; did you mean {meant!r}?" if meant else choices)
+
+
 def test_a_problem_of_one_hides_none_of_another() -> None:
     wrong = CACHED_MODEL.replace("image", "imge")
     text = f"{WORKSPACE}  replicas: -1\n  placment: any\n---\n{CACHED_MODEL}---\n{wrong}"
