@@ -6,7 +6,7 @@ any point: no tag is visible before everything that its image refers to, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,15 @@ class BuildPlan:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """Result of a build: the records in the order of the variants, and the bytes transferred."""
+    """Result of a build: the records in the order of the variants, and the bytes transferred.
+
+    `qualities`: the quality documents of the quantized variants, by variant.
+    """
 
     publication: Publication
     records: tuple[Record, ...]
     sent: Sent
+    qualities: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +248,9 @@ def publish_variants(
         attach(destination.writer, artifact)
     set_tags(planned, destination.writer)
     # A layout got its layers while they were hashed, so there the digest cache tells what is new.
-    return BuildResult(planned, records, _with_streamed(sent, variants) or _written(variants))
+    qualities = {each.record.variant: each.quality for each in variants if each.quality is not None}
+    moved = _with_streamed(sent, variants) or _written(variants)
+    return BuildResult(planned, records, moved, qualities)
 
 
 def _attestations(

@@ -6,8 +6,10 @@ from typing import Any
 
 from builder.build import BuildOptions, BuildPlan, BuildResult
 from builder.destination import published_tags
+from builder.quality_report import quality_text
 from modelimage.digest import Digest
 from modelimage.reference import DEFAULT_TAG, ImageReference
+from quantize.quality import Quality
 from weightyard.console import format_table
 from weightyard.text import format_bytes, plural
 
@@ -50,6 +52,7 @@ def shown_result(
 ) -> tuple[dict[str, Any], str]:
     """What was published, as a document and as text. `before`: what the tag named until then."""
     digest = result.publication.tags[target.tag or DEFAULT_TAG]
+    qualities = {name: Quality.parse(data) for name, data in result.qualities.items()}
     variants = [
         {
             "variant": record.variant,
@@ -57,6 +60,7 @@ def shown_result(
             "size": record.size,
             "parameters": record.facts.parameters,
             "files": len(record.files),
+            "quality": quality.to_json() if (quality := qualities.get(record.variant)) else None,
         }
         for record in result.records
     ]
@@ -70,11 +74,25 @@ def shown_result(
         (record.variant, format_bytes(record.size), f"model {record.key}")
         for record in result.records
     ]
+    measured = [f"{name}: {quality_text(each)}" for name, each in qualities.items()]
     verb = "Unchanged:" if digest == before else "Built"
     table = format_table(["variant", "size", "identity"], lines)
     tags = ", ".join(result.publication.tags)
-    text = f"{verb} {target}\n{digest}\n\n{table}\n\ntags: {tags}"
-    return document, text
+    parts = [f"{verb} {target}\n{digest}", table, *(["\n".join(measured)] if measured else [])]
+    return document, "\n\n".join([*parts, f"tags: {tags}"])
+
+
+def summary(result: BuildResult, document: dict[str, Any]) -> str:
+    """A build's result as Markdown, for the summary of a CI job. `document` is what `shown_result` made of it."""
+    measured = {name: quality_text(Quality.parse(data)) for name, data in result.qualities.items()}
+    rows = [
+        f"| {each.variant} | {format_bytes(each.size)} | {measured.get(each.variant, '')} |"
+        for each in result.records
+    ]
+    unchanged = ", unchanged" if document["unchanged"] else ""
+    heading = [f"### {document['image']}", "", f"`{document['digest']}`{unchanged}", ""]
+    columns = ["| variant | size | compared with the published weights |", "|---|---|---|"]
+    return "\n".join([*heading, *columns, *rows, ""])
 
 
 def _indented(pairs: Any) -> str:

@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 import click
 
 from builder.reporter import Progress
+from weightyard.ci_reports import annotation
 from weightyard.progress import open_progress
 from weightyard.standard_streams import ReaderGone
 from weightyard.text import middle_cut, one_line, printable
@@ -149,6 +150,10 @@ class Console:
         self._write(self.err, self._red("error:") + f" {printable(message)}")
         if hint:
             self._write(self.err, f"  hint: {printable(hint)}")
+        told = printable(f"{message}\n{hint}" if hint else message)
+        shown = annotation(os.environ, told, title=f"weightyard: {kind}")
+        if shown:
+            self._write(self.err, shown)
 
     def _red(self, text: str) -> str:
         colored = self.err.isatty() and not self.no_color

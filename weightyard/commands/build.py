@@ -32,8 +32,9 @@ from modelimage.reference import (
 from modelimage.registry.credentials import BasicCredential, ExplicitCredential, FirstOf
 from modelimage.user_cache import user_cache
 from weightyard.advanced import AdvancedOption
-from weightyard.build_report import shown_plan, shown_result
+from weightyard.build_report import shown_plan, shown_result, summary
 from weightyard.build_targets import base_reference, check_apart, open_target, published
+from weightyard.ci_reports import add_summary
 from weightyard.console import Console, pass_console
 from weightyard.evaluation_options import evaluation_options
 from weightyard.options import PathName, WholeNumber, access_options
@@ -231,7 +232,9 @@ def build(
                 console,
             ),
         )
-    console.result(*shown_result(result, target, before=before))
+    document, text = shown_result(result, target, before=before)
+    add_summary(os.environ, summary(result, document))
+    console.result(document, text)
 
 
 def _options(given: dict[str, Any]) -> BuildOptions:
