@@ -8,8 +8,10 @@ from cache_agent.api.crd_schema import Path, Rules
 from workspace.runtime_spec import DEFAULT_PORT, GROUP_PORT
 from workspace.template_spec import (
     CONTAINER_TAKEN,
+    INJECTING_LABEL,
     KEY,
     KEY_TAKEN,
+    LABEL_TAKEN,
     LONGEST_KEY,
     RESERVED_KEY,
     SERVER_PATHS,
@@ -60,7 +62,10 @@ TEMPLATE_RULES: Final[Rules] = {
             "two ports of sidecars have the same number",
         ),
     ),
-    ("template", "labels"): _KEYS,
+    ("template", "labels"): (
+        *_KEYS,
+        (f"self.all(key, !key.matches('{INJECTING_LABEL}'))", LABEL_TAKEN),
+    ),
     ("template", "annotations"): _KEYS,
     ("template", "priorityClassName"): (
         (

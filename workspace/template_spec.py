@@ -35,17 +35,24 @@ KEY: Final = (
     r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 )
 # Our own, those by which others select servers or find their metrics, and Kubernetes' own, some of which loosen a pod's
-# security (AppArmor) or give it devices (CDI).
+# security (AppArmor), give it devices (CDI) or a priority (Kueue).
 RESERVED_KEY: Final = (
-    r"^([^/]*[.])?(weightyard[.]dev|kubernetes[.]io|k8s[.]io|llm-d[.]ai|prometheus[.]io)/|"
+    r"^([^/]*[.])?(weightyard[.]dev|kubernetes[.]io|k8s[.]io|x-k8s[.]io|llm-d[.]ai|prometheus[.]io)/|"
     r"^(pod-template-hash|controller-revision-hash)$"
 )
 KEY_TAKEN: Final = (
-    "labels and annotations of weightyard.dev, kubernetes.io, k8s.io, llm-d.ai and prometheus.io, and hashes of "
-    "templates, belong to others: choose another name"
+    "labels and annotations of weightyard.dev, kubernetes.io, k8s.io, x-k8s.io, llm-d.ai and prometheus.io, and "
+    "hashes of templates, belong to others: choose another name"
 )
-# Names in a server's pod. Those that begin with weightyard are kept free for it.
-CONTAINER_TAKEN: Final = r"^(server$|weightyard)"
+# By these labels, which operators allow more easily than annotations, meshes and clouds put containers and tokens into
+# a pod: a namespace's own labels decide about that.
+INJECTING_LABEL: Final = r"^([^/]*[.])?(istio[.]io|linkerd[.]io|azure[.]workload[.]identity)/"
+LABEL_TAKEN: Final = (
+    "labels of istio.io, linkerd.io and azure.workload.identity put containers and tokens into a pod: "
+    "whoever administers the namespace labels it"
+)
+# Names of containers in our pods, a server's or another. Those that begin with weightyard are kept free for it.
+CONTAINER_TAKEN: Final = r"^((server|prewarm|activator|build)$|weightyard)"
 VOLUME_TAKEN: Final = r"^((model|scratch|shm)$|adapter-|weightyard)"
 # Absolute, without `.` and `..`.
 _SEGMENT: Final = r"[.]{0,2}[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*"
@@ -106,7 +113,8 @@ ContainerName = Annotated[_Part, _named(CONTAINER_TAKEN, "container")]
 PortName = Annotated[
     str, StringConstraints(pattern=r"^([0-9]-?)*[a-z](-?[a-z0-9])*$", max_length=15)
 ]
-Labels = Annotated[dict[Key, LabelValue], Field(max_length=32)]
+LabelKey = Annotated[Key, _free(INJECTING_LABEL, LABEL_TAKEN)]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
 # 32 of this size are half of what Kubernetes allows one object.
 AnnotationValue = Annotated[str, StringConstraints(max_length=4096)]
 Annotations = Annotated[dict[Key, AnnotationValue], Field(max_length=32)]

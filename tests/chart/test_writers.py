@@ -92,6 +92,22 @@ def test_secrets_are_named_by_who_may_read_them(way: str) -> None:
     assert refusals({}, spec(pull="new", **({way: "admin"} if way != "pull" else {})), named)
 
 
+@pytest.mark.parametrize("use", ["pull", "build"])
+def test_a_secret_that_pods_only_use_does_not_become_one_that_they_read(use: str) -> None:
+    values = {"controller": {"workspaces": ALL}}
+    old = spec(**{use: "admin"})
+    volume = {"volumes": [{"name": "v", "secret": {"secretName": "admin"}}]}
+    for new in (
+        spec(**{use: "admin"}, env="admin"),
+        {**old, "template": volume},
+        {**old, "template": {"sidecars": [sidecar("admin")]}},
+    ):
+        assert refusals(values, new, old)
+        assert not refusals(values, new, old, reads=True)
+    # What is read already may be used too.
+    assert not refusals(values, spec(**{use: "admin"}, env="admin"), spec(env="admin"))
+
+
 @pytest.mark.parametrize("document", [BARE, spec()])
 def test_without_secrets_nothing_is_asked(document: Json) -> None:
     assert not refusals({}, document)

@@ -49,7 +49,9 @@ EVERY_FIELD: Json = {
 # Names and places of ours among harmless ones.
 _KEYS = st.sampled_from([
     "team", "example.com/a", "weightyard.dev/workspace", "weightyard.dev/role", "cache.weightyard.dev/a",
-    "app.kubernetes.io/name", "kueue.x-k8s.io/queue-name", "llm-d.ai/model", "pod-template-hash", "prometheus.io/port",
+    "app.kubernetes.io/name", "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class", "llm-d.ai/model",
+    "pod-template-hash",
+    "prometheus.io/port", "sidecar.istio.io/inject", "azure.workload.identity/use",
     "container.apparmor.security.beta.kubernetes.io/server", "-a", "a/b/c", "", "A.B/c", "weightyard.dev",
     "xweightyard.dev/a", "a" * 254,
 ])  # fmt: skip

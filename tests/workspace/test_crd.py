@@ -385,6 +385,7 @@ def test_each_rule_refuses_what_it_is_for() -> None:
         {"template": {"labels": {"-": "a"}}},
         {"template": {"annotations": {"weightyard.dev/role": "a"}}},
         {"template": {"priorityClassName": "system-cluster-critical"}},
+        {"template": {"labels": {"sidecar.istio.io/inject": "true"}}},
         {"template": {"topologySpreadConstraints": [{"topologyKey": "a"}, {"topologyKey": "a"}]}},
         {
             "template": {

@@ -24,6 +24,11 @@ def named_values(variables: Mapping[str, str]) -> list[Json]:
     return [{"name": name, "value": value} for name, value in sorted(variables.items())]
 
 
+def without_gpus() -> list[Json]:
+    """The variable that keeps NVIDIA's runtime from giving a container all GPUs of the node, as many images ask for."""
+    return [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]
+
+
 def env_var(each: EnvVar) -> Json:
     """One variable as a container has it."""
     if each.secret is not None:

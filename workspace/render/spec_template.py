@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from workspace.render.containers import container_security, env_var
+from workspace.render.containers import container_security, env_var, without_gpus
 from workspace.render.quantities import canonical
 from workspace.template_spec import PodTemplate, Sidecar, Volume, VolumeMount
 
@@ -78,7 +78,11 @@ def mounts(given: Iterable[VolumeMount]) -> list[Json]:
 
 def sidecars(template: PodTemplate) -> list[Json]:
     """The template's containers, which come after the server's: tools take a pod's first container for its main one."""
-    return [{**_sidecar(each), **pull_policy(template)} for each in template.sidecars]
+    has_class = template.runtime_class_name is not None
+    return [
+        {**_sidecar(each, has_runtime_class=has_class), **pull_policy(template)}
+        for each in template.sidecars
+    ]
 
 
 def _kind(constraint: Json) -> tuple[str, str]:
@@ -93,7 +97,7 @@ def _volume(each: Volume) -> Json:
     return found
 
 
-def _sidecar(each: Sidecar) -> Json:
+def _sidecar(each: Sidecar, *, has_runtime_class: bool) -> Json:
     ports = [
         {"name": port.name, "containerPort": port.container_port, "protocol": "TCP"}
         for port in each.ports
@@ -104,12 +108,16 @@ def _sidecar(each: Sidecar) -> Json:
         **({"memory": canonical(asked.memory)} if asked.memory else {}),
     }
     limits = {"memory": requests["memory"]} if asked.memory else {}
+    env = [env_var(variable) for variable in each.env]
+    # Whoever names the variable means it.
+    if has_runtime_class and not any(v.name == "NVIDIA_VISIBLE_DEVICES" for v in each.env):
+        env += without_gpus()
     return {
         "name": each.name,
         "image": each.image,
         **({"command": list(each.command)} if each.command else {}),
         **({"args": list(each.args)} if each.args else {}),
-        **({"env": [env_var(variable) for variable in each.env]} if each.env else {}),
+        **({"env": env} if env else {}),
         **({"ports": ports} if ports else {}),
         "resources": {
             **({"requests": requests} if requests else {}),

@@ -13,6 +13,7 @@ from typing import Any
 from workspace.controller.observation.objects import has_ended, is_mounted
 from workspace.controller.observation.revisions import Revision
 from workspace.render import names
+from workspace.render.containers import without_gpus
 from workspace.render.routing import meta
 from workspace.render.spec_template import PLACING
 from workspace.schema import Workspace
@@ -85,7 +86,7 @@ def _without_gpus(spec: Json) -> Json:
     """Keeps NVIDIA's runtime, if that is the class, from giving it all GPUs, as images of servers ask for."""
     if "runtimeClassName" not in spec:
         return {}
-    return {"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]}
+    return {"env": without_gpus()}
 
 
 def _on(node: str) -> Json:
