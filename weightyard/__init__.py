@@ -59,6 +59,7 @@ __version__ = "0.1.0"
 _HERE: Final = Path(__file__).resolve().parent
 _WHEEL_PACKAGES: Final = _HERE / "_packages"
 PACKAGES: Final = _WHEEL_PACKAGES if _WHEEL_PACKAGES.is_dir() else _HERE.parent
+_PACKAGE_NAMES: Final = ("builder", "cache_agent", "modelimage", "quantize", "workspace")
 # First, so that no file of the working directory and no other distribution is imported in their place.
 sys.path.insert(0, str(PACKAGES))
 
@@ -66,7 +67,25 @@ sys.path.insert(0, str(PACKAGES))
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _check_own_packages()
     return getattr(import_module(_MODULES[name]), name)
+
+
+def _check_own_packages() -> None:
+    """Raises ImportError where a program's own module has the name of one of our packages, which then isn't found."""
+    for name in _PACKAGE_NAMES:
+        module = sys.modules.get(name)
+        places = [*getattr(module, "__path__", ()), getattr(module, "__file__", None) or ""]
+        if module is not None and not any(map(_is_ours, places)):
+            raise ImportError(
+                f"another module called {name!r} is imported, from {places[0] or 'somewhere'}: Weightyard has one "
+                "of this name. Rename that module, or use Weightyard in another process, such as by its command."
+            )
+
+
+def _is_ours(place: str) -> bool:
+    # Resolved, as PACKAGES is: a checkout may be found through a link.
+    return Path(place).resolve().is_relative_to(PACKAGES)
 
 
 def __dir__() -> list[str]:

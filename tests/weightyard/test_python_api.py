@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 import weightyard
-from tests.servers.process import child_environment
+from cache_agent.daemon.store_setup import open_roots
+from tests.servers.process import child_environment, wait_until
 from tests.synthetic import synthetic_checkpoint
 from tests.weightyard.local import FAKE_ENGINE, workspace
 from tests.weightyard.test_up import healthy
@@ -182,3 +186,76 @@ def test_bars_move_in_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
         console = progress_console(None)
         assert (console.moving, console.quiet) == (has_widgets, False), "else lines"
     assert progress_console(progress=False).quiet
+
+
+def test_threads_take_turns_at_a_store(image: str) -> None:
+    """Without an agent it has one user at a time, in one process too."""
+    cache = weightyard.Cache()
+
+    def use(number: int) -> str:
+        model = weightyard.pull(image, variant="int8" if number % 2 else "bf16")
+        with cache.lease(model) as path:
+            return path.name
+
+    with ThreadPoolExecutor(4) as threads:
+        names = list(threads.map(use, range(8)))
+    assert len(set(names)) == 2
+    wait_until(lambda: not any(each.leases for each in cache.models()), what="end of the leases")
+
+
+def test_a_lease_hides_no_error_and_ends_once_the_store_is_free(image: str) -> None:
+    cache = weightyard.Cache()
+    model = weightyard.pull(image)
+
+    def fail(stack: ExitStack) -> None:
+        with cache.lease(model):
+            stack.enter_context(closing(open_roots(cache.root)))
+            raise ValueError("mine")
+
+    with ExitStack() as other, pytest.raises(ValueError, match="mine"):
+        fail(other)
+    wait_until(lambda: not cache.models()[0].leases, what="end of the lease")
+
+
+def test_a_layout_is_named_as_it_was_built_to(image: str) -> None:
+    cache = weightyard.Cache()
+    model = weightyard.pull(image)
+    assert cache.pin(image).key == model.key
+    assert cache.pin(model, pinned=False).key == model.key
+    with cache.lease(image) as path:
+        assert path == model.path
+    assert cache.remove(Path(image)) > 0  # type: ignore[arg-type] - what str() names
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda image: weightyard.plan(image, port=99_999),
+        lambda image: weightyard.serve(image, port="80"),  # type: ignore[arg-type]
+        lambda image: weightyard.build("checkpoint", "oci:x", max_kl=-1),
+        lambda image: weightyard.build("checkpoint", "oci:x", max_perplexity_ratio=float("nan")),
+        lambda image: weightyard.build("checkpoint", "oci:x", calibration_samples=0),
+        lambda image: weightyard.plan({"spec": object()}),
+        lambda image: weightyard.plan({"spec": {"restartedAt": datetime.datetime(2026, 1, 1)}}),  # noqa: DTZ001
+    ],
+)
+def test_odd_arguments_are_refused_in_our_words(image: str, call: Callable[[str], object]) -> None:
+    with pytest.raises(weightyard.WeightyardError) as caught:
+        call(image)
+    assert caught.value.kind == "InvalidInput"
+
+
+def test_one_variant_may_be_given_as_a_text(here: Path) -> None:
+    checkpoint = synthetic_checkpoint(here / "checkpoint", total_bytes=1_000_000)
+    built = weightyard.build(checkpoint, "oci:images", variants="int8")
+    assert [each.name for each in built.variants] == ["bf16", "int8"]
+
+
+def test_a_programs_module_of_our_packages_name_is_told(here: Path) -> None:
+    (here / "workspace.py").write_text("mine = 1")
+    script = "import sys; sys.path.insert(0, '.'); import workspace, weightyard; weightyard.pull"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "ImportError: another module called 'workspace' is imported, from " in done.stderr
+    assert "workspace.py" in done.stderr

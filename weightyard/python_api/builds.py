@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelimage.errors import InvalidInput
 from modelimage.reference import DEFAULT_TAG, parse_image
 from modelimage.user_cache import user_cache
 from weightyard.options import environment_access
@@ -78,11 +79,17 @@ def build(
     from weightyard.build_report import shown_result  # noqa: PLC0415
     from weightyard.build_targets import check_apart, open_target, published  # noqa: PLC0415
 
-    target, access = parse_image(to), environment_access(plain_http, ca_file)
+    wanted = (variants,) if isinstance(variants, str) else tuple(variants)
+    for name, bound in (("max_kl", max_kl), ("max_perplexity_ratio", max_perplexity_ratio)):
+        if bound is not None and not bound >= 0:
+            raise InvalidInput(f"{name} is {bound}: give 0 or more")
+    if calibration_samples is not None and calibration_samples < 1:
+        raise InvalidInput(f"calibration_samples is {calibration_samples}: give 1 or more")
+    target, access = parse_image(str(to)), environment_access(plain_http, ca_file)
     check_apart(str(source), target)
     compared = EvaluationChoices(max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
     options = BuildOptions(
-        variants=chosen_variants(tuple(variants)),
+        variants=chosen_variants(wanted),
         include=tuple(include),
         exclude=tuple(exclude),
         convert_pickle=convert_pickle,

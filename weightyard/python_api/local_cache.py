@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from cache_agent.errors import NoStore
 from cache_agent.leases.holders import ProcessName
 from cache_agent.store.values import Holder, HolderKind
 from modelimage.access import Access
+from modelimage.errors import Busy, WeightyardError
 from weightyard.options import absolute_image, default_root, environment_access
 from weightyard.pull_progress import follow
 from weightyard.python_api.progress_console import progress_console
+from weightyard.up.agent_cache import open_when_free
 from weightyard.up.process import own_identity
 
 
@@ -42,7 +45,8 @@ class PulledModel:
 class Cache:
     """This machine's model cache at `root` (None: where the commands look), through its agent if one runs.
 
-    Holds nothing open between calls: without an agent a store has one user at a time.
+    Holds nothing open between calls. Without an agent a store has one user at a time: a call waits until it is free. A
+    model is named by its key, an image, or what `pull` returned.
     """
 
     def __init__(
@@ -68,8 +72,8 @@ class Cache:
     ) -> PulledModel:
         """Bring an image's model into the cache."""
         console = progress_console(progress)
-        body = PullBody(image=absolute_image(image), variant=variant)
-        with open_cache(self.root, self._access, create=True) as cache:
+        body = PullBody(image=absolute_image(str(image)), variant=variant)
+        with open_when_free(self.root, self._access, console, create=True) as cache:
             events = cache.pull(body)
             # Interrupted, the pull is cancelled; its verified bytes stay for the next one.
             with closing(events):
@@ -80,46 +84,65 @@ class Cache:
         )
 
     @contextmanager
-    def lease(self, model: str) -> Iterator[Path]:
-        """The directory of a cached model, by key or image, kept from eviction while the context lasts.
+    def lease(self, model: str | PulledModel) -> Iterator[Path]:
+        """The directory of a cached model, kept from eviction while the context lasts.
 
-        It ends with this process too, however that ends. Raises NotFound.
+        It ends with this process too, however that ends. Where another process has the store when the context ends,
+        the lease ends in the background, as soon as that is done. Raises NotFound.
         """
         me = own_identity()
         holder = Holder(HolderKind.PROCESS, str(ProcessName(me.pid, str(me.start), me.boot)))
         with self._open() as cache:
-            lease = cache.lease(LeaseBody(model=model, holder=str(holder)))
+            lease = cache.lease(LeaseBody(model=_name(model), holder=str(holder)))
             (path,) = (Path(each.path) for each in cache.models() if each.key == lease.model)
         try:
             yield path
         finally:
-            with self._open() as cache:
-                cache.release(lease.id)
+            self._release(lease.id)
 
-    def pin(self, model: str, *, pinned: bool = True) -> ModelView:
+    def pin(self, model: str | PulledModel, *, pinned: bool = True) -> ModelView:
         """Keep a model from eviction until it is unpinned, or with `pinned=False` no longer. Raises NotFound."""
         with self._open() as cache:
-            return cache.pin(model, pinned=pinned)
+            return cache.pin(_name(model), pinned=pinned)
 
-    def remove(self, model: str) -> int:
+    def remove(self, model: str | PulledModel) -> int:
         """Remove a model; the bytes that it freed. Raises NotFound, InUse."""
         with self._open() as cache:
-            return cache.remove(model).freed
+            return cache.remove(_name(model)).freed
 
-    def explain(self, subject: str) -> list[ExplainView]:
+    def explain(self, subject: str | PulledModel) -> list[ExplainView]:
         """What a pod, an image or a desired model waits for, or why it failed. Raises NotFound."""
         with self._open() as cache:
-            return cache.explain(subject)
+            return cache.explain(_name(subject))
 
     def status(self) -> dict[str, Any]:
         """The node's NodeCache document: its models, space, and progress towards what is desired."""
         with self._open() as cache:
             return cache.status().to_document()
 
-    @contextmanager
-    def _open(self) -> Iterator[NodeApi]:
-        with open_cache(self.root, self._access, create=False) as cache:
-            yield cache
+    def _open(self) -> AbstractContextManager[NodeApi]:
+        return open_when_free(
+            self.root, self._access, progress_console(progress=False), create=False
+        )
+
+    def _release(self, lease: str) -> None:
+        """End a lease without waiting: the body of its context may have failed, and its error is what counts."""
+        try:
+            with open_cache(self.root, self._access, create=False) as cache:
+                cache.release(lease)
+        except Busy:
+            threading.Thread(target=self._release_when_free, args=(lease,), daemon=True).start()
+        except NoStore:
+            return
+
+    def _release_when_free(self, lease: str) -> None:
+        # Else it ends with the process.
+        with suppress(WeightyardError), self._open() as cache:
+            cache.release(lease)
+
+
+def _name(model: str | PulledModel) -> str:
+    return model.key if isinstance(model, PulledModel) else absolute_image(str(model))
 
 
 def pull(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
@@ -26,6 +27,7 @@ from weightyard.up.stop import stop_workspace
 from workspace.sources import image_of
 
 _STOP_SECONDS: Final = 60.0
+_HIGHEST_PORT: Final = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ class _Start:
         root: Path | None,
         progress: bool | None,
     ) -> Self:
+        if type(port) is not int or not 0 <= port <= _HIGHEST_PORT:
+            raise InvalidInput(f"not a port: {port!r}", hint="Give 0 to 65535; 0 takes a free one.")
         console = progress_console(progress)
         given = _given(model, name)
         hardware = chosen_hardware(console, given.workspace, cpu=cpu)
@@ -196,8 +200,18 @@ def _given(model: str | Path | Mapping[str, Any], name: str | None) -> GivenWork
         return read_workspace(str(model), name=name)
     if name is not None:
         raise InvalidInput("a Workspace's document has a name", hint="Leave `name` out.")
-    text = json.dumps(dict(model))
+    try:
+        text = json.dumps(dict(model), default=_written)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"not a Workspace's document: {error}") from error
     return GivenWorkspace(from_text(text, "the document", Path(), None))
+
+
+def _written(value: object) -> str:
+    """A value of YAML that JSON lacks, as the document had it."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    raise TypeError(f"{value!r} has no place in a document")
 
 
 def _stop(

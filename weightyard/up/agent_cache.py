@@ -151,21 +151,31 @@ class AgentCache:
         except NoStore:
             return []
 
-    @contextmanager
-    def _open(self, *, create: bool) -> Iterator[Cache]:
-        with ExitStack() as stack:
-            yield self._enter(stack, create=create)
+    def _open(self, *, create: bool) -> AbstractContextManager[Cache]:
+        return open_when_free(self._root, self._access, self._console, create=create)
 
-    def _enter(self, stack: ExitStack, *, create: bool) -> Cache:
-        shown = False
-        while True:
-            try:
-                return stack.enter_context(open_cache(self._root, self._access, create=create))
-            except Busy as busy:
-                if not shown:
-                    self._console.say(f"waiting: {busy.message}")
-                    shown = True
-            time.sleep(_POLL)
+
+@contextmanager
+def open_when_free(
+    root: Path, access: Access, console: Console, *, create: bool
+) -> Iterator[Cache]:
+    """The cache of a root, as soon as no other process or thread has its store open. Raises the errors of opening."""
+    with ExitStack() as stack:
+        yield _enter(stack, root, access, console, create=create)
+
+
+def _enter(
+    stack: ExitStack, root: Path, access: Access, console: Console, *, create: bool
+) -> Cache:
+    shown = False
+    while True:
+        try:
+            return stack.enter_context(open_cache(root, access, create=create))
+        except Busy as busy:
+            if not shown:
+                console.say(f"waiting: {busy.message}")
+                shown = True
+        time.sleep(_POLL)
 
 
 def _parts(done: PullDone) -> tuple[TierPart, ...]:
