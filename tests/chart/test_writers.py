@@ -183,11 +183,14 @@ def test_fields_of_the_template_are_set_as_the_operator_says(field: str) -> None
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_policy_and_the_controller_allow_the_same(field: str) -> None:
-    template = PodTemplate.model_validate({field: VALUES[field]})
-    for allowed in (DEFAULT_FIELDS, frozenset(FIELDS) - {field}, frozenset({field})):
-        values = {"controller": {"workspaces": {"templateFields": sorted(allowed)}}}
-        refused = refusals(values, {**BARE, "template": {field: VALUES[field]}})
-        assert bool(refused) == (not_allowed(template, allowed) is not None)
+    value = VALUES[field]
+    # An empty collection asks for nothing.
+    for given in (value, *([] if isinstance(value, str) else [type(value)()])):
+        template = PodTemplate.model_validate({field: given})
+        for allowed in (DEFAULT_FIELDS, frozenset(FIELDS) - {field}, frozenset({field})):
+            values = {"controller": {"workspaces": {"templateFields": sorted(allowed)}}}
+            refused = refusals(values, {**BARE, "template": {field: given}})
+            assert bool(refused) == (not_allowed(template, allowed) is not None)
 
 
 def test_the_controller_gets_what_the_operator_says() -> None:
