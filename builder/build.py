@@ -155,7 +155,7 @@ def build(
     check_variants(published, options.variants, options.quantize)
     # Stated in the record: the files then have other digests than the publisher's.
     made = {"convertedFrom": "pickle"} if published.converted else {}
-    origin = Origin(source.uri, source.revision, made)
+    origin = Origin(source.uri, source.revision, {**plan.survey.origin, **made})
     packed = []
     for name in options.variants:
         variant = (

@@ -10,7 +10,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ _WEIGHT_SUFFIXES: Final = (
 class Survey:
     """A source's files by path, their classification, and the documents that later steps depend on.
 
-    `warnings` are sentences for the user.
+    `warnings` are sentences for the user; `origin` is the source's own, for the record.
     """
 
     source: ModelSource
@@ -66,6 +66,7 @@ class Survey:
     config: dict[str, Any]
     indexes: tuple[WeightIndex, ...]
     warnings: tuple[str, ...] = ()
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def planned(self) -> list[PlannedFile]:
         """The files to pack, as they are at the source."""
@@ -104,9 +105,8 @@ def survey(
     selection, indexes = _indexed(documents, selection)
     _check_complete(selection)
     config = _config(documents, selection)
-    return Survey(
-        source, files, selection, config, indexes, _warnings(documents, selection, config)
-    )
+    warnings = _warnings(documents, selection, config)
+    return Survey(source, files, selection, config, indexes, warnings, listing.origin)
 
 
 def _config(documents: _Documents, selection: Classification) -> dict[str, Any]:

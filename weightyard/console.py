@@ -21,7 +21,6 @@ from typing import IO, Any, Final
 import click
 
 from builder.reporter import Progress
-from weightyard.ci_reports import annotation
 from weightyard.progress import open_progress
 from weightyard.standard_streams import ReaderGone
 from weightyard.text import middle_cut, one_line, printable
@@ -150,6 +149,9 @@ class Console:
         self._write(self.err, self._red("error:") + f" {printable(message)}")
         if hint:
             self._write(self.err, f"  hint: {printable(hint)}")
+        # Imported here: only a command that fails needs it.
+        from weightyard.ci_reports import annotation  # noqa: PLC0415
+
         told = printable(f"{message}\n{hint}" if hint else message)
         shown = annotation(os.environ, told, title=f"weightyard: {kind}")
         if shown:

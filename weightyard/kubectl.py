@@ -1,12 +1,18 @@
 """Accesses the cluster through kubectl, with the user's own contexts, plugins and permissions.
 
-All calls are raw: no discovery, and errors in the API server's words.
+All calls but `forward` are raw: no discovery, and errors in the API server's words.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import re
+import select
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, ParamSpec, TypeVar
 
 import click
@@ -27,6 +33,9 @@ Json = dict[str, Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 _STALL_SECONDS: Final = 60.0
+# kubectl itself waits a minute for a pod that runs.
+_FORWARD_SECONDS: Final = 2 * _STALL_SECONDS
+_FORWARDING: Final = re.compile(rb"^Forwarding from (127\.0\.0\.1:[0-9]{1,5}) ", re.MULTILINE)
 _DEFAULT: Final = "default"
 
 
@@ -79,6 +88,36 @@ class Kubectl:
         except NotFound:
             return
 
+    @contextmanager
+    def forward(self, namespace: str, resource: str, port: int) -> Iterator[str]:
+        """An address of this machine, HOST:PORT, that leads to a port of a Service or pod while the context lasts.
+
+        By the kubelet, so that no NetworkPolicy keeps it out, and with the user's rights: whoever else is on this
+        machine reaches it too. Raises the errors of `get`.
+        """
+        command = ["kubectl", *self._options, f"--namespace={namespace}", "port-forward"]
+        command += ["--address=127.0.0.1", resource, f":{port}"]
+        with tempfile.TemporaryFile() as said:
+            try:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+                )
+            except FileNotFoundError as error:
+                raise _missing_program() from error
+            with process:
+                try:
+                    address = _forwarded(process)
+                    if address is None:
+                        process.kill()
+                        process.wait()
+                        said.seek(0)
+                        # kubectl tells of every try of its discovery; the last line is what came of it.
+                        lines = said.read().decode(errors="replace").strip().splitlines()
+                        raise refused(lines[-1] if lines else "port-forward ended without a word")
+                    yield address
+                finally:
+                    process.terminate()
+
     def namespace(self) -> str:
         """The namespace of the kubeconfig's context, as kubectl itself takes it. Raises EngineFailed."""
         try:
@@ -102,14 +141,30 @@ class Kubectl:
             # long.
             done = run_child(command, stdin=given, stall_seconds=_STALL_SECONDS)
         except FileNotFoundError as error:
-            raise EngineFailed(
-                "kubectl isn't installed", hint="Install kubectl, or add it to PATH."
-            ) from error
+            raise _missing_program() from error
         except TimedOut as error:
             raise EngineFailed(error.message, hint="Check that the API server answers.") from error
         if done.returncode:
             raise refused(done.stderr.strip())
         return done.stdout
+
+
+def _missing_program() -> EngineFailed:
+    return EngineFailed("kubectl isn't installed", hint="Install kubectl, or add it to PATH.")
+
+
+def _forwarded(process: subprocess.Popen[bytes]) -> str | None:
+    """The address that `kubectl port-forward` says it listens on; None when it ends or stays silent without one."""
+    said, output = b"", process.stdout
+    while output is not None and select.select([output], [], [], _FORWARD_SECONDS)[0]:
+        piece = os.read(output.fileno(), 4096)
+        if not piece:
+            return None
+        said += piece
+        found = _FORWARDING.search(said)
+        if found is not None:
+            return found[1].decode()
+    return None
 
 
 def refused(said: str) -> WeightyardError:

@@ -23,10 +23,14 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A source's files, sorted by path, and the paths it left out with the reason."""
+    """A source's files, sorted by path, and the paths it left out with the reason.
+
+    `origin`: what the record states of where they come from, beside uri and revision; nothing about this machine.
+    """
 
     files: tuple[SourceFile, ...]
     ignored: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

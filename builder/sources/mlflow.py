@@ -1,6 +1,6 @@
-"""A model version in an MLflow registry (needs the extra `mlflow`).
+"""A model in MLflow (needs the extra `mlflow`): a registered version, a logged model, or the artifacts of a run.
 
-The registry states the location of the version's files. Directories and buckets are read by their own sources, with
+MLflow states the location of the files. Directories and buckets are read by their own sources, with
 range reads and resume; other locations (MLflow's artifact server, Azure) are read through MLflow, file by file.
 All of MLflow's exceptions are mapped here.
 """
@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import requests
-from mlflow import MlflowClient, get_registry_uri
+from mlflow import MlflowClient, get_registry_uri, get_tracking_uri
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -43,7 +43,11 @@ from modelimage.source_uris import MLFLOW
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 SCHEME: Final = f"{MLFLOW}models:/"
+RUNS: Final = f"{MLFLOW}runs:/"
+RUN_FACT: Final = "mlflowRun"  # in records: the run that made the model
 _REFERENCE = re.compile(r"([^/@\x00-\x1f]+)(?:/([0-9]{1,18})|@([A-Za-z0-9_.-]{1,255}))")
+_LOGGED = re.compile(r"m-[0-9a-f]{32}")
+_RUN = re.compile(r"([A-Za-z0-9_-]{1,64})/([^\x00-\x1f]{1,1024})")
 _CONFIG: Final = "config.json"
 _TRANSFORMERS: Final = "model"
 _COMPONENTS: Final = "components"
@@ -51,25 +55,43 @@ _COMPONENTS: Final = "components"
 
 @dataclass(frozen=True, slots=True)
 class MlflowReference:
-    """`mlflow:models:/NAME/VERSION` or `mlflow:models:/NAME@ALIAS`. Law: `parse_mlflow(str(r)) == r`."""
+    """`mlflow:models:/NAME/VERSION`, `mlflow:models:/NAME@ALIAS`, `mlflow:models:/m-ID` or `mlflow:runs:/RUN/PATH`.
+
+    Law: `parse_mlflow(str(r)) == r`. A logged model has neither version nor alias; a run's `name` is the path.
+    """
 
     name: str
     version: str | None = None
     alias: str | None = None
+    run: str | None = None
+
+    @property
+    def unversioned(self) -> str:
+        """The reference without version and alias."""
+        return f"{RUNS}{self.run}/{self.name}" if self.run else f"{SCHEME}{self.name}"
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.name}" + (f"/{self.version}" if self.version else f"@{self.alias}")
+        if self.version:
+            return f"{self.unversioned}/{self.version}"
+        return f"{self.unversioned}@{self.alias}" if self.alias else self.unversioned
 
 
 def parse_mlflow(text: str) -> MlflowReference:
     """Parse a reference given by a user. Raises InvalidInput."""
-    found = _REFERENCE.fullmatch(text.removeprefix(SCHEME))
-    if found is None or not text.startswith(SCHEME):
-        raise InvalidInput(
-            f"not a model version of MLflow: {text[:200]!r}",
-            hint="Write mlflow:models:/NAME/VERSION, or mlflow:models:/NAME@ALIAS.",
-        )
-    return MlflowReference(found[1], found[2], found[3])
+    if text.startswith(SCHEME):
+        rest = text.removeprefix(SCHEME)
+        if _LOGGED.fullmatch(rest):
+            return MlflowReference(rest)
+        found = _REFERENCE.fullmatch(rest)
+        if found is not None:
+            return MlflowReference(found[1], found[2], found[3])
+    run = _RUN.fullmatch(text.removeprefix(RUNS)) if text.startswith(RUNS) else None
+    if run is not None and ".." not in run[2].split("/"):
+        return MlflowReference(run[2].strip("/"), run=run[1])
+    raise InvalidInput(
+        f"not a model of MLflow: {text[:200]!r}",
+        hint="Write mlflow:models:/NAME/VERSION, mlflow:models:/NAME@ALIAS, or mlflow:runs:/RUN/PATH.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +107,24 @@ class MlflowSettings:
     registry_uri: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Located:
+    """Where a model's files are, and what MLflow says of them; what it doesn't know is empty."""
+
+    address: str
+    version: str = ""
+    run: str = ""
+
+
 class MlflowSource:
-    """A ModelSource for one model version. Connects on the first call."""
+    """A ModelSource for one model. Connects on the first call."""
 
     is_local = False
 
     def __init__(self, reference: MlflowReference, settings: MlflowSettings) -> None:
         self._reference = reference
         self._settings = settings
-        self._version = ""
+        self._located = _Located("")
         self._inner: ModelSource | None = None
         self._paths: Mapping[str, SourceFile] = {}
 
@@ -103,12 +134,12 @@ class MlflowSource:
 
     @property
     def uri(self) -> str:
-        return f"{SCHEME}{self._reference.name}"
+        return self._reference.unversioned
 
     @property
     def revision(self) -> str:
-        """The version's number, because an alias may move."""
-        return self._version
+        """The version's number, because an alias may move; empty for a run's or a logged model."""
+        return self._located.version
 
     def list(self) -> Listing:
         if self._inner is None:
@@ -120,7 +151,9 @@ class MlflowSource:
         taken = set(chosen.values())
         left = {path: "MLflow's own" for path in at_source if path not in taken}
         files = (replace(file, path=path) for path, file in self._paths.items())
-        return Listing(tuple(sorted(files)), {**listing.ignored, **left})
+        run = self._located.run
+        origin = {RUN_FACT: run} if run else {}
+        return Listing(tuple(sorted(files)), {**listing.ignored, **left}, origin)
 
     def fetch(self, file: SourceFile, advance: Advance) -> Path:
         if self._inner is None:
@@ -136,24 +169,22 @@ class MlflowSource:
         return self._inner.remote(place) if self._inner is not None and place is not None else None
 
     def _locate(self) -> ModelSource:
-        name, given = self._reference.name, self._settings
+        given = self._settings
         with _mapped(str(self._reference)):
             client = MlflowClient(given.tracking_uri, given.registry_uri)
-            version = self._reference.version
-            # Resolved once: the alias may move during the build.
-            if version is None:
-                found = client.get_model_version_by_alias(name, str(self._reference.alias))
-                version = str(found.version)
-            address = str(client.get_model_version_download_uri(name, version))
-        self._version = version
+            self._located = _located(client, self._reference)
+        address = self._located.address
         parts = urlsplit(address)
         bucket = given.open_bucket(address)
         if bucket is not None:
             return bucket
         if parts.scheme in ("", "file"):
-            registry = given.registry_uri or given.tracking_uri or get_registry_uri()
+            told = (
+                given.registry_uri or given.tracking_uri or get_registry_uri(),
+                given.tracking_uri or get_tracking_uri(),  # of runs and logged models
+            )
             # Who may write to a registry elsewhere must not choose which files of this machine are published.
-            if urlsplit(registry).scheme in ("http", "https"):
+            if any(urlsplit(each).scheme in ("http", "https") for each in told):
                 raise InvalidInput(
                     f"{self._reference} is at {address}, which names files of this machine",
                     hint="Build from the directory itself, or let MLflow serve its artifacts.",
@@ -165,6 +196,52 @@ class MlflowSource:
                 address, tracking_uri=given.tracking_uri, registry_uri=given.registry_uri
             )
         return _ArtifactSource(address, repository, given.work)
+
+
+def _located(client: MlflowClient, reference: MlflowReference) -> _Located:
+    """Asks MLflow for the files of a reference. Raises MLflow's own errors."""
+    name = reference.name
+    if reference.run is not None:
+        return _Located(_run_address(client, reference.run, name), run=reference.run)
+    if reference.version is None and reference.alias is None:
+        logged = client.get_logged_model(name)
+        return _Located(str(logged.artifact_location), run=logged.source_run_id or "")
+    # Resolved once: the alias may move during the build.
+    if reference.version is None:
+        found = client.get_model_version_by_alias(name, str(reference.alias))
+    else:
+        found = client.get_model_version(name, reference.version)
+    version = str(found.version)
+    address = str(client.get_model_version_download_uri(name, version))
+    return _Located(_resolved(client, address), version, found.run_id or "")
+
+
+def _resolved(client: MlflowClient, address: str) -> str:
+    """Where a version's files are; some registries name a run or a logged model instead."""
+    try:
+        named = parse_mlflow(f"{MLFLOW}{address}")
+    except InvalidInput:
+        return address
+    # Another version, of which this one is a copy, is followed by MLflow's own client.
+    is_other = named.version is not None or named.alias is not None
+    return address if is_other else _located(client, named).address
+
+
+def _run_address(client: MlflowClient, run: str, path: str) -> str:
+    """Where a run's model is: since MLflow 3 at a place of its own, before that among the run's artifacts."""
+    info = client.get_run(run).info
+    first, _, rest = path.partition("/")
+    token: str | None = None
+    while True:
+        page = client.search_logged_models(
+            [info.experiment_id], filter_string=f"source_run_id = '{run}'", page_token=token
+        )
+        for each in page:
+            if each.name == first and each.source_run_id == run:
+                return f"{str(each.artifact_location).rstrip('/')}/{rest}".rstrip("/")
+        token = page.token
+        if not token:
+            return f"{str(info.artifact_uri).rstrip('/')}/{path}"
 
 
 class _ArtifactSource:

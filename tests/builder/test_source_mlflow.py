@@ -188,15 +188,18 @@ def at(server: MlflowServer, tmp_path: Path, text: str = "mlflow:models:/tiny/3"
 
 
 @pytest.mark.parametrize(
-    "text", ["mlflow:models:/llm/1", "mlflow:models:/my model/12", "mlflow:models:/llm@prod"]
-)
+    "text",
+    ["mlflow:models:/llm/1", "mlflow:models:/my model/12", "mlflow:models:/llm@prod", "mlflow:runs:/1/a/b",
+     f"mlflow:models:/m-{'0a' * 16}"],
+)  # fmt: skip
 def test_a_reference_is_written_as_it_was_read(text: str) -> None:
     assert str(parse_mlflow(text)) == text
 
 
 @pytest.mark.parametrize(
     "text",
-    ["mlflow:models:/llm", "mlflow:models:/", "mlflow:models:/llm/x", "mlflow:runs:/1/model", "mlflow:models:/a/1/b"],
+    ["mlflow:models:/llm", "mlflow:models:/", "mlflow:models:/llm/x", "mlflow:models:/a/1/b", "mlflow:runs:/1",
+     "mlflow:runs:/", "mlflow:runs:/1/../2", "mlflow:models:/m-1"],
 )  # fmt: skip
 def test_what_names_no_version_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
@@ -226,6 +229,38 @@ def test_a_transformers_model_in_a_directory(tmp_path: Path) -> None:
         "requirements.txt",
         "components/tokenizer/config.json",
     }
+
+
+def test_what_a_run_made_is_read_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's artifacts, a logged model, and versions that name one of them in place of an address."""
+    from mlflow import MlflowClient  # noqa: PLC0415
+
+    store = Path(tempfile.mkdtemp(prefix="store-", dir=tmp_path)).as_uri()
+    client = MlflowClient(store, store)
+    run = client.create_run(client.create_experiment("e")).info
+    client.log_artifacts(run.run_id, str(write(tmp_path / "plain", PLAIN)), "nested/model")
+    # MLflow asks the default store of a version's logged model, and its public function makes it only there.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    logged = client._create_logged_model(run.experiment_id, "logged", run.run_id)
+    write(Path(logged.artifact_location.removeprefix("file://")), TRANSFORMERS)
+    client.create_registered_model("llm")
+    for address in (f"runs:/{run.run_id}/nested/model", f"models:/{logged.model_id}"):
+        client.create_model_version("llm", address, run_id=run.run_id)
+    transformers = {path: TRANSFORMERS[at] for path, at in checkpoint_paths(TRANSFORMERS).items()}
+    for text, files, revision in (
+        (f"mlflow:runs:/{run.run_id}/nested/model", PLAIN, ""),
+        (f"mlflow:runs:/{run.run_id}/logged", transformers, ""),
+        (f"mlflow:models:/{logged.model_id}", transformers, ""),
+        ("mlflow:models:/llm/1", PLAIN, "1"),
+        ("mlflow:models:/llm/2", transformers, "2"),
+    ):
+        source = in_store(tmp_path, text, store)
+        assert fetched(source) == files
+        assert (source.uri, source.revision) == (text.removesuffix(f"/{revision}"), revision)
+        assert source.list().origin == {"mlflowRun": run.run_id}
+    for text in ("mlflow:runs:/gone/model", f"mlflow:models:/m-{'0' * 32}"):
+        with pytest.raises(WeightyardError):
+            in_store(tmp_path, text, store).list()
 
 
 def test_a_version_in_a_bucket_is_read_as_one(tmp_path: Path) -> None:

@@ -181,6 +181,16 @@ def test_an_editable_installation_finds_the_checkout(
     check_all_commands_load(environment, REPOSITORY, hostile)
 
 
+def test_mlflow_finds_its_plugin(installed: Environment, tmp_path: Path) -> None:
+    script = (
+        "from mlflow.deployments import get_deploy_client\n"
+        "client = get_deploy_client('weightyard:/local')\n"
+        "print(client.list_deployments(), client.__class__.__module__)"
+    )
+    told = installed.run(installed.python, "-c", script, cwd=tmp_path)
+    assert told.splitlines()[-1] == "[] weightyard.mlflow_deployments.client"
+
+
 def test_programs_other_than_the_command(among_strangers: Environment, hostile: Path) -> None:
     python = among_strangers.python
     assert "weightyard" in among_strangers.run(python, "-m", "weightyard", "version", cwd=hostile)
