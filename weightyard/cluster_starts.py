@@ -11,6 +11,7 @@ from weightyard.cluster_nodes import node_facts
 from weightyard.kubectl import Kubectl
 from weightyard.node_answers import node_lines
 from weightyard.start_text import start_lines
+from weightyard.text import one_line
 from workspace.controller.observation.objects import condition
 from workspace.controller.status.startups import entries_of
 from workspace.render import names
@@ -35,9 +36,10 @@ class WorkspaceStarts:
 
     def text(self) -> str:
         """For people."""
-        said = f"{self.name}: {self.state}: {self.reason}: {self.message}"
+        # A condition's message quotes others, who must not begin a line of ours.
+        said = one_line(f"{self.name}: {self.state}: {self.reason}: {self.message}")
         starts = (line for each in self.starts for line in start_lines(each))
-        return "\n".join([said, *self.nodes, *starts])
+        return "\n".join([said, *map(one_line, self.nodes), *starts])
 
     def to_document(self) -> Json:
         """For programs."""

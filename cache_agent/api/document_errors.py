@@ -17,8 +17,8 @@ from pydantic_core import ErrorDetails
 from modelimage.errors import InvalidInput
 from modelimage.yaml_text import Loader
 
-# By pydantic's kind of error: its own words name Python's types.
 _LONGEST_WORD: Final = 100  # that is compared with the known ones
+# By pydantic's kind of error: its own words name Python's types.
 _EXPECTED: Final[Mapping[str, str]] = {
     "path_type": "expected a path",
     **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "expected a list"),

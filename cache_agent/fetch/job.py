@@ -193,6 +193,11 @@ class Job:
         with self._lock:
             return sum(map(len, self._waiting)) + len(self._delayed), sum(self._workers)
 
+    def is_waiting(self) -> bool:
+        """Whether it has requests to make and no worker, since those of higher priority come first."""
+        with self._lock:
+            return any(self._waiting) and not any(self._workers) and not self.finished.is_set()
+
     def succeeded(self, work: AssignedRange) -> None:
         with self._lock:
             self._workers[work.file_queue] -= 1

@@ -155,6 +155,12 @@ class PullServices:
         for job in list(self._jobs):
             self._engine.hurry(job, priority)
 
+    def _quiet(self, now: float) -> float | None:
+        quiet = self._arrivals.quiet(now)
+        if quiet is not None or self._state is not PullState.FETCHING:
+            return quiet
+        return now - self._started - self._phases[-1][1]
+
     def snapshot(self) -> PullSnapshot:
         """The progress so far."""
         parts, jobs = self._parts, list(self._jobs)
@@ -168,5 +174,6 @@ class PullServices:
             by_source=tuple(by_source(jobs)),
             by_tier=tuple(by_tier(jobs)),
             rate=self._arrivals.rate(now),
-            quiet=self._arrivals.quiet(now),
+            quiet=self._quiet(now),
+            queued=any(job.is_waiting() for job in jobs),
         )

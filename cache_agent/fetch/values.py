@@ -77,7 +77,8 @@ class PullSnapshot:
 
     `by_source` holds (tier, source name, bytes); `by_tier` (tier, bytes, seconds from its first request to its last
     byte). `rate` is that of the last ten seconds, in bytes per second, 0 where none comes or too little has come to
-    tell; `quiet` are the seconds since the last byte came, None before the first.
+    tell; `quiet` are the seconds since the last byte came, or since bytes were asked for; None before that. `queued`:
+    the pulls of higher priority come first.
     """
 
     state: PullState
@@ -89,6 +90,7 @@ class PullSnapshot:
     by_tier: tuple[tuple[str, int, float], ...] = ()
     rate: float = 0.0
     quiet: float | None = None
+    queued: bool = False
 
     @property
     def seconds_left(self) -> float | None:
@@ -98,5 +100,6 @@ class PullSnapshot:
 
     @property
     def stands_still(self) -> bool:
-        """Whether bytes came before, and none has for a while."""
-        return self.quiet is not None and self.quiet > SILENCE
+        """Whether bytes are asked for, and none has come for a while."""
+        asks = self.state is PullState.FETCHING and self.done < self.total and not self.queued
+        return asks and self.quiet is not None and self.quiet > SILENCE

@@ -50,19 +50,24 @@ def explain(
         return [_of_lease(lease, store) for lease in held]
     cached, desired = _cached(text, store), wanted.models
     named = _named(text, desired, cached)
-    shown = text
     by_name = [each for each in named if _is_named(each.status.name, text)]
     if by_name:
-        # A desired model's own name is no name of the store's.
-        shown = by_name[0].status.image or ""
         keys = dict.fromkeys(each.status.model_key for each in named if each.status.model_key)
         cached = [model for key in keys for model in _cached(key, store)]
         named = [
             *named,
             *(each for each in desired if each not in named and each.status.model_key in keys),
         ]
+    # A desired model's own name is no name of the store's: each model has the image that is desired under it.
+    images = {each.status.model_key: each.status.image for each in by_name}
+    shown = [
+        (images.get(str(each.key)) or (text if not by_name else each.image)) for each in cached
+    ]
     found = [
-        *(_of_model(shown, each, named, alone=len(cached) == 1) for each in cached),
+        *(
+            _of_model(name, model, named, alone=shown.count(name) == 1)
+            for name, model in zip(shown, cached, strict=True)
+        ),
         *_coming(text, activity, named, cached),
         *islice(
             (_of_refused(each) for each in wanted.refused if _is_of(each, text)), _MOST_REFUSED
@@ -278,8 +283,9 @@ def _is_named(name: str, text: str) -> bool:
 
 
 def _of_refused(refused: RefusedDocument) -> ExplainView:
+    name = refused.name or refused.image
     return ExplainView(
-        subject=f"document {refused.name or refused.image} in {refused.where}",
+        subject=f"document {name}" + (f" in {refused.where}" if refused.where != name else ""),
         state="failed",
         image=refused.image,
         text=refused.why,

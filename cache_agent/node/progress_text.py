@@ -14,7 +14,7 @@ def describe(snapshot: PullSnapshot) -> str:
     left = max(0, snapshot.total - snapshot.done)
     unit = _unit(snapshot.total)
     amounts = f"{_number(left, unit)} of {_number(snapshot.total, unit)} {_UNITS[unit]}"
-    if snapshot.seconds_left is None:
+    if snapshot.seconds_left is None or snapshot.done >= snapshot.total:
         return f"waiting for {amounts}{_silence(snapshot)}"
     own = _unit(int(snapshot.rate))
     speed = f"{_number(snapshot.rate, own)} {_UNITS[own]}/s"
@@ -25,7 +25,7 @@ def phase(snapshot: PullSnapshot) -> str:
     """What a pull does, for those who are shown its numbers beside: `being fetched`, `…, no bytes for 30 s`."""
     if _is_resolving(snapshot):
         return "its image is being resolved"
-    return f"being fetched{_silence(snapshot)}"
+    return "waiting for its turn" if snapshot.queued else f"being fetched{_silence(snapshot)}"
 
 
 def _is_resolving(snapshot: PullSnapshot) -> bool:
@@ -33,8 +33,8 @@ def _is_resolving(snapshot: PullSnapshot) -> bool:
 
 
 def _silence(snapshot: PullSnapshot) -> str:
-    if snapshot.quiet is None:
-        return ", no bytes yet"
+    if snapshot.queued:
+        return ", after others"
     return f", no bytes for {snapshot.quiet:.0f} s" if snapshot.stands_still else ""
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -129,7 +130,8 @@ class DirectorySource:
         except FileNotFoundError:
             return Parsed()
         except InvalidInput as error:
-            parsed = _unreadable(path, f"can't be read: {error.message}")
+            said = error.message.replace(str(path), "it")
+            parsed = _unreadable(path, f"can't be read: {said}")
         except OSError as error:
             return _unreadable(path, f"can't be read: {error}")
         except Exception as error:  # noqa: BLE001 - whatever one document does, the others count and the agent goes on
@@ -170,7 +172,12 @@ def _unreadable(path: Path, why: str) -> Parsed:
 
 
 def _bounded(found: list[RefusedDocument], path: Path) -> list[RefusedDocument]:
-    """So many of a file's refused documents that a log and a status can take them."""
+    """So many of a file's refused documents that a log and a status can take them, equal ones once."""
+    counted = Counter(found)
+    found = [
+        replace(each, why=f"{each.why} ({count} times)") if count > 1 else each
+        for each, count in counted.items()
+    ]
     more = len(found) - _MOST_REFUSED
     if more <= 0:
         return found

@@ -5,6 +5,7 @@ A Workspace in the directory counts too: its model becomes a desired model.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ def parse_documents(text: str, *, where: str, base: Path) -> Parsed:
         # All at once: after a syntax error the boundaries of the documents are unknown, so none counts.
         documents = list(_documents(text, where))
     except InvalidInput as error:
-        return Parsed(refused=(refused(where, error.message.removeprefix(f"{where}: ")),))
+        return Parsed(refused=(refused(where, error.message.replace(f"{where} is", "it is", 1)),))
     for document in documents:
         try:
             models.append(_absolute(_model(document), base))
@@ -76,8 +77,9 @@ def refused(where: str, why: str, name: str = "", image: str = "") -> RefusedDoc
 
 
 def _shown(text: str) -> str:
-    cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
-    return printable(" ".join(cut.split()))
+    # Twice: an escape is longer than what it stands for.
+    line = printable(" ".join(text[: _LONGEST_TEXT + 1].split()))
+    return line if len(line) <= _LONGEST_TEXT else f"{line[:_LONGEST_TEXT]}…"
 
 
 def _text_at(found: Any, *path: str) -> str:
@@ -123,6 +125,11 @@ def _of_workspace(document: Json) -> Json:
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     if "image" not in model:
+        for field, given, known in (("spec", spec, "model"), ("spec.model", model, "image")):
+            if known not in given and (
+                close := difflib.get_close_matches(known, map(str, given), n=1)
+            ):
+                raise ValueError(f"unknown field {field}.{close[0]}; did you mean {known!r}?")
         raise ValueError("it names no image: only images can be pre-warmed")
     wanted = {
         "image": model["image"],

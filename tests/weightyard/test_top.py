@@ -68,6 +68,17 @@ def test_a_pod_that_waits_is_shown_with_its_pull() -> None:
     ]  # fmt: skip
 
 
+def test_a_fetch_that_stands_still_says_so_in_place_of_its_sources() -> None:
+    view = ExplainView(
+        subject="image r/llama:v1", state="waiting", image="r/llama:v1", since=0,
+        text="being fetched, no bytes for 12 s", total=40 * GB, done=10 * GB, sources={"peer gpu-2": 10 * GB},
+    )  # fmt: skip
+
+    text = node_frame(NodeLook(node(), space(), [view]), now=5).text(120)
+
+    assert row(text, "r/llama:v1")[-1] == "being fetched, no bytes for 12 s"
+
+
 def test_a_pod_that_is_refused_is_shown_with_the_reason() -> None:
     view = ExplainView(
         subject="pod a/b", state="failed", image="r/secret:v1", text="no access to it", since=0

@@ -60,8 +60,10 @@ def status(
     place = prewarm_target(root, access, cluster=cluster, context=context, kubeconfig=kubeconfig)
     now = time.time()
     nodes = place.nodes()
+    # A Workspace of the prewarm directory has its name behind a prefix.
+    names = {name, f"workspace.{name}"}
     rows = sorted(
-        (row for node in nodes for row in _rows(node, now) if name in (None, row[0])),
+        (row for node in nodes for row in _rows(node, now) if name is None or row[0] in names),
         key=lambda row: (str(row[0]), str(row[1])),
     )
     # Before the table and the errors, since a problem may explain missing rows.

@@ -103,6 +103,18 @@ def indices(work: AssignedRange) -> list[int]:
     return [piece.index for piece in work.state.range_request.pieces]
 
 
+def test_a_job_waits_for_its_turn_while_it_has_requests_and_no_worker() -> None:
+    job = a_job([large(4, "f")])
+    assert job.is_waiting()
+    first = next_work(job)
+    assert not job.is_waiting()
+    job.succeeded(first)
+    assert job.is_waiting()
+    while not job.finished.is_set():
+        job.succeeded(next_work(job))
+    assert not job.is_waiting()
+
+
 # -- planning --------------------------------------------------------------------------------
 
 

@@ -153,3 +153,20 @@ def test_prewarm_and_status_on_this_machine(
     assert main(["--json", "status", "c", *root]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["note"].startswith("no agent runs here")
+
+
+def test_a_refused_document_is_told_once(tmp_root: Path) -> None:
+    """And not again whenever something else in the directory changes."""
+    with agents(tmp_root, {}) as (folder, (each,)):
+        want(folder, {"kind": "Odd", "metadata": {"name": "odd"}})
+        wait_until(lambda: told_of(each, "odd") == 1, what="line of the first document")
+        for name in ("other", "third"):
+            want(folder, {"kind": "Odd", "metadata": {"name": name}})
+            wait_until(lambda name=name: told_of(each, name) == 1, what=f"line of {name}")  # type: ignore[misc]
+        assert told_of(each, "odd") == 1
+
+
+def told_of(agent: RunningAgent, name: str) -> int:
+    """How many lines of the log tell of a document."""
+    lines = agent.log.read_text().splitlines()
+    return sum("document rejected" in line and f"{name}.yaml" in line for line in lines)

@@ -40,7 +40,7 @@ def test_what_is_no_document_is_told_and_hides_no_other(tmp_path: Path, kind: st
 
 
 def test_a_file_has_so_many_problems_at_most(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("---\na\n" * 3000)
+    (tmp_path / "a.yaml").write_text("".join(f"---\nkind: x{n}\n" for n in range(3000)))
     refused = DirectorySource(tmp_path).read().refused
     assert len(refused) == 21
     assert refused[-1].message == "a.yaml: 2980 more problems"
@@ -71,26 +71,54 @@ def test_a_refused_document_tells_whose_it_is(
 
 
 @pytest.mark.parametrize(
-    "kind", ["x" * 900_000, "x\\nimage r/prod:v1: ready: the model is cached", "\\e[2J"]
+    "kind",
+    [
+        "x" * 900_000,
+        "x\\nimage r/prod:v1: ready: the model is cached",
+        "\\e[2J",
+        "\U0010ffff" * 5000,
+    ],
 )
 def test_the_words_of_a_refused_document_are_short_and_begin_no_line(
     tmp_path: Path, kind: str
 ) -> None:
     (tmp_path / "a.yaml").write_text(f'{{kind: "{kind}", metadata: {{name: forged}}}}')
     (refused,) = DirectorySource(tmp_path).read().refused
-    assert len(refused.message) < 2000
+    assert len(refused.message) < 1100
     assert refused.message.isprintable()
 
 
-def test_a_name_that_is_there_twice_tells_where_and_is_told_so_many_times_at_most(
-    tmp_path: Path,
-) -> None:
+def test_a_name_that_is_there_twice_tells_where_once(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"{GOOD}\n---\n" * 100)
     (tmp_path / "b.yaml").write_text(GOOD)
     found = DirectorySource(tmp_path).read()
     assert list(found.models) == ["good"]
     twice, another = found.refused[0], found.refused[-1]
-    assert twice.message == "a.yaml: good: it is there twice, and the first counts"
+    assert twice.message == "a.yaml: good: it is there twice, and the first counts (99 times)"
     assert another.message == "b.yaml: good: there is one of this name in a.yaml, which counts"
     assert (another.name, another.image) == ("good", found.models["good"].spec.image)
-    assert len(found.refused) == 22
+    assert len(found.refused) == 2
+
+
+WORKSPACE = (
+    "{{apiVersion: weightyard.dev/v1alpha1, kind: Workspace, metadata: {{name: a}}, spec: {}}}"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (WORKSPACE.format("{model: {imgae: x}}"), "unknown field spec.model.imgae; did you mean 'image'?"),
+        (WORKSPACE.format("{modle: {image: x}}"), "unknown field spec.modle; did you mean 'model'?"),
+        (WORKSPACE.format("{model: {hub: a/b}}"), "it names no image: only images can be pre-warmed"),
+        ("{a: [", "it is not valid YAML"),
+        ("#" * (2 << 20), "can't be read: it has more than 1 MiB"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_without_the_names_again(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    (refused,) = DirectorySource(tmp_path).read().refused
+    assert refused.why.startswith(said)
+    assert refused.message.count("a.yaml") == 1

@@ -385,3 +385,42 @@ def test_a_pull_whose_model_is_cached_is_not_told_beside_it(open_node: NodeFacto
         node.activity._pulls = [other]
         assert [each.state for each in service_of(node).explain(IMAGE)] == ["ready", "waiting"]
     node.activity._pulls = []
+
+
+def test_models_of_one_name_are_told_with_their_own_images(open_node: NodeFactory) -> None:
+    """A CachedModel and a Workspace may have one name."""
+    made = [simple_image(weights=[3000], seed=seed)[0] for seed in (1, 2)]
+    node = open_node({"reg.test/m": made[0], "reg.test/o": made[1]})
+    folder = node.store.first.paths.prewarm
+    folder.mkdir(parents=True)
+    kinds = {
+        "CachedModel": "{image: 'reg.test/o:v1'}",
+        "Workspace": "{model: {image: 'reg.test/m:v1'}}",
+    }
+    for kind, spec in kinds.items():
+        (folder / f"{kind}.yaml").write_text(
+            f"{{apiVersion: weightyard.dev/v1alpha1, kind: {kind}, metadata: {{name: chat}}, spec: {spec}}}"
+        )
+    pull(node, "reg.test/m:v1")
+    pull(node, "reg.test/o:v1")
+    told_of = {each.subject: each.image for each in service_of(node).explain("chat")}
+    assert told_of == {f"image {name}": name for name in ("reg.test/o:v1", "reg.test/m:v1")}
+
+
+def test_a_source_that_never_sends_a_byte_stands_still(open_node: NodeFactory) -> None:
+    image, record, _ = simple_image(weights=[2 * CHUNK_SIZE])
+    large = max(record.files, key=lambda file: file.size)
+    silent = BreaksAfter(image, large.layer, 0, hang=True)
+    now = [100.0]
+    node = open_node({"reg.test/m": silent}, engine=PATIENT, monotonic=lambda: now[0])
+
+    async def test() -> None:
+        async with kept(open_node, node) as at:
+            at.reconciler.want([desired("a")])
+            await until(silent.hanging.is_set, what="request for bytes")
+            now[0] += 30
+            (view,) = told(at)
+            assert view.text == "being fetched, no bytes for 30 s"
+            assert at.wanted("a").message == "no bytes are coming from its sources"
+
+    run(test())

@@ -19,8 +19,16 @@ def test_the_words() -> None:
     moving = replace(FETCHING, rate=1.2 * GIB, quiet=0.0)
     assert describe(moving) == "waiting for 38 of 52 GiB, 1.2 GiB/s, 32 s left"
     assert phase(moving) == "being fetched"
-    assert describe(FETCHING) == "waiting for 38 of 52 GiB, no bytes yet"
-    assert phase(FETCHING) == "being fetched, no bytes yet"
+    assert describe(FETCHING) == "waiting for 38 of 52 GiB"
+    queued = replace(FETCHING, quiet=30.0, queued=True)
+    assert describe(queued) == "waiting for 38 of 52 GiB, after others"
+    assert phase(queued) == "waiting for its turn"
+    for whole in (
+        replace(FETCHING, done=FETCHING.total, quiet=30.0),
+        replace(FETCHING, state=PullState.PUBLISHING, quiet=30.0),
+    ):
+        assert not whole.stands_still
+        assert "no bytes" not in describe(whole) + phase(whole)
     begun = replace(FETCHING, quiet=0.1)
     assert (describe(begun), phase(begun)) == ("waiting for 38 of 52 GiB", "being fetched")
     still = replace(FETCHING, quiet=30.0)

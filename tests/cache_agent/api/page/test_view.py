@@ -207,3 +207,17 @@ def test_rows_that_are_the_same_or_equal_are_no_change(same: bool) -> None:
     other = {"nodes": {"a": view["nodes"]["a"] if same else {"used": 1}}}
 
     assert difference(view, other) is None
+
+
+@pytest.mark.parametrize(("rate", "why"), [(0.0, "being fetched, no bytes for 12 s"), (1e6, "")])
+def test_a_fetch_says_why_no_bytes_come(rate: float, why: str) -> None:
+    view = ExplainView(
+        subject="image r/a:v1", state="waiting", image="r/a:v1", text="being fetched, no bytes for 12 s",
+        since=0, total=10, done=5, bytes_per_second=rate,
+    )  # fmt: skip
+    names = {each.name for each in fields(SpaceReport)} - {"root", "roots"}
+    look = AgentLook(SpaceReport(root="/c", **dict.fromkeys(names, 0)), (view,), ())
+
+    (move,) = node_rows(node(), look).moves.values()
+
+    assert move.get("why", "") == why
