@@ -29,6 +29,7 @@ from workspace.render.kubernetes import CLIENT_PORT
 
 _GROUP: Final = "/apis/weightyard.dev/v1alpha1"
 _POLL_SECONDS: Final = 2.0
+_TRIES: Final = 20  # of a write that the controller's own come before
 _log = logging.getLogger(__name__)
 
 
@@ -119,8 +120,25 @@ class ClusterBackend:
             return self._cluster.create(self._path(), document)
         if document == previous:
             return previous
-        # With the resourceVersion that was read: a concurrent edit makes it fail and isn't lost.
-        return self._cluster.replace(self._path(document["metadata"]["name"]), document)
+        return self._replace(document, previous)
+
+    def _replace(self, document: Json, previous: Json) -> Json:
+        """With the resourceVersion that was read: somebody else's edit meanwhile makes it fail, and isn't lost."""
+        path = self._path(document["metadata"]["name"])
+        for _ in range(_TRIES):
+            try:
+                return self._cluster.replace(path, document)
+            except Busy:
+                current = self._cluster.get(path)
+                if _asked(current) != _asked(previous):
+                    raise
+            # Only its status was written, as the controller does at any time.
+            version = current["metadata"]["resourceVersion"]
+            document = {
+                **document,
+                "metadata": {**document["metadata"], "resourceVersion": version},
+            }
+        return self._cluster.replace(path, document)
 
     def _wait(self, name: str, generation: int, timeout: float | None) -> None:
         """Until it serves. Progress is told as it changes; a cluster that doesn't answer is asked again for a while."""
@@ -170,6 +188,12 @@ def _found(item: Json) -> Found:
     return Found(
         document, state, str(condition.get("message", "")), str(status.get("url", "")), facts
     )
+
+
+def _asked(document: Json) -> tuple[Any, ...]:
+    """What people ask for by a Workspace, and not how it stands."""
+    metadata = document["metadata"]
+    return document["spec"], metadata.get("labels"), metadata.get("annotations")
 
 
 def _taken(name: str, namespace: str | None) -> AlreadyExists:

@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 
 from modelimage.digest import Digest
-from modelimage.errors import InvalidCheckpoint
+from modelimage.errors import Busy, InvalidCheckpoint
 from tests.servers.httpserver import Handler, LoopbackServer
 from tests.servers.registry import DockerRegistry
 from tests.weightyard.mlflow_deployments.conftest import Registry
@@ -31,10 +31,13 @@ from tests.workspace.controller.living import ServedCluster, point_kubectl_at
 from tests.workspace.controller.simulation import NAME, NAMESPACE, Cluster
 from tests.workspace.controller.statuses import failure
 from weightyard.cli import main
+from weightyard.kubectl import Kubectl
 from weightyard.mlflow_deployments import client as client_module
 from weightyard.mlflow_deployments import cluster as cluster_module
 from weightyard.mlflow_deployments import verdict
+from weightyard.mlflow_deployments.cluster import ClusterBackend
 from weightyard.mlflow_deployments.images import PublishedModel
+from weightyard.python_api.progress_console import progress_console
 
 PROGRAMS = Path(__file__).parent / "programs"
 TARGET = f"weightyard:/{NAMESPACE}"
@@ -347,3 +350,48 @@ def test_the_image_is_built_pushed_and_found_again(
     assert "signal to noise" in tags["weightyard.quality.int8"]
     with refused("INVALID_PARAMETER_VALUE", "UPPER"):
         deployments(TARGET).update_deployment("chat", V2, config={"registry": "a.example/UPPER"})
+
+
+class Busier(Kubectl):
+    """A cluster whose controller writes a status before each of the first writes; `edits` the spec too, if asked."""
+
+    def __init__(self, writes: int, edits: dict[str, Any]) -> None:
+        super().__init__()
+        self.left, self.edits, self.version = writes, edits, 1
+        self.document = {
+            "metadata": {"name": "chat", "resourceVersion": "1"},
+            "spec": {"replicas": 1},
+        }
+
+    def get(self, path: str) -> dict[str, Any]:
+        return {**self.document, "metadata": {"name": "chat", "resourceVersion": str(self.version)}}
+
+    def replace(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
+        if self.left:
+            self.left -= 1
+            self.version += 1
+            self.document["spec"] = {**self.document["spec"], **self.edits}
+        if document["metadata"]["resourceVersion"] != str(self.version):
+            raise Busy("the object has been modified")
+        return document
+
+
+def written(cluster: Busier) -> dict[str, Any]:
+    """What becomes of a change to two replicas."""
+    before = cluster.get("")
+    backend = ClusterBackend(cluster, NAMESPACE, progress_console(progress=False))
+    return backend._write({**before, "spec": {"replicas": 2}}, before)
+
+
+def test_a_status_that_is_written_meanwhile_is_no_obstacle() -> None:
+    assert written(Busier(3, {}))["spec"] == {"replicas": 2}
+
+
+def test_an_edit_that_is_made_meanwhile_is_not_lost() -> None:
+    with pytest.raises(Busy):
+        written(Busier(1, {"replicas": 5}))
+
+
+def test_a_write_ends_on_a_cluster_that_never_rests() -> None:
+    with pytest.raises(Busy):
+        written(Busier(10_000, {}))
