@@ -57,7 +57,7 @@ def test_hostile_yaml_is_refused_wherever_yaml_is_read(text: str, tmp_path: Path
         parse_workspaces(text, name="this text")
     state = DirectorySource(tmp_path).read()
     assert list(state.models) == ["chat"]
-    assert [problem.partition(" ")[0] for problem in state.problems] == ["bad.yaml"]
+    assert [each.where for each in state.refused] == ["bad.yaml"]
 
 
 def test_documents_are_parsed_and_empty_ones_left_out() -> None:
