@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Final
+from typing import Final
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2 as codes
 
 from modelimage import errors
-from modelimage.errors import Fault, WeightyardError
+from modelimage.errors import WeightyardError
 from weightyard.extras import MissingExtra, missing_extra
 
 
@@ -18,10 +18,8 @@ class AlreadyExists(errors.InvalidInput):
     """A deployment, or something else, has the name."""
 
 
-class NotServing(WeightyardError):
+class NotServing(errors.EngineFailed):
     """The deployment doesn't serve, and won't without a change: the message has the Workspace's own words."""
-
-    fault: ClassVar[Fault] = Fault.NODE
 
 
 # The nearest listed ancestor of an error's class counts.

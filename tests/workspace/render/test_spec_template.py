@@ -301,6 +301,8 @@ def test_what_each_field_becomes() -> None:
                 "name": "TOKEN",
                 "valueFrom": {"secretKeyRef": {"name": "shipper", "key": "token"}},
             },
+            # With a RuntimeClass it would see all GPUs.
+            {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},
         ],
         "ports": [{"name": "metrics", "containerPort": 9102, "protocol": "TCP"}],
         # In the server's form.
@@ -318,6 +320,18 @@ def test_what_each_field_becomes() -> None:
     assert spec["automountServiceAccountToken"] is False
     # Root owns a new claim's files.
     assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsUser"]
+
+
+def test_a_sidecar_sees_gpus_where_it_asks_for_them_alone() -> None:
+    asked = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}
+    sidecar = {"name": "a", "image": "registry.example/a"}
+    for template, env in (
+        ({"sidecars": [sidecar]}, None),
+        ({"sidecars": [sidecar], "runtimeClassName": "nvidia"}, [{**asked, "value": "void"}]),
+        ({"sidecars": [{**sidecar, "env": [asked]}], "runtimeClassName": "nvidia"}, [asked]),
+    ):
+        (pod,) = single(template=template)
+        assert pod["spec"]["containers"][1].get("env") == env
 
 
 def test_a_claim_that_is_only_read_keeps_its_owner() -> None:
