@@ -12,6 +12,11 @@ from cache_agent.api.node_cache import DesiredModelStatus
 WORKSPACE_PREFIX: Final = "workspace."
 
 
+def is_named(name: str, text: str) -> bool:
+    """Whether a desired model is asked for by its name; a Workspace's also by that of the Workspace."""
+    return bool(text) and name in {text, f"{WORKSPACE_PREFIX}{text}"}
+
+
 @dataclass(frozen=True, slots=True)
 class DesiredDetail:
     """A desired model's status, and its times in seconds since the epoch.

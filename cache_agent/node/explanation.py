@@ -11,10 +11,10 @@ from cache_agent.api.node_cache import DesiredModelState
 from cache_agent.api.wire import ExplainView
 from cache_agent.node.activity import Activity, PodVolume, Running
 from cache_agent.node.desired_detail import (
-    WORKSPACE_PREFIX,
     DesiredDetail,
     DesiredDetails,
     RefusedDocument,
+    is_named,
 )
 from cache_agent.node.progress_text import phase
 from cache_agent.store.roots import Roots
@@ -50,7 +50,7 @@ def explain(
         return [_of_lease(lease, store) for lease in held]
     cached, desired = _cached(text, store), wanted.models
     named = _named(text, desired, cached)
-    by_name = [each for each in named if _is_named(each.status.name, text)]
+    by_name = [each for each in named if is_named(each.status.name, text)]
     if by_name:
         keys = dict.fromkeys(each.status.model_key for each in named if each.status.model_key)
         cached = [model for key in keys for model in _cached(key, store)]
@@ -179,7 +179,7 @@ def _named(
     return [
         each
         for each in desired
-        if _is_named(each.status.name, text)
+        if is_named(each.status.name, text)
         or each.status.image == image
         or each.status.model_key in keys
     ]
@@ -274,12 +274,7 @@ def _of_desired(details: Sequence[DesiredDetail]) -> ExplainView:
 
 
 def _is_of(refused: RefusedDocument, text: str) -> bool:
-    return _is_named(refused.name, text) or (bool(text) and _canonical(text) == refused.image)
-
-
-def _is_named(name: str, text: str) -> bool:
-    """Whether a desired model is asked for by its name; a Workspace's also by that of the Workspace."""
-    return bool(text) and name in {text, f"{WORKSPACE_PREFIX}{text}"}
+    return is_named(refused.name, text) or (bool(text) and _canonical(text) == refused.image)
 
 
 def _of_refused(refused: RefusedDocument) -> ExplainView:

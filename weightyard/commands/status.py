@@ -12,6 +12,7 @@ import click
 
 from cache_agent.api.node_cache import DesiredModelStatus, Held, NodeCache
 from cache_agent.api.page.node_rows import node_problems
+from cache_agent.node.desired_detail import is_named
 from modelimage.access import Access
 from modelimage.errors import NotFound
 from weightyard.console import Console, pass_console
@@ -60,10 +61,13 @@ def status(
     place = prewarm_target(root, access, cluster=cluster, context=context, kubeconfig=kubeconfig)
     now = time.time()
     nodes = place.nodes()
-    # A Workspace of the prewarm directory has its name behind a prefix.
-    names = {name, f"workspace.{name}"}
     rows = sorted(
-        (row for node in nodes for row in _rows(node, now) if name is None or row[0] in names),
+        (
+            row
+            for node in nodes
+            for row in _rows(node, now)
+            if name is None or is_named(row[0], name)
+        ),
         key=lambda row: (str(row[0]), str(row[1])),
     )
     # Before the table and the errors, since a problem may explain missing rows.
