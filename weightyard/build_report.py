@@ -74,19 +74,24 @@ def shown_result(
         (record.variant, format_bytes(record.size), f"model {record.key}")
         for record in result.records
     ]
-    measured = [f"{name}: {quality_text(each)}" for name, each in qualities.items()]
+    told = [f"{name}: {text}" for name, text in measured(result).items()]
     verb = "Unchanged:" if digest == before else "Built"
     table = format_table(["variant", "size", "identity"], lines)
     tags = ", ".join(result.publication.tags)
-    parts = [f"{verb} {target}\n{digest}", table, *(["\n".join(measured)] if measured else [])]
+    parts = [f"{verb} {target}\n{digest}", table, *(["\n".join(told)] if told else [])]
     return document, "\n\n".join([*parts, f"tags: {tags}"])
+
+
+def measured(result: BuildResult) -> dict[str, str]:
+    """What each quantized variant costs in quality, in a line, by variant."""
+    return {name: quality_text(Quality.parse(data)) for name, data in result.qualities.items()}
 
 
 def summary(result: BuildResult, document: dict[str, Any]) -> str:
     """A build's result as Markdown, for the summary of a CI job. `document` is what `shown_result` made of it."""
-    measured = {name: quality_text(Quality.parse(data)) for name, data in result.qualities.items()}
+    told = measured(result)
     rows = [
-        f"| {each.variant} | {format_bytes(each.size)} | {measured.get(each.variant, '')} |"
+        f"| {each.variant} | {format_bytes(each.size)} | {told.get(each.variant, '')} |"
         for each in result.records
     ]
     unchanged = ", unchanged" if document["unchanged"] else ""

@@ -1,15 +1,14 @@
-"""Builds a model's image, and reads what was measured of its variants."""
+"""Builds a model's image."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modelimage.digest import Digest
-from modelimage.errors import InvalidInput, WeightyardError
+from modelimage.errors import InvalidInput
 from modelimage.reference import (
     EngineReference,
     LayoutReference,
@@ -19,9 +18,6 @@ from modelimage.reference import (
 from weightyard.console import Console
 from weightyard.mlflow_deployments.config import Values
 from weightyard.mlflow_deployments.model_uri import DeployedModel
-from weightyard.options import environment_access
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +62,8 @@ def publish(model: DeployedModel, name: str, values: Values, console: Console) -
         **_access(values),
     )
     variants = tuple(each.name for each in built.variants)
-    image = _pinned(built.image, built.digest)
-    return PublishedModel(image, variants, _quality(image, variants, values))
+    quality = {each.name: each.quality for each in built.variants if each.quality}
+    return PublishedModel(_pinned(built.image, built.digest), variants, quality)
 
 
 def _access(values: Values) -> dict[str, Any]:
@@ -89,24 +85,3 @@ def _reference(image: str) -> RegistryReference | LayoutReference:
     if isinstance(reference, EngineReference):
         raise InvalidInput(f"{image} is in a docker engine", hint="Give registry.example/team.")
     return reference
-
-
-def _quality(image: str, variants: tuple[str, ...], values: Values) -> dict[str, str]:
-    """What was measured, as far as it can be read: nobody waits for it."""
-    from builder.quality_report import published_quality, quality_text  # noqa: PLC0415
-    from modelimage.access import open_image_repository  # noqa: PLC0415
-    from modelimage.foreign import resolve_ours  # noqa: PLC0415
-
-    reference = _reference(image)
-    found: dict[str, str] = {}
-    try:
-        reader = open_image_repository(reference, environment_access(**_access(values)))
-        root = reader.resolve(reference.name)
-        for variant in variants:
-            model = resolve_ours(reader, root, variant)
-            quality = published_quality(reader, model) if model is not None else None
-            if quality is not None:
-                found[variant] = quality_text(quality)
-    except WeightyardError as error:
-        _log.warning("the measured quality can't be read: %s", error.message)
-    return found

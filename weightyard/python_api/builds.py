@@ -16,11 +16,15 @@ from weightyard.python_api.progress_console import progress_console
 
 @dataclass(frozen=True, slots=True)
 class BuiltVariant:
-    """One variant of a built image: its name, the key that stores name it by, and its size in bytes."""
+    """One variant of a built image: its name, the key that stores name it by, and its size in bytes.
+
+    `quality`: what was measured of a quantized one, in a line.
+    """
 
     name: str
     key: str
     size: int
+    quality: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def build(
         QuantizeChoices,
         chosen_variants,
     )
-    from weightyard.build_report import shown_result  # noqa: PLC0415
+    from weightyard.build_report import measured, shown_result  # noqa: PLC0415
     from weightyard.build_targets import check_apart, open_target, published  # noqa: PLC0415
 
     wanted = (variants,) if isinstance(variants, str) else tuple(variants)
@@ -112,10 +116,14 @@ def build(
     with console.resumable():
         result = build_image(opened, open_target(console, target, access), options, tools)
     document, _ = shown_result(result, target, before=before)
+    told = measured(result)
     return BuiltImage(
         document["image"] if target.tag else f"{document['image']}:{DEFAULT_TAG}",
         document["digest"],
         document["tags"],
-        tuple(BuiltVariant(r.variant, str(r.key), r.size) for r in result.records),
+        tuple(
+            BuiltVariant(each.variant, str(each.key), each.size, told.get(each.variant, ""))
+            for each in result.records
+        ),
         unchanged=document["unchanged"],
     )
